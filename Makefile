@@ -1,0 +1,63 @@
+# `make demo` and `make test` are all a newcomer needs; both build the environment first.
+PYTHON ?= python3
+# The build that pip finds for this machine. Set TORCH to another requirement to choose one.
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+export ORT_DISABLE_TELEMETRY := 1
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## say what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.PHONY: env
+env: $(VENV)/.ready ## build the environment in .venv
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Conveyor needs Python 3.11 or newer; set PYTHON=python3.x")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "installing packages (a few minutes the first time)"
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+.PHONY: demo
+demo: env ## train, export, serve and stream two small models
+	$(BIN)/python -m examples.demo
+
+.PHONY: test
+test: env ## all tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+.PHONY: check
+check: env ## static checks: ruff, mypy strict, import-linter, stubs fresh
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m proto.generate --check
+
+.PHONY: stubs
+stubs: env ## regenerate proto/conveyor_proto from the .proto files
+	$(BIN)/python -m proto.generate
+
+.PHONY: format
+format: env ## format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: env ## the figures of docs/performance.md, as ratios of one run
+	$(BIN)/python -m benchmarks.bench
+
+.PHONY: gpu-check
+gpu-check: env ## on a machine with CUDA: parity, batch independence, no host copies, speed against cuDNN
+	$(BIN)/python -m benchmarks.gpu_check
+
+.PHONY: clean
+clean: ## remove the environment and caches, keep models/
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

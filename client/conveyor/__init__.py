@@ -1,0 +1,1 @@
+"""Client SDK of Conveyor: numpy in, numpy out, the state stays on the server."""

@@ -1,0 +1,1 @@
+"""The stateful service: sessions of recurrent models behind gRPC."""
