@@ -1,0 +1,1 @@
+"""Runs step models over a slab of state rows. The only floor that imports onnxruntime."""
