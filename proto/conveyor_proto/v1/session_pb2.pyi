@@ -275,6 +275,7 @@ class AttachSession(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    MAX_EPOCH_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     """Chosen by the client, unique among the sessions now attached to this stream."""
     mode: Global___AttachSession.Mode.ValueType
@@ -283,6 +284,11 @@ class AttachSession(_message.Message):
     """Needed to create. On resume it may be empty, and must match if it is not."""
     version: _builtins.str
     """Empty: the latest version that is ready."""
+    max_epoch: _builtins.int
+    """On resume, the highest epoch that the client's own attaches can have reached. A session above it was resumed by
+    another, and the attach is refused with SESSION_TAKEN_OVER: a client that was cut off never takes a session back
+    by itself. 0: any.
+    """
     @_builtins.property
     def options(self) -> Global___SessionOptions: ...
     def __init__(
@@ -294,10 +300,11 @@ class AttachSession(_message.Message):
         model: _builtins.str = ...,
         version: _builtins.str = ...,
         options: Global___SessionOptions | None = ...,
+        max_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "mode", b"mode", "model", b"model", "options", b"options", "session_id", b"session_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "max_epoch", b"max_epoch", "mode", b"mode", "model", b"model", "options", b"options", "session_id", b"session_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
