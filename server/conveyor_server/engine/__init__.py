@@ -1,0 +1,1 @@
+"""Schedule, run, deliver: one engine for each model version."""

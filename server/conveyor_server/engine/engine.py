@@ -1,0 +1,240 @@
+"""The engine of one model version: schedule -> run -> deliver.
+
+Invariants: at most one batch is out at a time; a step reads its session's committed slot and writes another, and the
+commit is the exchange of the two once the whole step succeeded. Core thread only, but for `run`.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from conveyor_proto.codec import Array
+from conveyor_proto.reasons import Fault
+from conveyor_proto.v1 import errors_pb2 as e
+from conveyor_proto.v1 import spec_pb2
+
+from conveyor_server.engine.batch import Batch, assemble
+from conveyor_server.engine.step import Lane, Step
+from conveyor_server.runner.base import RunFailed, Runner, RunResult
+from conveyor_server.scheduler import Scheduler
+from conveyor_server.slab import SlotPool
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """Bounds of one engine.
+
+    Attributes:
+        max_batch: rows of one run.
+        quantum: time steps of one row in one run.
+        max_batch_time_steps: rows times padded time steps of one run.
+    """
+
+    max_batch: int = 256
+    quantum: int = 16
+    max_batch_time_steps: int = 1024
+
+    def capacity(self, max_sessions: int) -> int:
+        """Slots that a slab needs: a row for each session, destinations of a run, and states between two quanta."""
+        return max_sessions + 2 * self.max_batch
+
+
+class Engine:
+    """Runs the steps of one model version's sessions together.
+
+    Args:
+        runner: the model and its slab, of at least `limits.capacity(sessions)` rows.
+        model: repository name.
+        version: repository version.
+        limits: bounds of a run.
+    """
+
+    def __init__(self, runner: Runner, *, model: str, version: str, limits: EngineLimits) -> None:
+        self.runner = runner
+        self.model = model
+        self.version = version
+        self.limits = limits
+        self.slots = SlotPool(runner.capacity)
+        # Seconds of run time for one time step of one session, a moving average; 0 until the first run.
+        self.time_step_s = 0.0
+        # Time steps accepted and not yet run, of all sessions.
+        self.backlog_time_steps = 0
+        self._scheduler = Scheduler(
+            max_batch=limits.max_batch, quantum=limits.quantum, max_batch_time_steps=limits.max_batch_time_steps
+        )
+        self._out: Batch | None = None
+        # Halves of a batch that failed: run again apart, until the rows that fail are alone.
+        self._suspects: deque[Sequence[Step]] = deque()
+
+    @property
+    def spec(self) -> spec_pb2.ModelSpec:
+        """The model's description."""
+        return self.runner.spec
+
+    @property
+    def busy(self) -> bool:
+        """A batch is out."""
+        return self._out is not None
+
+    @property
+    def ready(self) -> int:
+        """Steps that wait for a batch."""
+        return len(self._scheduler) + sum(map(len, self._suspects))
+
+    @property
+    def queue_s(self) -> float:
+        """How long a step that arrives now would wait, in seconds, as far as past runs tell."""
+        return self.backlog_time_steps * self.time_step_s
+
+    def submit(self, step: Step) -> None:
+        """Makes a step ready. Its lane must have no other step in the engine."""
+        self._scheduler.add(step)
+
+    def cancel(self, step: Step) -> bool:
+        """Takes a step back and rolls its state back; False when it is running, or is about to run again."""
+        if step.running or not self._scheduler.remove(step):
+            return False
+        self._roll_back(step)
+        return True
+
+    def next_batch(self, now: float) -> Batch | None:
+        """Takes the next batch, or None when one is out or nothing is ready."""
+        ready = self.ready
+        if self._out is not None or not ready:
+            return None
+        steps = self._suspects.popleft() if self._suspects else self._scheduler.take(self._may_begin)
+        if not steps:
+            return None
+        shares = [self._scheduler.share(step) for step in steps]
+        destinations = [self.slots.acquire() for _ in steps]
+        for step in steps:
+            step.running = True
+            if step.done == 0:
+                step.started_at = now
+        run = assemble(steps, shares, destinations, self.spec)
+        self._out = Batch(steps=steps, shares=shares, run=run, ready=ready, taken_at=now)
+        return self._out
+
+    def run(self, batch: Batch) -> RunResult | RunFailed:
+        """Runs the model. Any one thread at a time; touches nothing of the core but `batch.run_s`."""
+        began = time.perf_counter()
+        try:
+            return self.runner.step(batch.run)
+        except RunFailed as failure:
+            return failure
+        finally:
+            batch.run_s = time.perf_counter() - began
+
+    def deliver(self, batch: Batch, result: RunResult | RunFailed, now: float) -> list[Step]:
+        """Commits or rolls back each row, and returns the steps that are finished, in the batch's order."""
+        if self._out is not batch:
+            raise AssertionError("delivered a batch that is not out")
+        self._out = None
+        if isinstance(result, RunFailed):
+            return self._fail(batch, result, now)
+        self._observe(batch)
+        finished: list[Step] = []
+        finite, destinations = result.finite.tolist(), batch.run.destinations.tolist()
+        for row, step in enumerate(batch.steps):
+            step.running = False
+            if not finite[row]:
+                self.slots.release(destinations[row])
+                self._roll_back(step)
+                step.fault = _NON_FINITE
+            elif not self._advance(step, batch.shares[row], destinations[row], row, result.outputs):
+                self._scheduler.add(step)
+                continue
+            step.finished_at = now
+            finished.append(step)
+        return finished
+
+    def _fail(self, batch: Batch, failure: RunFailed, now: float) -> list[Step]:
+        """A run failed and nothing moved: a row alone is to blame, rows together run again in halves."""
+        for slot in batch.run.destinations.tolist():
+            self.slots.release(slot)
+        if len(batch.steps) > 1:
+            half = len(batch.steps) // 2
+            self._suspects.extend((batch.steps[:half], batch.steps[half:]))
+            return []
+        step = batch.steps[0]
+        step.running = False
+        self._roll_back(step)
+        step.fault = Fault(
+            e.ERROR_REASON_MODEL_FAILED,
+            f"model {self.model} version {self.version} failed on this step: {failure}; nothing moved, and the session "
+            "goes on: send the step again, with other input if it fails again",
+            {"model": self.model, "version": self.version},
+        )
+        step.finished_at = now
+        return [step]
+
+    def read(self, lane: Lane) -> list[Array] | None:
+        """Copies of a lane's committed state, one `[*shape]` array for each of ModelSpec.states; None: fresh."""
+        if lane.slot is None:
+            return None
+        return [state[0] for state in self.runner.read_rows([lane.slot])]
+
+    def write(self, lane: Lane, states: Sequence[Array]) -> None:
+        """Gives a lane without a step a state of its own, one `[*shape]` array for each of ModelSpec.states."""
+        if lane.slot is None:
+            lane.slot = self.slots.acquire()
+        self.runner.write_rows([lane.slot], [np.asarray(state)[None] for state in states])
+
+    def free(self, lane: Lane) -> None:
+        """Gives a lane's slot back. The lane must have no step in the engine."""
+        if lane.slot is not None:
+            self.slots.release(lane.slot)
+            lane.slot = None
+
+    def _may_begin(self, begun: int) -> bool:
+        # Keep a run's destinations in reserve: steps that have begun can then always go on, and finish.
+        return self.slots.free - begun > self.limits.max_batch
+
+    def _advance(self, step: Step, share: int, destination: int, row: int, outputs: Sequence[Array]) -> bool:
+        """Moves a step over its share; True when that was all of it and its state is committed."""
+        specs = self.spec.outputs
+        # Copies: a row's answer may be kept for replay, and must not keep the whole batch's outputs alive.
+        step.parts.append(
+            [
+                array[row, :share].copy() if item.has_time else array[row].copy()
+                for array, item in zip(outputs, specs, strict=True)
+            ]
+        )
+        step.done += share
+        if step.working is not None:
+            self.slots.release(step.working)
+        if step.remaining:
+            step.working = destination
+            return False
+        step.working = None
+        if step.lane.slot is not None:
+            self.slots.release(step.lane.slot)
+        step.lane.slot = destination
+        if len(step.parts) == 1:
+            step.outputs = step.parts[0]
+        else:
+            step.outputs = [
+                np.concatenate(column) if item.has_time else column[-1]
+                for column, item in zip(zip(*step.parts, strict=True), specs, strict=True)
+            ]
+        step.parts = []
+        return True
+
+    def _roll_back(self, step: Step) -> None:
+        if step.working is not None:
+            self.slots.release(step.working)
+            step.working = None
+        step.done = 0
+        step.parts = []
+
+    def _observe(self, batch: Batch) -> None:
+        cost = batch.run_s / batch.time_steps
+        self.time_step_s = cost if self.time_step_s == 0.0 else 0.9 * self.time_step_s + 0.1 * cost
+
+
+_NON_FINITE = Fault(
+    e.ERROR_REASON_STATE_NON_FINITE,
+    "the step would have made the session's state non-finite; nothing moved: send the step again with other input",
+)

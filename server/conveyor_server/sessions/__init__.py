@@ -1,0 +1,1 @@
+"""Sessions: open, resume, fence, number, replay, expire, close."""

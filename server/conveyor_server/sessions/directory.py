@@ -1,0 +1,348 @@
+"""The session directory: who lives here, who holds whom, and who is gone and why.
+
+Invariant: a session that is not here is refused with the reason; it is never silently begun again from zeros.
+Everything here is synchronous, takes the time as an argument, and runs on the core thread. Effects that must reach
+a client are events, taken with `take_events` after each call.
+"""
+
+import math
+import re
+import secrets
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from conveyor_proto.codec import Array
+from conveyor_proto.reasons import Fault
+from conveyor_proto.v1 import errors_pb2 as e
+from conveyor_proto.v1 import session_pb2
+
+from conveyor_server.engine.batch import Batch
+from conveyor_server.engine.engine import Engine
+from conveyor_server.errors import Refused, refuse
+from conveyor_server.runner.base import RunFailed, RunResult
+from conveyor_server.sessions import rules
+from conveyor_server.sessions.answers import Answers
+from conveyor_server.sessions.events import Attachment, Closed, DetachCause, Detached, Event
+from conveyor_server.sessions.expiry import Deadlines
+from conveyor_server.sessions.session import Session, SessionOptions, Submission
+
+SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """What the server grants at most, and by default.
+
+    Attributes:
+        max_sessions: of all models together.
+        max_in_flight: the largest credit.
+        default_in_flight: the credit of a session that asks for none.
+        max_idle_timeout_s, default_idle_timeout_s: likewise for the idle limit.
+        step_timeout_s: how long a step may wait that names no timeout.
+        max_queue_s: a step that would wait longer is refused as OVERLOADED.
+        retry_s: suggested delay when the server is full or draining.
+        remembered: how many sessions that are gone are remembered with the reason.
+    """
+
+    max_sessions: int = 10_000
+    max_in_flight: int = 256
+    default_in_flight: int = 16
+    max_idle_timeout_s: float = 86_400.0
+    default_idle_timeout_s: float = 600.0
+    step_timeout_s: float = 30.0
+    max_queue_s: float = 2.0
+    retry_s: float = 1.0
+    remembered: int = 10_000
+
+
+class Directory:
+    """All sessions of a server. Core thread only."""
+
+    def __init__(self, limits: SessionLimits) -> None:
+        self.limits = limits
+        self.draining = False
+        self.sessions: dict[str, Session] = {}
+        self.opened = 0
+        self.closed: Counter[str] = Counter()
+        self._gone: OrderedDict[str, Fault] = OrderedDict()
+        self._idle = Deadlines(self._idle_deadline)
+        self._late = Deadlines(rules.first_deadline)
+        self._events: list[Event] = []
+
+    # ------------------------------------------------------------ life
+
+    def lookup(self, session_id: str) -> Session:
+        """The live session of that id.
+
+        Raises:
+            Refused: SESSION_NOT_FOUND, or SESSION_EXPIRED or SESSION_CLOSED while that is remembered.
+        """
+        session = self.sessions.get(session_id)
+        if session is not None:
+            if session.closing:
+                raise Refused(rules.closing(session))
+            return session
+        if session_id in self._gone:
+            raise Refused(self._gone[session_id])
+        raise refuse(
+            e.ERROR_REASON_SESSION_NOT_FOUND,
+            f"session {session_id!r} is not on this server: it was never here, or the server was restarted since; "
+            "create a session and send its history again",
+            session_id=session_id,
+        )
+
+    def create(
+        self, engine: Engine, now: float, *, session_id: str = "", max_in_flight: int = 0, idle_timeout_s: float = 0.0
+    ) -> Session:
+        """A fresh session; zeros take the server's defaults, and what exceeds its limits is lowered to them.
+
+        Raises:
+            Refused: DRAINING, SESSIONS_EXHAUSTED, SESSION_EXISTS or SESSION_ID_INVALID.
+        """
+        limits = self.limits
+        self._admit()
+        session_id = session_id or secrets.token_hex(12)
+        if not SESSION_ID.fullmatch(session_id):
+            raise refuse(
+                e.ERROR_REASON_SESSION_ID_INVALID,
+                "a session id is 1 to 128 letters, digits, '.', '_', ':' or '-'; leave it empty to be given one",
+                session_id=session_id[:128],
+            )
+        if session_id in self.sessions:
+            raise refuse(
+                e.ERROR_REASON_SESSION_EXISTS,
+                f"session {session_id!r} exists: resume it, or choose another id",
+                session_id=session_id,
+            )
+        credit = min(max_in_flight or limits.default_in_flight, limits.max_in_flight)
+        session = Session(
+            id=session_id,
+            engine=engine,
+            options=SessionOptions(
+                max_in_flight=credit,
+                idle_timeout_s=min(idle_timeout_s or limits.default_idle_timeout_s, limits.max_idle_timeout_s),
+            ),
+            answers=Answers(credit),
+            created_at=now,
+            last_used_at=now,
+        )
+        self.sessions[session_id] = session
+        self._gone.pop(session_id, None)
+        self._idle.watch(session, self._idle_deadline(session))
+        self.opened += 1
+        return session
+
+    def fork(
+        self,
+        parent: Session,
+        now: float,
+        *,
+        session_id: str = "",
+        max_in_flight: int = 0,
+        idle_timeout_s: float = 0.0,
+    ) -> Session:
+        """A new session with the parent's committed state and applied_seq. Unset options are the parent's.
+
+        Raises:
+            Refused: as `create`.
+        """
+        states = parent.engine.read(parent.lane)
+        return self.restore(
+            parent.engine,
+            states,
+            now,
+            applied_seq=parent.applied_seq,
+            applied_time_steps=parent.applied_time_steps,
+            session_id=session_id,
+            max_in_flight=max_in_flight or parent.options.max_in_flight,
+            idle_timeout_s=idle_timeout_s or parent.options.idle_timeout_s,
+        )
+
+    def restore(
+        self,
+        engine: Engine,
+        states: Sequence[Array] | None,
+        now: float,
+        *,
+        applied_seq: int,
+        applied_time_steps: int,
+        session_id: str = "",
+        max_in_flight: int = 0,
+        idle_timeout_s: float = 0.0,
+    ) -> Session:
+        """A session that goes on from `states`, one `[*shape]` array for each of ModelSpec.states; None: fresh.
+
+        Raises:
+            Refused: as `create`.
+        """
+        session = self.create(
+            engine, now, session_id=session_id, max_in_flight=max_in_flight, idle_timeout_s=idle_timeout_s
+        )
+        if states is not None:
+            engine.write(session.lane, states)
+        session.applied_seq = applied_seq
+        session.applied_time_steps = applied_time_steps
+        return session
+
+    def close(self, session: Session, reply_to: object, now: float) -> None:
+        """Closes once the accepted steps are answered; then come Detached (if attached) and Closed events."""
+        session.last_used_at = now
+        session.closing = True
+        session.close_waiters.append(reply_to)
+        self._settle(session)
+
+    def close_all(self, engine: Engine, cause: DetachCause, now: float) -> int:
+        """Closes all sessions of an engine that no longer takes part; steps not yet running are aborted.
+
+        A session whose step is running goes when that is delivered. Returns how many there were.
+        """
+        sessions = [session for session in self.sessions.values() if session.engine is engine]
+        for session in sessions:
+            session.last_used_at = now
+            self._events += rules.abort_waiting(session, rules.closing(session, _cause_name(cause)))
+            session.closing = True
+            self._settle(session, cause)
+        return len(sessions)
+
+    # ------------------------------------------------------------ streams
+
+    def attach(self, session: Session, owner: object, handle: int, now: float) -> Attachment:
+        """Gives the session to a stream. A stream that held it is fenced: its waiting steps are aborted.
+
+        Raises:
+            Refused: DRAINING.
+        """
+        self._admit(room=False)
+        session.epoch += 1
+        session.last_used_at = now
+        former = session.attachment
+        if former is not None:
+            self._events += rules.abort_waiting(session, rules.taken_over(session))
+            self._leave(former, session_pb2.DETACH_CAUSE_TAKEN_OVER)
+        session.failed_seq = 0
+        session.attachment = Attachment(owner=owner, handle=handle, session=session, epoch=session.epoch)
+        return session.attachment
+
+    def detach(self, attachment: Attachment, now: float) -> None:
+        """Lets go once the accepted steps are answered; then comes a Detached event."""
+        attachment.detaching = True
+        attachment.session.last_used_at = now
+        self._settle(attachment.session)
+
+    def abandon(self, attachments: Iterable[Attachment], now: float) -> None:
+        """The stream broke: sessions live on, accepted steps run, and their answers are recorded. No events."""
+        for attachment in attachments:
+            if attachment.live:
+                attachment.live = False
+                attachment.session.attachment = None
+                attachment.session.last_used_at = now
+
+    # ------------------------------------------------------------ steps
+
+    def submit(self, session: Session, submission: Submission, now: float) -> None:
+        """Accepts, replays or refuses a step; every submission is answered by exactly one Answer event."""
+        session.last_used_at = now
+        limits = self.limits
+        house = rules.House(draining=self.draining, max_queue_s=limits.max_queue_s, retry_s=limits.retry_s)
+        answers = rules.judge(session, submission, house)
+        if answers is None:
+            self._late.watch(session, rules.accept(session, submission, now).step.deadline)
+        else:
+            self._events += answers
+
+    def cancel(self, session: Session, seq: int, reply_to: object) -> None:
+        """The caller no longer waits. If nobody does and the step is not running, it is taken back: nothing moved."""
+        self._events += rules.cancel(session, seq, reply_to)
+        self._settle(session)
+
+    def deliver(self, engine: Engine, batch: Batch, result: RunResult | RunFailed, now: float) -> None:
+        """Takes a batch back: commits, records, answers, and makes the sessions' next steps ready."""
+        sessions = [step.context for step in batch.steps]
+        finished = engine.deliver(batch, result, now)
+        for step in finished:
+            self._events += rules.finish(step.context, step)
+        for session in sessions:
+            self._settle(session)
+
+    # ------------------------------------------------------------ time
+
+    def expire(self, now: float) -> int:
+        """Fails steps that waited too long and closes idle sessions; returns how many were closed."""
+        for session in self._late.due(now):
+            self._events += rules.time_out(session, now)
+            self._late.watch(session, rules.first_deadline(session))
+            self._settle(session)
+        count = 0
+        for session in self._idle.due(now):
+            if session.pending:
+                # Steps under way: not idle. Look again when it could be, at the earliest.
+                session.last_used_at = now
+                self._idle.watch(session, self._idle_deadline(session))
+                continue
+            self._remove(session, rules.expired(session), session_pb2.DETACH_CAUSE_EXPIRED)
+            count += 1
+        return count
+
+    def next_expiry_at(self) -> float:
+        """`expire` has nothing to do before this time."""
+        return min(self._idle.next_at(), self._late.next_at())
+
+    def take_events(self) -> list[Event]:
+        """The events since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    # ------------------------------------------------------------ within
+
+    def _admit(self, *, room: bool = True) -> None:
+        limits = self.limits
+        if self.draining:
+            raise Refused(rules.draining(limits.retry_s))
+        if room and len(self.sessions) >= limits.max_sessions:
+            raise refuse(
+                e.ERROR_REASON_SESSIONS_EXHAUSTED,
+                f"all {limits.max_sessions} sessions are taken: close some, wait until idle ones expire, or raise "
+                "--max-sessions",
+                retry_s=limits.retry_s,
+                max_sessions=str(limits.max_sessions),
+            )
+
+    def _settle(self, session: Session, cause: DetachCause = session_pb2.DETACH_CAUSE_CLOSED) -> None:
+        """Carries out a close or a detach that waited for the last answer."""
+        if session.pending or self.sessions.get(session.id) is not session:
+            return
+        if session.closing:
+            self._remove(session, rules.closing(session, _cause_name(cause)), cause)
+        elif session.attachment is not None and session.attachment.detaching:
+            self._leave(session.attachment, session_pb2.DETACH_CAUSE_DETACHED)
+
+    def _remove(self, session: Session, gone: Fault, cause: DetachCause) -> None:
+        del self.sessions[session.id]
+        session.closing = True
+        session.engine.free(session.lane)
+        self.closed[_cause_name(cause)] += 1
+        self._gone[session.id] = gone
+        while len(self._gone) > self.limits.remembered:
+            self._gone.popitem(last=False)
+        if session.attachment is not None:
+            self._leave(session.attachment, cause)
+        self._events += [Closed(waiter, session.applied_seq) for waiter in session.close_waiters]
+        session.close_waiters.clear()
+
+    def _leave(self, attachment: Attachment, cause: DetachCause) -> None:
+        session = attachment.session
+        if session.attachment is attachment:
+            session.attachment = None
+        if attachment.live:
+            attachment.live = False
+            self._events.append(Detached(attachment, cause, session.applied_seq))
+
+    def _idle_deadline(self, session: Session) -> float:
+        if self.sessions.get(session.id) is not session:
+            return math.inf
+        return session.last_used_at + session.options.idle_timeout_s
+
+
+def _cause_name(cause: DetachCause) -> str:
+    return session_pb2.DetachCause.Name(cause).removeprefix("DETACH_CAUSE_").lower()

@@ -1,0 +1,81 @@
+"""What the core tells the transport. Events leave the core in the order in which they must reach the client."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from conveyor_proto.codec import Array
+from conveyor_proto.reasons import Fault
+from conveyor_proto.v1 import session_pb2
+
+from conveyor_server.sessions.session import Session
+
+DetachCause: TypeAlias = session_pb2.DetachCause.ValueType
+
+
+@dataclass(slots=True, eq=False)
+class Attachment:
+    """A session held by a stream under a handle.
+
+    Attributes:
+        owner: the stream, opaque to the core.
+        handle: chosen by the client, unique in the stream.
+        session: what is held.
+        epoch: of the session at this attach.
+        live: False once the session left the stream; nothing about it may be sent there any more.
+        detaching: lets go once the accepted steps are answered.
+    """
+
+    owner: object
+    handle: int
+    session: Session
+    epoch: int
+    live: bool = True
+    detaching: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A step is answered: with outputs, or with a fault.
+
+    Attributes:
+        reply_to: what the transport gave with the step.
+        seq: the step's number.
+        outputs: one for each of ModelSpec.outputs: `[time, *shape]`, or `[*shape]` without time. Empty with a fault.
+        length: time steps of the step; 0 with a fault.
+        fault: why nothing moved.
+        replayed: answered from the record.
+    """
+
+    reply_to: object
+    session: Session
+    seq: int
+    outputs: Sequence[Array] = ()
+    length: int = 0
+    fault: Fault | None = None
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Detached:
+    """A session left its stream; the handle is free and no event about the attachment follows."""
+
+    attachment: Attachment
+    cause: DetachCause
+    applied_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A session that was asked to close is gone.
+
+    Attributes:
+        reply_to: what the transport gave with the request.
+        applied_seq: the last step that it applied.
+    """
+
+    reply_to: object
+    applied_seq: int
+
+
+Event: TypeAlias = Answer | Detached | Closed

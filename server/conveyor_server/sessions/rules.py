@@ -1,0 +1,287 @@
+"""The rules of a session's numbering: apply, replay, refuse, abort. See docs/protocol.md for them in words.
+
+Invariant: every submission is answered exactly once for each `reply_to`, and a step that was refused, failed, aborted
+or cancelled moved nothing. All functions are synchronous and belong to the core thread.
+"""
+
+import math
+from dataclasses import dataclass
+
+from conveyor_proto.reasons import Fault
+from conveyor_proto.v1 import errors_pb2 as e
+
+from conveyor_server.engine.step import Step
+from conveyor_server.sessions.answers import Recorded
+from conveyor_server.sessions.events import Answer
+from conveyor_server.sessions.session import Pending, Session, Submission
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What holds for the whole server at a moment: the lock on the door and the length of the queue.
+
+    Attributes:
+        draining: no new step is taken.
+        max_queue_s: a step that would wait longer is refused.
+        retry_s: when to try again elsewhere while draining.
+    """
+
+    draining: bool
+    max_queue_s: float
+    retry_s: float
+
+
+def judge(session: Session, step: Submission, house: House) -> list[Answer] | None:
+    """What to say at once, an empty list when the answer of a pending step will do, or None: accept the step."""
+    session.answers.forget(min(step.acked_seq, session.applied_seq))
+    if session.closing:
+        fault: Fault | None = closing(session)
+    elif step.epoch and step.epoch != session.epoch:
+        fault = taken_over(session)
+    elif step.seq <= session.accepted_seq:
+        return _judge_known(session, step)
+    elif session.failed_seq and step.seq > session.failed_seq:
+        fault = aborted(session, step.seq)
+    elif step.seq > session.accepted_seq + 1:
+        fault = _gap(session, step.seq)
+    else:
+        fault = step.fault or _no_room(session, house)
+        if fault is not None:
+            session.failed_seq = step.seq
+    return None if fault is None else _refuse(session, step, fault)
+
+
+def accept(session: Session, submission: Submission, now: float) -> Pending:
+    """Queues a step that `judge` let pass, behind those that the session has accepted before."""
+    step = Step(
+        lane=session.lane,
+        inputs=submission.inputs,
+        length=submission.length,
+        context=session,
+        submitted_at=now,
+        deadline=now + submission.timeout_s,
+    )
+    pending = Pending(submission.seq, submission.fingerprint, step, [submission.reply_to])
+    session.failed_seq = 0
+    session.pending.append(pending)
+    session.engine.backlog_time_steps += step.length
+    if len(session.pending) == 1:
+        session.engine.submit(step)
+    return pending
+
+
+def finish(session: Session, step: Step) -> list[Answer]:
+    """Answers the session's running step, which the engine has finished, and makes the next one ready."""
+    if step.fault is not None:
+        return fail(session, 0, step.fault)
+    pending = session.pending.popleft()
+    session.engine.backlog_time_steps -= step.length
+    session.applied_seq = pending.seq
+    session.applied_time_steps += step.length
+    session.answers.add(Recorded(pending.seq, pending.fingerprint, step.length, step.outputs))
+    if session.pending:
+        session.engine.submit(session.pending[0].step)
+    return [
+        Answer(waiter, session, pending.seq, step.outputs, step.length, replayed=index > 0)
+        for index, waiter in enumerate(pending.waiters)
+    ]
+
+
+def fail(session: Session, index: int, fault: Fault) -> list[Answer]:
+    """Fails the pending step at `index`, which the engine does not hold, and aborts those behind it."""
+    failed = session.pending[index]
+    session.failed_seq = failed.seq
+    answers: list[Answer] = []
+    kept = list(session.pending)[:index]
+    for pending in list(session.pending)[index:]:
+        session.engine.backlog_time_steps -= pending.step.length
+        why = _about(fault, session, failed.seq) if pending is failed else aborted(session, pending.seq)
+        answers += [Answer(waiter, session, pending.seq, fault=why) for waiter in pending.waiters]
+    session.pending.clear()
+    session.pending.extend(kept)
+    return answers
+
+
+def abort_waiting(session: Session, fault: Fault) -> list[Answer]:
+    """Fails every pending step that is not running."""
+    if not session.pending:
+        return []
+    head_runs = not session.engine.cancel(session.pending[0].step)
+    if head_runs and len(session.pending) == 1:
+        return []
+    answers = fail(session, 1 if head_runs else 0, fault)
+    return [
+        Answer(answer.reply_to, session, answer.seq, fault=_about(fault, session, answer.seq)) for answer in answers
+    ]
+
+
+def cancel(session: Session, seq: int, reply_to: object) -> list[Answer]:
+    """Forgets a waiter; a step that nobody waits for any more and that is not running is taken back."""
+    index = seq - session.applied_seq - 1
+    if not 0 <= index < len(session.pending):
+        return []
+    pending = session.pending[index]
+    if reply_to in pending.waiters:
+        pending.waiters.remove(reply_to)
+    if pending.waiters or not _take_back(session, index):
+        return []
+    message = f"step {seq} was cancelled before it ran; nothing moved"
+    return fail(session, index, Fault(e.ERROR_REASON_STEP_CANCELLED, message))
+
+
+def time_out(session: Session, now: float) -> list[Answer]:
+    """Fails the first pending step whose deadline passed before it began, and aborts those behind it."""
+    for index, pending in enumerate(session.pending):
+        if pending.step.deadline <= now and _waits(pending.step) and _take_back(session, index):
+            waited_s = now - pending.step.submitted_at
+            message = f"step {pending.seq} waited {waited_s:.3f} s and did not begin; nothing moved, send it again"
+            return fail(session, index, Fault(e.ERROR_REASON_STEP_TIMEOUT, message))
+    return []
+
+
+def first_deadline(session: Session) -> float:
+    """When the first pending step is too late to begin; infinity where none waits."""
+    return min((pending.step.deadline for pending in session.pending if _waits(pending.step)), default=math.inf)
+
+
+# ---------------------------------------------------------------- faults
+
+
+def taken_over(session: Session) -> Fault:
+    """Another stream holds the session."""
+    return Fault(
+        e.ERROR_REASON_SESSION_TAKEN_OVER,
+        f"session {session.id!r} was resumed elsewhere (epoch {session.epoch}); this holder is fenced",
+        {"session_id": session.id, "epoch": str(session.epoch)},
+    )
+
+
+def closing(session: Session, cause: str = "closing") -> Fault:
+    """The session is closed, or about to be."""
+    return Fault(
+        e.ERROR_REASON_SESSION_CLOSED,
+        f"session {session.id!r} is closed ({cause}) after step {session.applied_seq}; create another",
+        {"session_id": session.id, "cause": cause},
+    )
+
+
+def expired(session: Session) -> Fault:
+    """The idle limit passed."""
+    limit_s = session.options.idle_timeout_s
+    return Fault(
+        e.ERROR_REASON_SESSION_EXPIRED,
+        f"session {session.id!r} was idle for {limit_s:g} s and expired after step {session.applied_seq}: create "
+        "another, and ask for a longer idle_timeout or take a snapshot before a pause",
+        {"session_id": session.id, "idle_timeout_s": f"{limit_s:g}"},
+    )
+
+
+def draining(retry_s: float) -> Fault:
+    """The server is about to stop."""
+    message = "the server is draining and takes nothing new: connect to another one, or again later"
+    return Fault(e.ERROR_REASON_DRAINING, message, retry_s=retry_s)
+
+
+def aborted(session: Session, seq: int) -> Fault:
+    """An earlier step failed."""
+    return Fault(
+        e.ERROR_REASON_STEP_ABORTED,
+        f"step {seq} was not applied because step {session.failed_seq} failed: send again from {session.failed_seq}",
+        {"session_id": session.id, "seq": str(seq), "next_seq": str(session.failed_seq)},
+    )
+
+
+# ---------------------------------------------------------------- within
+
+
+def _judge_known(session: Session, step: Submission) -> list[Answer]:
+    """A seq that was accepted before: answer it from the record, or with the pending one."""
+    if step.seq < 1:
+        message = "a session's steps are numbered from 1"
+        return _refuse(session, step, Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "seq"}))
+    if step.fault is not None:
+        return _refuse(session, step, step.fault)
+    recorded: Recorded | Pending | None
+    if step.seq <= session.applied_seq:
+        recorded = session.answers.get(step.seq)
+    else:
+        recorded = session.pending[step.seq - session.applied_seq - 1]
+    if recorded is None:
+        return _refuse(session, step, _evicted(session, step.seq))
+    if recorded.fingerprint != step.fingerprint:
+        return _refuse(session, step, _conflict(session, step.seq))
+    if isinstance(recorded, Pending):
+        recorded.waiters.append(step.reply_to)
+        return []
+    return [Answer(step.reply_to, session, step.seq, recorded.outputs, recorded.length, replayed=True)]
+
+
+def _no_room(session: Session, house: House) -> Fault | None:
+    """Why a valid step cannot be accepted now."""
+    if house.draining:
+        return draining(house.retry_s)
+    credit = session.options.max_in_flight
+    if len(session.pending) >= credit:
+        return Fault(
+            e.ERROR_REASON_CREDIT_EXCEEDED,
+            f"{credit} steps of session {session.id!r} are unanswered, which is its credit: wait for an answer, or ask "
+            "for a larger max_in_flight",
+            {"max_in_flight": str(credit)},
+        )
+    engine = session.engine
+    queue_s = engine.queue_s
+    if queue_s > house.max_queue_s:
+        return Fault(
+            e.ERROR_REASON_OVERLOADED,
+            f"model {engine.model} has work for {queue_s:.2f} s in its queue: slow down, or spread the sessions",
+            {"model": engine.model, "queue_s": f"{queue_s:.3f}"},
+            retry_s=queue_s / 2,
+        )
+    return None
+
+
+def _waits(step: Step) -> bool:
+    return not step.running and not step.begun
+
+
+def _take_back(session: Session, index: int) -> bool:
+    """Takes a pending step out of the engine, if it is there; False when it runs."""
+    return index > 0 or session.engine.cancel(session.pending[0].step)
+
+
+def _refuse(session: Session, step: Submission, fault: Fault) -> list[Answer]:
+    return [Answer(step.reply_to, session, step.seq, fault=_about(fault, session, step.seq))]
+
+
+def _about(fault: Fault, session: Session, seq: int) -> Fault:
+    """The fault with the session and the step in its metadata."""
+    return Fault(
+        fault.reason, fault.message, {"session_id": session.id, "seq": str(seq), **fault.metadata}, fault.retry_s
+    )
+
+
+def _gap(session: Session, seq: int) -> Fault:
+    next_seq = session.accepted_seq + 1
+    return Fault(
+        e.ERROR_REASON_STEP_GAP,
+        f"step {seq} came and step {next_seq} is next: send the steps between first",
+        {"next_seq": str(next_seq)},
+    )
+
+
+def _conflict(session: Session, seq: int) -> Fault:
+    return Fault(
+        e.ERROR_REASON_STEP_CONFLICT,
+        f"step {seq} was already sent with other content: a seq names one content forever; the next is "
+        f"{session.accepted_seq + 1}",
+    )
+
+
+def _evicted(session: Session, seq: int) -> Fault:
+    oldest = session.answers.oldest_seq
+    kept = f"answers from {oldest} on are" if oldest else "no answer is"
+    return Fault(
+        e.ERROR_REASON_STEP_ANSWER_EVICTED,
+        f"step {seq} was applied and its answer is no longer kept ({kept}); the next is {session.accepted_seq + 1}",
+        {"oldest_seq": str(oldest)},
+    )
