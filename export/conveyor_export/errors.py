@@ -1,8 +1,10 @@
 """Why an export was refused. Every message names the offending module or tensor and says what to do."""
 
+from conveyor_proto.v1 import spec_pb2
+
 
 class ExportError(Exception):
-    """An export that was refused; nothing has been written."""
+    """An export that was refused, or a model file that cannot be read; nothing has been written."""
 
 
 class CaptureError(ExportError):
@@ -10,7 +12,15 @@ class CaptureError(ExportError):
 
 
 class VerificationFailed(ExportError):  # noqa: N818 - it says what happened
-    """A captured graph that does not answer as PyTorch does, in some way of feeding it."""
+    """A captured graph that does not answer as PyTorch does, in some way of feeding it.
+
+    Attributes:
+        verification: the figures as far as they were taken; None where the module or the graph could not be run.
+    """
+
+    def __init__(self, message: str, verification: spec_pb2.Verification | None = None) -> None:
+        super().__init__(message)
+        self.verification = verification
 
 
 class WriteRefused(ExportError):  # noqa: N818 - it says what happened

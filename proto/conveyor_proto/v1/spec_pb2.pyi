@@ -387,14 +387,16 @@ class VerificationCase(_message.Message):
     TIME_STEPS_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     mode: _builtins.str
-    """`whole`, `chunked`, `one-by-one` or `ragged`."""
+    """`whole`, `chunked`, `one-by-one` or `ragged`: against PyTorch. `alone`: rows one at a time against the same rows in one batch."""
     tensor: _builtins.str
     """Output or state name."""
     max_abs_difference: _builtins.float
     time_steps: _builtins.int
-    """Time steps compared."""
+    """Positions compared: time steps, or ends of prefixes where the tensor has no time axis."""
     inputs: _builtins.str
-    """`random` or `example`."""
+    """`random` (of unit scale), `resampled` (values of the example, where PyTorch's answers to random ones are not finite),
+    `example` (the user's example inputs) or `given` (further inputs of the user's).
+    """
     def __init__(
         self,
         *,
