@@ -1,7 +1,7 @@
 """From what arrived to what a model takes: the one gate before a session.
 
 Invariant: what passes has the model's names, types and shapes, one length, at least one time step, and only finite
-numbers (unless the model says otherwise); so one client's input can never fail a batch. Arrays are views of the message.
+numbers (unless the model says otherwise); so input cannot poison a session. Arrays are views of the message.
 """
 
 import math

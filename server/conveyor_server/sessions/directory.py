@@ -23,9 +23,9 @@ from conveyor_server.errors import Refused, refuse
 from conveyor_server.runner.base import RunFailed, RunResult
 from conveyor_server.sessions import rules
 from conveyor_server.sessions.answers import Answers
-from conveyor_server.sessions.events import Attachment, Closed, DetachCause, Detached, Event
+from conveyor_server.sessions.events import Attachment, Closed, Detached, Event
 from conveyor_server.sessions.expiry import Deadlines
-from conveyor_server.sessions.session import Session, SessionOptions, Submission
+from conveyor_server.sessions.session import DetachCause, Session, SessionOptions, Submission
 
 SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -80,7 +80,7 @@ class Directory:
         """
         session = self.sessions.get(session_id)
         if session is not None:
-            if session.closing:
+            if session.closing is not None:
                 raise Refused(rules.closing(session))
             return session
         if session_id in self._gone:
@@ -188,7 +188,7 @@ class Directory:
     def close(self, session: Session, reply_to: object, now: float) -> None:
         """Closes once the accepted steps are answered; then come Detached (if attached) and Closed events."""
         session.last_used_at = now
-        session.closing = True
+        session.closing = session_pb2.DETACH_CAUSE_CLOSED
         session.close_waiters.append(reply_to)
         self._settle(session)
 
@@ -201,8 +201,8 @@ class Directory:
         for session in sessions:
             session.last_used_at = now
             self._events += rules.abort_waiting(session, rules.closing(session, _cause_name(cause)))
-            session.closing = True
-            self._settle(session, cause)
+            session.closing = cause
+            self._settle(session)
         return len(sessions)
 
     # ------------------------------------------------------------ streams
@@ -308,18 +308,18 @@ class Directory:
                 max_sessions=str(limits.max_sessions),
             )
 
-    def _settle(self, session: Session, cause: DetachCause = session_pb2.DETACH_CAUSE_CLOSED) -> None:
+    def _settle(self, session: Session) -> None:
         """Carries out a close or a detach that waited for the last answer."""
         if session.pending or self.sessions.get(session.id) is not session:
             return
-        if session.closing:
-            self._remove(session, rules.closing(session, _cause_name(cause)), cause)
+        if session.closing is not None:
+            self._remove(session, rules.closing(session, _cause_name(session.closing)), session.closing)
         elif session.attachment is not None and session.attachment.detaching:
             self._leave(session.attachment, session_pb2.DETACH_CAUSE_DETACHED)
 
     def _remove(self, session: Session, gone: Fault, cause: DetachCause) -> None:
         del self.sessions[session.id]
-        session.closing = True
+        session.closing = cause
         session.engine.free(session.lane)
         self.closed[_cause_name(cause)] += 1
         self._gone[session.id] = gone

@@ -6,11 +6,8 @@ from typing import TypeAlias
 
 from conveyor_proto.codec import Array
 from conveyor_proto.reasons import Fault
-from conveyor_proto.v1 import session_pb2
 
-from conveyor_server.sessions.session import Session
-
-DetachCause: TypeAlias = session_pb2.DetachCause.ValueType
+from conveyor_server.sessions.session import DetachCause, Session
 
 
 @dataclass(slots=True, eq=False)

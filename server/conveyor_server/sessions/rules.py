@@ -34,7 +34,7 @@ class House:
 def judge(session: Session, step: Submission, house: House) -> list[Answer] | None:
     """What to say at once, an empty list when the answer of a pending step will do, or None: accept the step."""
     session.answers.forget(min(step.acked_seq, session.applied_seq))
-    if session.closing:
+    if session.closing is not None:
         fault: Fault | None = closing(session)
     elif step.epoch and step.epoch != session.epoch:
         fault = taken_over(session)

@@ -10,14 +10,17 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from conveyor_proto.codec import Array
 from conveyor_proto.reasons import Fault
+from conveyor_proto.v1 import session_pb2
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.engine.step import Lane, Step
 from conveyor_server.sessions.answers import Answers
+
+DetachCause: TypeAlias = session_pb2.DetachCause.ValueType
 
 if TYPE_CHECKING:
     from conveyor_server.sessions.events import Attachment
@@ -84,7 +87,7 @@ class Session:
     Attributes:
         created_at, last_used_at: seconds of the driver's clock.
         attachment: the stream that holds it.
-        closing: no step is accepted any more; it goes once the accepted ones are answered.
+        closing: why it goes once the accepted steps are answered; no further step is accepted.
         close_waiters: `reply_to` of those who asked for it.
     """
 
@@ -101,7 +104,7 @@ class Session:
     failed_seq: int = 0
     pending: deque[Pending] = field(default_factory=deque)
     attachment: Attachment | None = None
-    closing: bool = False
+    closing: DetachCause | None = None
     close_waiters: list[object] = field(default_factory=list)
 
     @property
