@@ -207,13 +207,15 @@ class Directory:
 
     # ------------------------------------------------------------ streams
 
-    def attach(self, session: Session, owner: object, handle: int, now: float) -> Attachment:
+    def attach(self, session: Session, owner: object, handle: int, now: float, *, max_epoch: int = 0) -> Attachment:
         """Gives the session to a stream. A stream that held it is fenced: its waiting steps are aborted.
 
         Raises:
-            Refused: DRAINING.
+            Refused: DRAINING, or SESSION_TAKEN_OVER where the epoch is above `max_epoch` (0: any).
         """
         self._admit(room=False)
+        if max_epoch and session.epoch > max_epoch:
+            raise Refused(rules.taken_over(session))
         session.epoch += 1
         session.last_used_at = now
         former = session.attachment

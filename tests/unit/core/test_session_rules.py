@@ -226,6 +226,16 @@ def test_old_epoch_is_fenced(core):
     assert core.answers()[tag].fault is None
 
 
+def test_a_client_that_was_cut_off_does_not_take_back_what_another_resumed(core):
+    session = core.create()
+    core.directory.attach(session, "mine", 1, core.now)
+    core.directory.attach(session, "theirs", 1, core.now, max_epoch=1)
+    with pytest.raises(Refused) as refusal:
+        core.directory.attach(session, "mine again", 1, core.now, max_epoch=1)
+    assert refusal.value.fault.reason_name == "SESSION_TAKEN_OVER"
+    assert session.attachment.owner == "theirs"
+
+
 def test_resume_aborts_waiting_steps_of_the_older_stream_and_lets_the_running_one_finish(core):
     session = core.create()
     older = core.directory.attach(session, "old", 7, core.now)
