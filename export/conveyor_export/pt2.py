@@ -1,0 +1,185 @@
+"""A `.pt2` file that torch.export.save wrote, as a module that capture can watch.
+
+Invariant: the loaded module computes what the file says, through the same functions of torch that the original module
+called; only sizes that torch.export froze in passing are free again.
+
+torch.export fixes the time axis of every recurrent call, whatever it is asked for, and the batch unless it is asked
+not to. The recurrent call itself is the same for every size, so the file's claim is dropped here and the verifier
+finds out whether any other operation holds a frozen size.
+"""
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.export.unflatten import UnflattenedModule, unflatten
+from torch.utils import _pytree as pytree
+
+from conveyor_export.errors import CaptureError, ExportError
+
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+_aten = torch.ops.aten
+
+# ATen overload -> the function of torch with the same arguments: capture watches these, and they take any sizes.
+_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    **{getattr(getattr(_aten, name), form): getattr(torch, name) for name in _RECURRENT for form in ("input", "data")},
+    **{
+        getattr(_aten, f"{name}_cell").default: getattr(torch, f"{name}_cell")
+        for name in ("gru", "rnn_tanh", "rnn_relu")
+    },
+    _aten.lstm_cell.default: torch.lstm_cell,
+    _aten.conv1d.default: torch.conv1d,
+    _aten.conv1d.padding: torch.conv1d,
+    _aten.conv2d.default: torch.conv2d,
+    _aten.conv2d.padding: torch.conv2d,
+    _aten.constant_pad_nd.default: torch.constant_pad_nd,
+    _aten.pad.default: nn.functional.pad,
+    _aten.cat.default: torch.cat,
+}
+_SEQUENCES = {getattr(_aten, name).input for name in _RECURRENT}
+_CREATORS = {_aten.zeros.default, _aten.ones.default, _aten.full.default}
+
+
+def load_pt2(file: Path) -> tuple[nn.Module, Any]:
+    """The module in a `.pt2` file and its example inputs, as `export` takes them.
+
+    Returns:
+        The module, with the submodules and parameter names of the original; and the example: a tuple of positional
+        arguments, or a dict where the example had keyword arguments. None where the file has none.
+
+    Raises:
+        ExportError: the file cannot be read.
+        CaptureError: its recurrent calls are gone; the message says what to save instead.
+    """
+    try:
+        with _quiet():
+            program = torch.export.load(file)
+    except Exception as error:  # zip, pickle, schema and version errors all come as they are
+        raise ExportError(f"{file} cannot be read as a torch.export file: {type(error).__name__}: {error}") from error
+    return from_program(program), _example(program)
+
+
+def from_program(program: ExportedProgram) -> nn.Module:
+    """A module that calls torch's own recurrent functions where the program has their operators.
+
+    Raises:
+        CaptureError: the program has none, though it was made of recurrent modules.
+    """
+    graph = program.graph
+    _check_recurrent(graph)
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in _SEQUENCES:
+            _free_batch(graph, node)
+        node.target = _FUNCTIONS.get(node.target, node.target)
+    with _quiet():
+        module = unflatten(program)
+    module.check_input_constraints = False
+    return _with_signature(module, program)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warnings to itself: its export code still calls what it deprecates."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def _check_recurrent(graph: fx.Graph) -> None:
+    """Refuses a program in which a recurrent module's call is no longer one."""
+    functions = [_FUNCTIONS.get(node.target) for node in graph.nodes if node.op == "call_function"]
+    if any(function is not None and function.__name__.removesuffix("_cell") in _RECURRENT for function in functions):
+        return
+    gone = sorted({f"{path or 'the module'} ({kind.rpartition('.')[2]})" for path, kind in _recurrent_modules(graph)})
+    if gone:
+        raise CaptureError(
+            f"the recurrent calls of {', '.join(gone)} are no longer in this file: it was decomposed into elementary "
+            "operations (run_decompositions), which are unrolled over the example's time steps. Save the program as "
+            "torch.export.export returns it, or give MODULE:FACTORY and --weights."
+        )
+
+
+def _recurrent_modules(graph: fx.Graph) -> Iterable[tuple[str, str]]:
+    for node in graph.nodes:
+        for path, kind in (node.meta.get("nn_module_stack") or {}).values():
+            name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+            if name.startswith("torch.nn.modules.rnn."):
+                yield path, name
+
+
+def _free_batch(graph: fx.Graph, call: fx.Node) -> None:
+    """Frees the batch of an initial state that forward() makes for this call, where it was frozen to a number."""
+    sequence, initial = call.args[0], call.args[1]
+    batch_axis = 0 if call.args[-1] is True else 1
+    if not isinstance(sequence, fx.Node) or sequence.meta["val"].dim() != 3:
+        return
+    for state in initial if isinstance(initial, list | tuple) else [initial]:
+        if not isinstance(state, fx.Node) or state.target not in _CREATORS:
+            continue
+        size = list(state.args[0])  # type: ignore[arg-type]
+        if not isinstance(size[1], int):
+            continue
+        with graph.inserting_before(call):
+            batch = graph.call_function(_aten.sym_size.int, (sequence, batch_axis))
+            fresh = graph.call_function(
+                state.target, ([size[0], batch, *size[2:]], *state.args[1:]), dict(state.kwargs)
+            )
+        batch.meta |= {**call.meta, "val": size[1]}
+        fresh.meta |= {**call.meta, "val": state.meta["val"]}
+        call.replace_input_with(state, fresh)
+
+
+def _with_signature(module: UnflattenedModule, program: ExportedProgram) -> nn.Module:
+    """The module with forward's parameter names and the name of its class, which unflattening forgets."""
+    args, kwargs = program.call_spec.in_spec.unflatten(range(program.call_spec.in_spec.num_leaves))
+    names = _parameter_names(program, len(args))
+    kinds = inspect.Parameter
+    parameters = [kinds(name, kinds.POSITIONAL_OR_KEYWORD) for name in ("self", *names)]
+    parameters += [kinds(name, kinds.KEYWORD_ONLY) for name in kwargs]
+    frozen = _shapes(program.example_inputs)
+
+    def forward(self: UnflattenedModule, *given: Any, **keywords: Any) -> Any:
+        # A positional argument may come by name; the program knows it by its place only.
+        given += tuple(keywords.pop(name) for name in names[len(given) :])
+        try:
+            return UnflattenedModule.forward(self, *given, **keywords)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            if torch.compiler.is_exporting() or _shapes((given, keywords)) == frozen:
+                raise
+            raise RuntimeError(
+                f"{error}\nThis .pt2 file holds sizes of the example that it was exported with ({frozen}). Export it "
+                "again with dynamic_shapes={...: {0: torch.export.Dim.AUTO}} for the batch, and without sizes of the "
+                "time axis in forward() beyond the recurrent calls, such as reshape(batch, time, -1)."
+            ) from error
+
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    package, _, name = (module.type_name() or "Module").rpartition(".")
+    module.__class__ = type(name, (UnflattenedModule,), {"forward": forward, "__module__": package or __name__})
+    return module
+
+
+def _parameter_names(program: ExportedProgram, count: int) -> list[str]:
+    signature = program.module_call_graph[0].signature
+    names = (signature.forward_arg_names if signature is not None else None) or []
+    return [names[index] if index < len(names) else f"input_{index}" for index in range(count)]
+
+
+def _shapes(inputs: Any) -> list[list[int]]:
+    return [list(leaf.shape) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+
+
+def _example(program: ExportedProgram) -> Any:
+    if program.example_inputs is None:
+        return None
+    args, kwargs = program.example_inputs
+    if not kwargs:
+        return tuple(args)
+    return dict(zip(_parameter_names(program, len(args)), args, strict=True)) | dict(kwargs)
