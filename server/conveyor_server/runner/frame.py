@@ -38,7 +38,7 @@ class Frame:
         shape: FrameShape,
         *,
         scratch_slot: int,
-        on_host: bool,
+        shares_memory: bool,
     ) -> None:
         """Makes the buffers and binds them.
 
@@ -48,7 +48,7 @@ class Frame:
             slabs: OrtValue of each state's slab.
             shape: rows and time steps.
             scratch_slot: the slab's row that a padding row may write.
-            on_host: the graph's inputs are on the host, so that onnxruntime sees what is written into a bound buffer.
+            shares_memory: onnxruntime sees what is written into a bound buffer (see Host).
         """
         self.binding = binding
         self._fed: dict[str, Array] = {}
@@ -70,8 +70,7 @@ class Frame:
             binding.bind_ortvalue_input(graph.slab_input(index), slab)
             binding.bind_ortvalue_output(graph.slab_output(index), slab)
         self._batch = shape.batch
-        # On the host a binding shares the buffer's memory; elsewhere binding copies, so it is done for each run.
-        self._rebind = not on_host
+        self._rebind = not shares_memory  # binding is then what copies to the device
         for name, buffer in self._fed.items():
             binding.bind_cpu_input(name, buffer)
         self.buffer_bytes = sum(item.nbytes for item in (*self._fed.values(), *self._take))

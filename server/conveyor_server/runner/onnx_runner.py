@@ -18,7 +18,7 @@ from conveyor_server.runner import graph
 from conveyor_server.runner.base import Run, RunFailed, Runner, RunResult
 from conveyor_server.runner.frame import Frame, FrameShape
 from conveyor_server.runner.provider import DeviceUnavailable, Host, cuda_is_offered, open_session
-from conveyor_server.runner.slab import DeviceSlabs, HostSlabs, Slabs
+from conveyor_server.runner.slabs import DeviceSlabs, HostSlabs, Slabs
 from conveyor_server.runner.step_file import StepFile, read_step_file
 
 # Rows of the slab beyond the slots: one that holds the initial state and is never written, one that a padding row
@@ -46,10 +46,10 @@ def open_runner(path: Path, *, device: Literal["cpu", "cuda", "auto"], threads: 
         raise ValueError(f"threads ({threads}) and capacity ({capacity}) must be at least 1")
     file = read_step_file(path)
     if device != "auto":
-        return OnnxRunner(file, Host(device, threads), capacity)
+        return OnnxRunner(file, Host.of(device, threads), capacity)
     if cuda_is_offered():
         try:
-            runner = OnnxRunner(file, Host("cuda", threads), capacity)
+            runner = OnnxRunner(file, Host.of("cuda", threads), capacity)
         except DeviceUnavailable as error:
             _log.info("device auto: cpu, because CUDA is not usable: %s", error)
         else:
@@ -57,7 +57,7 @@ def open_runner(path: Path, *, device: Literal["cpu", "cuda", "auto"], threads: 
             return runner
     else:
         _log.info("device auto: cpu, because this onnxruntime has no CUDA")
-    return OnnxRunner(file, Host("cpu", threads), capacity)
+    return OnnxRunner(file, Host.of("cpu", threads), capacity)
 
 
 class OnnxRunner:
@@ -73,7 +73,7 @@ class OnnxRunner:
         self._session = open_session(model, host, folder=file.path.parent, name=file.path.name)
         self._slabs: Slabs = (
             HostSlabs(file.spec.states, capacity + _OWN_ROWS)
-            if host.device == "cpu"
+            if host.shares_memory
             else DeviceSlabs(file.spec, capacity + _OWN_ROWS, host)
         )
         self._slabs.write([capacity], [initial_row(state)[np.newaxis] for state in file.spec.states])
@@ -103,14 +103,14 @@ class OnnxRunner:
             RunFailed: the model raised, or the batch is empty or not of the model's shapes. The destinations hold
                 anything; no other row changed.
         """
-        batch, time = run.inputs[self._first_with_time].shape[:2]
-        if not batch or not time:
-            raise RunFailed("an empty batch was to be run: onnxruntime would end the process")
-        frame = self._frames.get((batch, time)) or self._add_frame(batch, time)
         try:
+            batch, time = run.inputs[self._first_with_time].shape[:2]
+            if not batch or not time:
+                raise RunFailed("an empty batch was to be run, which ends the process inside onnxruntime")
+            frame = self._frames.get((batch, time)) or self._add_frame(batch, time)
             frame.put(run)
-        except ValueError as error:
-            raise RunFailed(f"a batch of {batch} rows and {time} time steps is not of the model's shapes") from error
+        except (IndexError, ValueError) as error:
+            raise RunFailed("a batch that is not of the model's inputs, shapes and dtypes") from error
         try:
             self._session.run_with_iobinding(frame.binding)
         except Exception as error:  # onnxruntime's exceptions have no common base but Exception
@@ -157,7 +157,7 @@ class OnnxRunner:
             self._slabs.values,
             FrameShape(batch, time, rows, steps),
             scratch_slot=self._capacity + 1,
-            on_host=self._host.device == "cpu",
+            shares_memory=self._host.shares_memory,
         )
         self._frames[batch, time] = frame
         self._buffer_bytes += frame.buffer_bytes

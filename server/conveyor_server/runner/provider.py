@@ -35,10 +35,18 @@ class Host:
     Attributes:
         device: `cpu` or `cuda`.
         threads: threads of one operator on the CPU, at least 1.
+        shares_memory: numpy and onnxruntime see the same bytes. False works on the CPU too, in the way of a device:
+            that is how tests reach the code that a GPU runs.
     """
 
     device: Device
     threads: int
+    shares_memory: bool
+
+    @classmethod
+    def of(cls, device: Device, threads: int) -> "Host":
+        """The host as it is served: CUDA shares no memory with numpy, the CPU does."""
+        return cls(device, threads, device == "cpu")
 
 
 def open_session(model: onnx.ModelProto, host: Host, *, folder: Path | None = None, name: str = "the model") -> Any:
