@@ -29,11 +29,7 @@ _aten = torch.ops.aten
 # ATen overload -> the function of torch with the same arguments: capture watches these, and they take any sizes.
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     **{getattr(getattr(_aten, name), form): getattr(torch, name) for name in _RECURRENT for form in ("input", "data")},
-    **{
-        getattr(_aten, f"{name}_cell").default: getattr(torch, f"{name}_cell")
-        for name in ("gru", "rnn_tanh", "rnn_relu")
-    },
-    _aten.lstm_cell.default: torch.lstm_cell,
+    **{getattr(_aten, f"{name}_cell").default: getattr(torch, f"{name}_cell") for name in _RECURRENT},
     _aten.conv1d.default: torch.conv1d,
     _aten.conv1d.padding: torch.conv1d,
     _aten.conv2d.default: torch.conv2d,
@@ -43,6 +39,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     _aten.cat.default: torch.cat,
 }
 _SEQUENCES = {getattr(_aten, name).input for name in _RECURRENT}
+_CELLS = {getattr(_aten, f"{name}_cell").default for name in _RECURRENT}
 _CREATORS = {_aten.zeros.default, _aten.ones.default, _aten.full.default}
 
 
@@ -76,7 +73,7 @@ def from_program(program: ExportedProgram) -> nn.Module:
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target in _SEQUENCES:
+        if node.target in _SEQUENCES | _CELLS:
             _free_batch(graph, node)
         node.target = _FUNCTIONS.get(node.target, node.target)
     with _quiet():
@@ -118,21 +115,20 @@ def _recurrent_modules(graph: fx.Graph) -> Iterable[tuple[str, str]]:
 def _free_batch(graph: fx.Graph, call: fx.Node) -> None:
     """Frees the batch of an initial state that forward() makes for this call, where it was frozen to a number."""
     sequence, initial = call.args[0], call.args[1]
-    batch_axis = 0 if call.args[-1] is True else 1
-    if not isinstance(sequence, fx.Node) or sequence.meta["val"].dim() != 3:
-        return
+    if not isinstance(sequence, fx.Node) or sequence.meta["val"].dim() != (3 if call.target in _SEQUENCES else 2):
+        return  # one row without a batch axis
+    batch_first = call.target not in _SEQUENCES or call.args[-1] is True
     for state in initial if isinstance(initial, list | tuple) else [initial]:
         if not isinstance(state, fx.Node) or state.target not in _CREATORS:
             continue
-        size = list(state.args[0])  # type: ignore[arg-type]
-        if not isinstance(size[1], int):
+        size: list[Any] = list(state.args[0])  # type: ignore[arg-type]
+        if not isinstance(size[-2], int):
             continue
         with graph.inserting_before(call):
-            batch = graph.call_function(_aten.sym_size.int, (sequence, batch_axis))
-            fresh = graph.call_function(
-                state.target, ([size[0], batch, *size[2:]], *state.args[1:]), dict(state.kwargs)
-            )
-        batch.meta |= {**call.meta, "val": size[1]}
+            batch = graph.call_function(_aten.sym_size.int, (sequence, 0 if batch_first else 1))
+            sizes = [*size[:-2], batch, size[-1]]
+            fresh = graph.call_function(state.target, (sizes, *state.args[1:]), dict(state.kwargs))
+        batch.meta |= {**call.meta, "val": size[-2]}
         fresh.meta |= {**call.meta, "val": state.meta["val"]}
         call.replace_input_with(state, fresh)
 
