@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from conveyor_proto.codec import Array, to_numpy_dtype
 from conveyor_proto.v1 import spec_pb2
+from numpy.typing import NDArray
 
 from conveyor_server.runner import graph
 from conveyor_server.runner.base import Run, RunResult
@@ -37,6 +38,7 @@ class Frame:
         slabs: Sequence[Any],
         shape: FrameShape,
         *,
+        initial_slot: int,
         scratch_slot: int,
         shares_memory: bool,
     ) -> None:
@@ -47,6 +49,7 @@ class Frame:
             spec: the model's description.
             slabs: OrtValue of each state's slab.
             shape: rows and time steps.
+            initial_slot: the slab's row that holds the initial state.
             scratch_slot: the slab's row that a padding row may write.
             shares_memory: onnxruntime sees what is written into a bound buffer (see Host).
         """
@@ -58,7 +61,8 @@ class Frame:
             buffer = np.zeros(_dims(item, shape.buffer_rows, shape.buffer_time), to_numpy_dtype(item.dtype))
             self._fed[item.name] = buffer
             self._put.append(_real(buffer, item, shape))
-        self._add_control(spec, shape, scratch_slot)
+        self._initial_slot = initial_slot
+        self._sources = self._add_control(spec, shape, scratch_slot)
         for item in spec.outputs:
             buffer = np.zeros(_dims(item, shape.buffer_rows, shape.buffer_time), to_numpy_dtype(item.dtype))
             self._bind_output(item.name, buffer)
@@ -79,14 +83,15 @@ class Frame:
         """Copies a run into the buffers.
 
         Raises:
-            ValueError: an array of another shape or dtype than the frame's; the buffers hold anything.
+            TypeError, ValueError: an array of another shape or dtype than the frame's; the buffers hold anything.
         """
-        arrays = (*run.inputs, run.lengths, run.sources, run.destinations, run.fresh)
+        arrays = (*run.inputs, run.lengths, run.sources, run.destinations)
         for buffer, array in zip(self._put, arrays, strict=True):
             if array.shape != buffer.shape or array.dtype != buffer.dtype:
                 wanted = f"{buffer.dtype} {list(buffer.shape)}"
                 raise ValueError(f"{wanted} is wanted and {array.dtype} {list(array.shape)} came")
             buffer[...] = array
+        np.copyto(self._sources, self._initial_slot, where=run.fresh)
         if self._rebind:
             for name, buffer in self._fed.items():
                 self.binding.bind_cpu_input(name, buffer)
@@ -96,16 +101,17 @@ class Frame:
         """What the run gave, in arrays of its own."""
         return RunResult([buffer.copy() for buffer in self._take], self._finite[0, : self._batch].copy())
 
-    def _add_control(self, spec: spec_pb2.ModelSpec, shape: FrameShape, scratch_slot: int) -> None:
-        """Buffers of lengths, sources, destinations, fresh. A padding row starts fresh and ends in the scratch row."""
+    def _add_control(self, spec: spec_pb2.ModelSpec, shape: FrameShape, scratch_slot: int) -> NDArray[np.int64]:
+        """Buffers of lengths, sources and destinations; returns the sources of the rows that are no padding."""
         rows, batch = shape.buffer_rows, shape.batch
-        lengths, fresh = np.ones(rows, np.int32), np.ones(rows, np.bool_)
-        sources, destinations = np.zeros(rows, np.int64), np.full((rows, 1), scratch_slot, np.int64)
+        lengths = np.ones(rows, np.int32)
+        sources, destinations = np.full(rows, self._initial_slot, np.int64), np.full((rows, 1), scratch_slot, np.int64)
         if spec.lengths_input:
             self._fed[spec.lengths_input] = lengths
         if spec.states:
-            self._fed |= {graph.SOURCES: sources, graph.DESTINATIONS: destinations, graph.FRESH: fresh}
-        self._put += [lengths[:batch], sources[:batch], destinations[:batch, 0], fresh[:batch]]
+            self._fed |= {graph.SOURCES: sources, graph.DESTINATIONS: destinations}
+        self._put += [lengths[:batch], sources[:batch], destinations[:batch, 0]]
+        return sources[:batch]
 
     def _bind_output(self, name: str, buffer: Array) -> None:
         self.binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(buffer))

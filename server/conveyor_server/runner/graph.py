@@ -1,6 +1,6 @@
 """The graph that runs: a step model wrapped so that it reads and writes rows of the slabs by itself.
 
-    slab -> Gather(where(fresh, initial slot, sources)) -> step model -> ScatterND(destinations) -> the same slab
+    slab -> Gather(sources) -> step model -> ScatterND(destinations) -> the same slab
 
 Invariant: a wrapped graph's outputs for the user are those of the step model; its slabs change in the rows
 `destinations` only. Nothing here imports onnxruntime.
@@ -20,9 +20,8 @@ from conveyor_server.runner.step_file import StepFile, graphs
 
 _Message = TypeVar("_Message")
 _PREFIX = "conveyor."
-SOURCES = _PREFIX + "sources"  # int64 [batch]
+SOURCES = _PREFIX + "sources"  # int64 [batch]; a fresh row reads the row that holds the initial state
 DESTINATIONS = _PREFIX + "destinations"  # int64 [batch, 1]
-FRESH = _PREFIX + "fresh"  # bool [batch]
 FINITE = _PREFIX + "finite"  # bool [1, batch]
 SLOTS = _PREFIX + "slots"  # int64 [rows] of the row graphs; [rows, 1] where they scatter
 
@@ -72,35 +71,29 @@ def needs_two_time_steps(proto: onnx.ModelProto) -> bool:
     return any(node.op_type == "Conv" for graph in graphs(proto.graph) for node in graph.node)
 
 
-def wrap(file: StepFile, initial_slot: int) -> onnx.ModelProto:
+def wrap(file: StepFile) -> onnx.ModelProto:
     """The wrapped graph of a step model with state; the file's own graph stays as it is.
 
-    Inputs: the model's inputs and lengths, SOURCES, DESTINATIONS, FRESH and one slab per state. Outputs: the model's
-    outputs, one slab per state, and FINITE if a state is floating-point.
-
-    Args:
-        file: a step model with at least one state.
-        initial_slot: the slabs' row that holds the initial state; `sources` are ignored where fresh.
+    Inputs: the model's inputs and lengths, SOURCES, DESTINATIONS and one slab per state. Outputs: the model's outputs,
+    one slab per state, and FINITE if a state is floating-point.
     """
     model = onnx.ModelProto()
     model.CopyFrom(file.proto)
     graph, states = model.graph, file.spec.states
     before, after = _Nodes("gather"), _Nodes("scatter")
-    rows = before.add("Where", FRESH, before.constant(np.array([initial_slot], np.int64)), SOURCES)
     for index, state in enumerate(states):
-        before.add("Gather", slab_input(index), rows, output=state.input_name)
+        before.add("Gather", slab_input(index), SOURCES, output=state.input_name)
         after.add("ScatterND", slab_input(index), DESTINATIONS, state.output_name, output=slab_output(index))
     checked = _add_finite(after, states)
     old_inputs, old_outputs = {item.input_name for item in states}, {item.output_name for item in states}
     _replace(graph.node, [*before.nodes, *graph.node, *after.nodes])
-    graph.initializer.extend([*before.constants, *after.constants])
+    graph.initializer.extend(after.constants)
     _replace(
         graph.input,
         [
             *(item for item in graph.input if item.name not in old_inputs),
             _info(SOURCES, TensorProto.INT64, ["batch"]),
             _info(DESTINATIONS, TensorProto.INT64, ["batch", 1]),
-            _info(FRESH, TensorProto.BOOL, ["batch"]),
             *_slabs(states, slab_input),
         ],
     )

@@ -69,7 +69,7 @@ class OnnxRunner:
         self._capacity = capacity
         self._min_rows = 2 if graph.needs_company(file.proto) else 1
         self._min_time = 2 if graph.needs_two_time_steps(file.proto) else 1
-        model = graph.wrap(file, capacity) if file.spec.states else file.proto
+        model = graph.wrap(file) if file.spec.states else file.proto
         self._session = open_session(model, host, folder=file.path.parent, name=file.path.name)
         self._slabs: Slabs = (
             HostSlabs(file.spec.states, capacity + _OWN_ROWS)
@@ -109,7 +109,7 @@ class OnnxRunner:
                 raise RunFailed("an empty batch was to be run, which ends the process inside onnxruntime")
             frame = self._frames.get((batch, time)) or self._add_frame(batch, time)
             frame.put(run)
-        except (IndexError, ValueError) as error:
+        except (IndexError, TypeError, ValueError) as error:
             raise RunFailed("a batch that is not of the model's inputs, shapes and dtypes") from error
         try:
             self._session.run_with_iobinding(frame.binding)
@@ -156,6 +156,7 @@ class OnnxRunner:
             self._spec,
             self._slabs.values,
             FrameShape(batch, time, rows, steps),
+            initial_slot=self._capacity,
             scratch_slot=self._capacity + 1,
             shares_memory=self._host.shares_memory,
         )
