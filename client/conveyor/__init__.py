@@ -1,1 +1,164 @@
-"""Client SDK of Conveyor: numpy in, numpy out, the state stays on the server."""
+"""Client SDK of Conveyor: numpy in, numpy out, the state stays on the server.
+
+One session, token by token:
+
+    import conveyor
+
+    with conveyor.connect("localhost:50051") as client:
+        with client.session("charlm") as s:
+            y = s.step(x)                    # x: one time step [*shape], or a chunk [time, *shape]
+            for y in s.stream(chunks):       # several on their way at once, answered in order
+                ...
+
+A session outlives its connection. The SDK resumes it by itself after a cut, and applies no input twice; another process
+resumes it by its id:
+
+    s = client.session("charlm", session_id="user-7", resume="or-create", detach_on_exit=True)
+
+Branch it, or carry it elsewhere:
+
+    twin = s.fork()
+    later = client.restore(s.snapshot())
+
+Errors are classes, not codes: `SessionExpired`, `InvalidInput`, `Overloaded` ... all of them `ConveyorError` with
+`.reason`, `.metadata` and `.retry_s`. The same client for asyncio is `conveyor.aio`.
+"""
+
+from collections.abc import Sequence
+from importlib.metadata import version as _version
+from typing import Any
+
+from conveyor._blocking import Client, Session
+from conveyor._client import AsyncClient
+from conveyor._info import Model, SessionInfo
+from conveyor._io.blocking import BlockingIo as _BlockingIo
+from conveyor._io.channel import TLS
+from conveyor._session import AsyncSession
+from conveyor._settings import Settings as _Settings
+from conveyor.errors import (
+    CallTimeout,
+    ClientClosed,
+    ConnectionLost,
+    ConveyorError,
+    CreditExceeded,
+    Draining,
+    InvalidInput,
+    InvalidSessionId,
+    ModelFailed,
+    ModelInUse,
+    ModelInvalid,
+    ModelMismatch,
+    ModelNotFound,
+    ModelNotReady,
+    Overloaded,
+    ProtocolError,
+    RowsFailed,
+    SessionClosed,
+    SessionExists,
+    SessionExpired,
+    SessionNotFound,
+    SessionsExhausted,
+    SessionTakenOver,
+    SnapshotInvalid,
+    StateNonFinite,
+    StepAborted,
+    StepAnswerEvicted,
+    StepCancelled,
+    StepConflict,
+    StepFailed,
+    StepGap,
+    StepTimeout,
+)
+
+__version__ = _version("conveyor")
+
+__all__ = [
+    "TLS",
+    "AsyncClient",
+    "AsyncSession",
+    "CallTimeout",
+    "Client",
+    "ClientClosed",
+    "ConnectionLost",
+    "ConveyorError",
+    "CreditExceeded",
+    "Draining",
+    "InvalidInput",
+    "InvalidSessionId",
+    "Model",
+    "ModelFailed",
+    "ModelInUse",
+    "ModelInvalid",
+    "ModelMismatch",
+    "ModelNotFound",
+    "ModelNotReady",
+    "Overloaded",
+    "ProtocolError",
+    "RowsFailed",
+    "Session",
+    "SessionClosed",
+    "SessionExists",
+    "SessionExpired",
+    "SessionInfo",
+    "SessionNotFound",
+    "SessionTakenOver",
+    "SessionsExhausted",
+    "SnapshotInvalid",
+    "StateNonFinite",
+    "StepAborted",
+    "StepAnswerEvicted",
+    "StepCancelled",
+    "StepConflict",
+    "StepFailed",
+    "StepGap",
+    "StepTimeout",
+    "__version__",
+    "connect",
+]
+
+
+def connect(
+    target: str,
+    *,
+    tls: TLS | None = None,
+    timeout_s: float = 30.0,
+    connect_timeout_s: float = 5.0,
+    resume_timeout_s: float = 30.0,
+    streams_per_client: int = 1,
+    keepalive_s: float | None = None,
+    metadata: Sequence[tuple[str, str]] = (),
+    channel_options: Sequence[tuple[str, Any]] = (),
+) -> Client:
+    """A client of the server at `target`. Returns at once; the first call connects.
+
+    Args:
+        target: `host:port`, or any gRPC target.
+        tls: None: not encrypted.
+        timeout_s: bounds each unary call, opening a session, and waiting for an answer over a standing connection.
+        connect_timeout_s: for how long an unreachable server is tried, before it was first reached.
+        resume_timeout_s: for how long a lost connection is tried again before whoever waits gets ConnectionLost.
+        streams_per_client: gRPC streams that sessions share; more than one helps only above some 10,000 steps a second.
+        keepalive_s: time between pings that find a dead connection; None: none. The server must allow it.
+        metadata: sent with every call, for example an authorization.
+        channel_options: gRPC channel options, over the SDK's own.
+
+    Raises:
+        ValueError: a setting that cannot be meant.
+    """
+    settings = _Settings(
+        tls=tls,
+        timeout_s=timeout_s,
+        connect_timeout_s=connect_timeout_s,
+        resume_timeout_s=resume_timeout_s,
+        streams_per_client=streams_per_client,
+        keepalive_s=keepalive_s,
+        metadata=metadata,
+        channel_options=channel_options,
+    )
+    return Client(AsyncClient(_BlockingIo(target, tls, settings.options), settings))
+
+
+for _name in __all__:
+    # Public names say where to import them from, not where they happen to live.
+    if isinstance(globals()[_name], type):
+        globals()[_name].__module__ = __name__

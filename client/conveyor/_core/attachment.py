@@ -1,0 +1,108 @@
+"""One session's claim to a place on a stream: how it is attached the first time, and again after every cut.
+
+Invariant: a session that was stepped is only ever attached again with MODE_RESUME and `max_epoch`, so that it is never
+restarted from its initial state and never taken back from a client that resumed it meanwhile.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from conveyor_proto.reasons import Fault
+from conveyor_proto.v1 import errors_pb2 as e
+from conveyor_proto.v1 import session_pb2 as pb
+
+from conveyor.errors import ConveyorError, from_fault
+
+
+class Opening(Enum):
+    """How a session is opened the first time."""
+
+    CREATE = pb.AttachSession.MODE_CREATE
+    RESUME = pb.AttachSession.MODE_RESUME
+    RESUME_OR_CREATE = pb.AttachSession.MODE_RESUME_OR_CREATE
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Which session is wanted.
+
+    Attributes:
+        session_id: never empty; the client chooses one, so that an attach whose answer was lost can be repeated.
+        model: may be empty where the session is resumed.
+        version: empty: the latest that is ready.
+        opening: how it is opened the first time.
+        options: what it is created with.
+    """
+
+    session_id: str
+    model: str = ""
+    version: str = ""
+    opening: Opening = Opening.CREATE
+    options: pb.SessionOptions | None = None
+
+
+class Attachment:
+    """What is needed to attach one session to a stream, now or later.
+
+    Attributes:
+        handle: the session's number on this client's streams.
+        info: what the server said at the last attach, or None.
+    """
+
+    __slots__ = ("_claim", "_unanswered", "handle", "info")
+
+    def __init__(self, handle: int, claim: Claim) -> None:
+        self.handle = handle
+        self.info: pb.SessionInfo | None = None
+        self._claim = claim
+        self._unanswered = 0
+
+    @property
+    def session_id(self) -> str:
+        """The session's id."""
+        return self._claim.session_id
+
+    @property
+    def creates(self) -> bool:
+        """The session is created by this client, and nobody else's."""
+        return self._claim.opening is Opening.CREATE
+
+    def request(self) -> pb.StreamRequest:
+        """The message that attaches the session to a new stream."""
+        attach = pb.AttachSession(handle=self.handle, session_id=self.session_id, model=self._claim.model)
+        if self.info is not None:
+            attach.mode = pb.AttachSession.MODE_RESUME
+            # Attaches whose answers were lost in a cut may have raised the epoch.
+            attach.max_epoch = self.info.epoch + self._unanswered
+        else:
+            attach.mode = self._claim.opening.value
+            attach.version = self._claim.version
+            if self._claim.options is not None:
+                attach.options.CopyFrom(self._claim.options)
+            if self._unanswered and self._claim.opening is Opening.CREATE:
+                # The create may have been done and only its answer lost; `accept` checks that it is ours.
+                attach.mode = pb.AttachSession.MODE_RESUME_OR_CREATE
+        self._unanswered += 1
+        return pb.StreamRequest(attach=attach)
+
+    def accept(self, message: pb.SessionAttached) -> ConveyorError | None:
+        """Takes the server's answer. An error: the session that is attached now is not this client's to step."""
+        session, before = message.session, self.info
+        sent, self._unanswered = self._unanswered, 0
+        if before is None:
+            self.info = session
+            if self._claim.opening is Opening.CREATE and message.resumed and session.applied_seq > 0:
+                text = f"session {self.session_id!r} exists already: choose another id, or open it with resume=True"
+                return from_fault(Fault(e.ERROR_REASON_SESSION_EXISTS, text, {"session_id": self.session_id}))
+            return None
+        self.info = session
+        if session.epoch > before.epoch + sent:
+            return self.taken_over()
+        return None
+
+    def taken_over(self) -> ConveyorError:
+        """The error for a session that another client has resumed."""
+        text = f"session {self.session_id!r} was resumed by another client: it lives there, and not here"
+        epoch = str(self.info.epoch) if self.info is not None else "0"
+        metadata = {"session_id": self.session_id, "epoch": epoch}
+        return from_fault(Fault(e.ERROR_REASON_SESSION_TAKEN_OVER, text, metadata))

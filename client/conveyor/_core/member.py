@@ -1,0 +1,61 @@
+"""What lives on a stream: a session, or a population of them. The stream dispatches by handle and knows no more."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from conveyor_proto.v1 import session_pb2 as pb
+
+from conveyor._core.frame import Rows
+from conveyor.errors import ConveyorError
+
+Send = Callable[[pb.StreamRequest], None]
+
+
+class Member(Protocol):
+    """A holder of handles. Every method runs under the link's lock and only moves plain data."""
+
+    @property
+    def handles(self) -> range:
+        """The handles that it holds."""
+
+    @property
+    def busy(self) -> bool:
+        """Somebody waits for an answer, so that a lost stream must be opened again."""
+
+    @property
+    def unanswered(self) -> bool:
+        """Steps were sent and not answered."""
+
+    @property
+    def gone(self) -> bool:
+        """Nothing is left to do on any stream."""
+
+    def attach(self) -> None:
+        """A new stream is open: send what attaches to it."""
+
+    def attached(self, message: pb.SessionAttached) -> None:
+        """An attach was granted: send what was unanswered."""
+
+    def result(self, message: pb.StepResult) -> None:
+        """A step was answered."""
+
+    def rows(self, rows: Rows) -> None:
+        """Rows of a frame were answered."""
+
+    def failed(self, handle: int, seq: int, error: ConveyorError) -> bool:
+        """A step (or, at seq 0, an attach, detach or close) was refused. True: only another stream can help."""
+
+    def detached(self, message: pb.SessionDetached) -> None:
+        """The server let go of a handle."""
+
+    def hold(self) -> None:
+        """The stream takes nothing new from here on; answers to what was sent still come."""
+
+    def suspend(self) -> None:
+        """The stream is gone."""
+
+    def abandon(self, error: ConveyorError) -> None:
+        """No stream came back in time: fail whoever waits."""
+
+    def end(self, error: ConveyorError) -> None:
+        """Nothing more shall be asked of it: fail whoever waits, and every later call."""

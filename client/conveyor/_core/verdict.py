@@ -1,0 +1,40 @@
+"""What a refusal means for the session whose step was refused."""
+
+from enum import Enum, auto
+
+from conveyor.errors import ConveyorError
+
+
+class Verdict(Enum):
+    """What follows from one refused step."""
+
+    # Nothing moved: the caller gets the error, and the next step takes the refused one's number.
+    REFUSED = auto()
+    # Nothing moved because an earlier step was refused.
+    ABORTED = auto()
+    # It was applied earlier, and only its answer is lost: the caller gets the error, the numbering goes on.
+    APPLIED = auto()
+    # This stream takes no more steps: keep it and send it again on the next one.
+    RESEND = auto()
+    # The session is not there any more, or is not this client's alone to number.
+    ENDED = auto()
+
+
+_VERDICTS = {
+    "STEP_ABORTED": Verdict.ABORTED,
+    "STEP_ANSWER_EVICTED": Verdict.APPLIED,
+    "DRAINING": Verdict.RESEND,
+    "SESSION_NOT_FOUND": Verdict.ENDED,
+    "SESSION_EXPIRED": Verdict.ENDED,
+    "SESSION_CLOSED": Verdict.ENDED,
+    "SESSION_TAKEN_OVER": Verdict.ENDED,
+    "HANDLE_UNKNOWN": Verdict.ENDED,
+    # The server counts otherwise than this client: going on would skip or repeat a step.
+    "STEP_GAP": Verdict.ENDED,
+    "STEP_CONFLICT": Verdict.ENDED,
+}
+
+
+def verdict(error: ConveyorError) -> Verdict:
+    """What follows from a step that was refused with `error`."""
+    return _VERDICTS.get(error.reason, Verdict.REFUSED)

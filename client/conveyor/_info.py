@@ -1,0 +1,117 @@
+"""What the server says about sessions and models, in Python's own types."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from conveyor_proto.v1 import model_pb2, spec_pb2
+from conveyor_proto.v1 import session_pb2 as pb
+from google.protobuf import timestamp_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """A session as the server described it at one moment.
+
+    Attributes:
+        id: the session's id.
+        model: name of its model.
+        version: version of its model.
+        model_digest: digest of the function that the model computes.
+        epoch: rises by one whenever a stream attaches the session.
+        applied_seq: steps applied.
+        applied_time_steps: time steps applied; a chunk of k counts k.
+        max_in_flight: steps that may be unanswered at once.
+        idle_timeout_s: idle time after which the server closes the session.
+        created_at: UTC.
+        last_used_at: UTC.
+        attached: a stream holds the session.
+        oldest_replayable_seq: answers from this step on can still be replayed; 0: none.
+        state_bytes: size of its hidden and cell state.
+        pending_steps: steps accepted and not yet applied.
+    """
+
+    id: str
+    model: str
+    version: str
+    model_digest: str
+    epoch: int
+    applied_seq: int
+    applied_time_steps: int
+    max_in_flight: int
+    idle_timeout_s: float
+    created_at: datetime
+    last_used_at: datetime
+    attached: bool
+    oldest_replayable_seq: int
+    state_bytes: int
+    pending_steps: int
+
+    @classmethod
+    def of(cls, message: pb.SessionInfo) -> "SessionInfo":
+        """Reads the contract's message."""
+        return cls(
+            id=message.session_id,
+            model=message.model,
+            version=message.version,
+            model_digest=message.model_digest,
+            epoch=message.epoch,
+            applied_seq=message.applied_seq,
+            applied_time_steps=message.applied_time_steps,
+            max_in_flight=message.max_in_flight,
+            idle_timeout_s=message.idle_timeout.ToNanoseconds() / 1e9,
+            created_at=_utc(message.created_at),
+            last_used_at=_utc(message.last_used_at),
+            attached=message.attached,
+            oldest_replayable_seq=message.oldest_replayable_seq,
+            state_bytes=message.state_bytes,
+            pending_steps=message.pending_steps,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model version on the server.
+
+    Attributes:
+        name: the model's name.
+        version: its version.
+        status: `loading`, `ready` or `failed`.
+        latest: new sessions that name no version get this one.
+        device: `cpu` or `cuda`.
+        loaded_at: UTC; None before it is loaded.
+        load_s: how long loading and warming took.
+        sessions: how many live on it.
+        failure: why it could not be loaded; empty otherwise.
+        spec: inputs, outputs, states, layers, provenance and the verifier's figures, as the exporter wrote them.
+    """
+
+    name: str
+    version: str
+    status: str
+    latest: bool
+    device: str
+    loaded_at: datetime | None
+    load_s: float
+    sessions: int
+    failure: str
+    spec: spec_pb2.ModelSpec
+
+    @classmethod
+    def of(cls, message: model_pb2.Model) -> "Model":
+        """Reads the contract's message."""
+        return cls(
+            name=message.name,
+            version=message.version,
+            status=model_pb2.ModelStatus.Name(message.status).removeprefix("MODEL_STATUS_").lower(),
+            latest=message.latest,
+            device=message.device,
+            loaded_at=_utc(message.loaded_at) if message.HasField("loaded_at") else None,
+            load_s=message.load_seconds,
+            sessions=message.sessions,
+            failure=message.failure.message,
+            spec=message.spec,
+        )
+
+
+def _utc(moment: timestamp_pb2.Timestamp) -> datetime:
+    return moment.ToDatetime(tzinfo=UTC)

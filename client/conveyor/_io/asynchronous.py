@@ -1,0 +1,224 @@
+"""asyncio: grpc.aio, with one reading and one writing task per stream. Everything belongs to one event loop."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Sequence
+from contextlib import nullcontext
+from typing import Any, Generic, TypeVar
+
+import grpc
+import grpc.aio
+from conveyor_proto.v1 import session_pb2 as pb
+from google.protobuf.message import Message
+
+from conveyor._core.ticket import Ticket
+from conveyor._io.base import STREAM_METHOD, Io, Metadata, NullSource, Runner, Signal, Source, Wire
+from conveyor._io.channel import TLS, Option
+from conveyor.errors import ConnectionLost, ConveyorError, from_rpc_error
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Message)
+
+
+class AsyncSignal:
+    """A future that says whether it happened (True) or took too long (False)."""
+
+    __slots__ = ("future",)
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def set(self) -> None:
+        self._settle(happened=True)
+
+    async def wait(self, timeout_s: float | None) -> bool:
+        if timeout_s is None:
+            return await self.future
+        timer = self.future.get_loop().call_later(timeout_s, self._expire)
+        try:
+            return await self.future
+        finally:
+            timer.cancel()
+
+    def _expire(self) -> None:
+        self._settle(happened=False)
+
+    def _settle(self, *, happened: bool) -> None:
+        if not self.future.done():
+            self.future.set_result(happened)
+
+
+class AsyncRunner:
+    """A task."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._task = asyncio.get_running_loop().create_task(coroutine, name="conveyor-link")
+
+    async def join(self, timeout_s: float | None) -> bool:
+        done, _ = await asyncio.wait((self._task,), timeout=timeout_s)
+        return bool(done)
+
+
+class AsyncWire:
+    """One stream. grpc.aio takes one write at a time, so one task writes."""
+
+    def __init__(self, channel: grpc.aio.Channel, target: str, metadata: Metadata) -> None:
+        self._target = target
+        method = channel.stream_stream(
+            STREAM_METHOD,
+            request_serializer=pb.StreamRequest.SerializeToString,
+            response_deserializer=pb.StreamResponse.FromString,
+        )
+        self._call: Any = method(metadata=tuple(metadata))
+        self._outgoing: deque[pb.StreamRequest | None] = deque()
+        self._ready = asyncio.Event()
+        self._writer = asyncio.get_running_loop().create_task(self._write(), name="conveyor-write")
+
+    def send(self, request: pb.StreamRequest) -> None:
+        self._outgoing.append(request)
+        self._ready.set()
+
+    def finish(self) -> None:
+        self._outgoing.append(None)
+        self._ready.set()
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    async def receive(self) -> pb.StreamResponse:
+        try:
+            message = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise _converted(error, f"stream to {self._target}") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # grpc.aio answers so to its own cancel().
+            raise ConnectionLost("the stream was cancelled", code=grpc.StatusCode.CANCELLED) from None
+        if message is grpc.aio.EOF:
+            raise ConnectionLost(f"{self._target} ended the stream", code=grpc.StatusCode.OK)
+        response: pb.StreamResponse = message
+        return response
+
+    async def close(self) -> None:
+        self._call.cancel()
+        self._writer.cancel()
+        await asyncio.wait((self._writer,))
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                while self._outgoing:
+                    request = self._outgoing.popleft()
+                    if request is None:
+                        await self._call.done_writing()
+                        return
+                    await self._call.write(request)
+                self._ready.clear()
+                await self._ready.wait()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            # The stream has ended; the reader hears how.
+            return
+
+
+class AsyncSource(Generic[T]):
+    """Pulls from an asynchronous iterable, and meanwhile lets an answer come first."""
+
+    def __init__(self, items: AsyncIterable[T]) -> None:
+        self._items: AsyncIterator[T] = aiter(items)
+        self._pulling: asyncio.Task[tuple[T, ...]] | None = None
+
+    async def pull(self, or_until: Ticket[Any] | None) -> tuple[T, ...] | None:
+        if self._pulling is None:
+            self._pulling = asyncio.get_running_loop().create_task(self._next(), name="conveyor-pull")
+        settled = AsyncSignal()
+        if or_until is not None:
+            or_until.when_done(settled.set)
+        await asyncio.wait((self._pulling, settled.future), return_when=asyncio.FIRST_COMPLETED)
+        if not self._pulling.done():
+            return None
+        pulled, self._pulling = self._pulling, None
+        return pulled.result()
+
+    async def close(self) -> None:
+        if self._pulling is not None:
+            self._pulling.cancel()
+            await asyncio.wait((self._pulling,))
+
+    async def _next(self) -> tuple[T, ...]:
+        try:
+            return (await anext(self._items),)
+        except StopAsyncIteration:
+            return ()
+
+
+class YieldingSource(NullSource[T]):
+    """Pulls from a plain iterable, and lets the loop send and receive between two items."""
+
+    async def pull(self, or_until: Ticket[Any] | None) -> tuple[T, ...] | None:
+        await asyncio.sleep(0)
+        return await super().pull(or_until)
+
+
+class AsyncIo:
+    """Io with asyncio. The loop of the first call is the loop of all calls."""
+
+    def __init__(self, target: str, tls: TLS | None, options: Sequence[Option]) -> None:
+        self.lock = nullcontext()
+        self.target = target
+        self._tls = tls
+        self._options = options
+        self._opened: grpc.aio.Channel | None = None
+
+    @property
+    def _channel(self) -> grpc.aio.Channel:
+        # Made on first use: a channel belongs to the loop that runs while it is made.
+        if self._opened is None:
+            if self._tls is None:
+                self._opened = grpc.aio.insecure_channel(self.target, options=self._options)
+            else:
+                self._opened = grpc.aio.secure_channel(self.target, self._tls.credentials(), options=self._options)
+        return self._opened
+
+    def now_s(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def signal(self) -> Signal:
+        return AsyncSignal()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Runner:
+        return AsyncRunner(coroutine)
+
+    def open_stream(self, metadata: Metadata) -> Wire:
+        return AsyncWire(self._channel, self.target, metadata)
+
+    async def call(self, method: str, request: Message, response: type[R], timeout_s: float, metadata: Metadata) -> R:
+        callable_ = self._channel.unary_unary(
+            method, request_serializer=type(request).SerializeToString, response_deserializer=response.FromString
+        )
+        call: Any = callable_(request, timeout=timeout_s, metadata=tuple(metadata))
+        try:
+            answer: R = await call
+        except grpc.aio.AioRpcError as error:
+            raise _converted(error, f"{method.rpartition('/')[2]} on {self.target}") from None
+        finally:
+            # An abandoned call would stay with the channel.
+            call.cancel()
+        return answer
+
+    def source(self, items: "Iterable[T] | AsyncIterable[T]") -> Source[T]:
+        if isinstance(items, AsyncIterable):
+            return AsyncSource(items)
+        return YieldingSource(items)
+
+    async def close(self) -> None:
+        if self._opened is not None:
+            await self._opened.close()
+
+
+def _converted(error: grpc.aio.AioRpcError, what: str) -> ConveyorError:
+    return from_rpc_error(error.code(), error.details() or "", error.trailing_metadata(), what)
+
+
+_: type[Io] = AsyncIo

@@ -1,0 +1,137 @@
+"""A link keeps one stream open while anybody needs it, through every cut.
+
+Invariant: the core is only touched inside `with link:`, which writes on leaving what the core wants written. One runner
+reads; it lives from the first member until the client is closed or nobody needs a stream.
+"""
+
+import random
+from types import TracebackType
+from typing import Any
+
+from conveyor._core.retry import RetryPolicy
+from conveyor._core.stream import StreamCore
+from conveyor._core.ticket import Ticket
+from conveyor._io.base import Io, Metadata, Runner, Signal, Wire
+from conveyor.errors import ClientClosed, ConveyorError
+
+# How long a server may take to end a stream that was half-closed, before it is cut.
+_GOODBYE_S = 1.0
+
+
+class Link:
+    """One stream and its reconnections."""
+
+    def __init__(self, io: Io, policy: RetryPolicy, metadata: Metadata = ()) -> None:
+        self.core = StreamCore(policy)
+        self._io = io
+        self._metadata = metadata
+        self._wire: Wire | None = None
+        # The wire was half-closed.
+        self._finished = False
+        self._runner: Runner | None = None
+        self._running = False
+        # Set to cut a pause between two tries short.
+        self._pausing: Signal | None = None
+
+    def __enter__(self) -> StreamCore:
+        """Takes the lock."""
+        self._io.lock.__enter__()
+        return self.core
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Writes what is to be written, starts what is to be started, lets go of the lock."""
+        try:
+            self._flush()
+            if not self._running and self.core.wanted:
+                self._running = True
+                self._runner = self._io.spawn(self._run())
+        finally:
+            self._io.lock.__exit__(kind, error, traceback)
+
+    async def wait(self, ticket: Ticket[Any], timeout_s: float) -> bool:
+        """True once the ticket is settled; False after `timeout_s` with a connection.
+
+        While the link is being resumed the time does not end: the resumption has a bound of its own.
+        """
+        while True:
+            with self:
+                if ticket.done:
+                    return True
+                signal = self._io.signal()
+                ticket.when_done(signal.set)
+            if await signal.wait(timeout_s):
+                return True
+            with self as core:
+                if core.open and not core.finishing:
+                    return ticket.done
+                if core.finishing and self._wire is not None:
+                    # The server said that it goes away, and stays: do not wait for its end.
+                    self._wire.cancel()
+
+    async def close(self) -> None:
+        """Detaches everything that is still attached, ends the stream, and waits until nothing of it runs."""
+        with self as core:
+            core.close(ClientClosed("the client was closed"))
+            wire, runner = self._wire, self._runner
+            if self._pausing is not None:
+                self._pausing.set()
+        if runner is None:
+            return
+        try:
+            if wire is not None and await runner.join(_GOODBYE_S):
+                return
+        finally:
+            if wire is not None:
+                wire.cancel()
+        await runner.join(None)
+
+    # ------------------------------------------------------------ the runner
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                with self as core:
+                    if not core.wanted:
+                        self._running = False
+                        return
+                error = await self._converse()
+                with self as core:
+                    delay_s = core.lost(error, self._io.now_s(), random.random())  # noqa: S311 - jitter, no secret
+                    self._pausing = None if delay_s is None or core.closed else self._io.signal()
+                if self._pausing is not None:
+                    await self._pausing.wait(delay_s)
+        except BaseException as error:
+            # Also the end of the caller's event loop: nobody shall wait for a runner that is gone.
+            with self as core:
+                core.close(ClientClosed(f"the client's connection has ended: {error!r}"))
+            raise
+
+    async def _converse(self) -> ConveyorError:
+        """Opens a stream and reads it to its end, which is returned."""
+        wire = self._io.open_stream(self._metadata)
+        try:
+            with self as core:
+                self._wire, self._finished = wire, False
+                core.opened()
+            while True:
+                message = await wire.receive()
+                with self as core:
+                    core.receive(message)
+        except ConveyorError as error:
+            return error
+        finally:
+            with self as core:
+                self._wire = None
+                core.open = False
+            await wire.close()
+
+    def _flush(self) -> None:
+        if self._wire is None:
+            return
+        for request in self.core.take_outgoing():
+            self._wire.send(request)
+        if (self.core.finishing or self.core.closed) and not self._finished:
+            self._finished = True
+            self._wire.finish()

@@ -1,0 +1,226 @@
+"""A session, as asyncio code sees it. The blocking `Session` drives this very class.
+
+Invariant: an input that was handed to `step` is applied at most once, and its answer is handed out at most once.
+"""
+
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from conveyor_proto.v1 import session_pb2 as pb
+
+from conveyor._calls import GET_SESSION, SNAPSHOT_SESSION
+from conveyor._core.session import Leaving, SessionCore
+from conveyor._core.signature import Inputs, Outputs, Prepared, Signature
+from conveyor._core.ticket import Ticket
+from conveyor._info import SessionInfo
+from conveyor._link import Link
+from conveyor._opening import Opening
+from conveyor.errors import CallTimeout, ClientClosed, ConnectionLost, ConveyorError, SessionNotFound, StepTimeout
+
+if TYPE_CHECKING:
+    from conveyor._client import AsyncClient
+
+_Pending = deque[tuple[Ticket[pb.StepResult], Prepared]]
+
+
+class AsyncSession:
+    """A recurrent model's state on the server, stepped token by token. Opened by `AsyncClient.session`.
+
+    Every method belongs to the client's event loop. Leaving its `async with` closes the session on the server, unless
+    it was opened with `detach_on_exit=True`. A broken connection is resumed beneath it; a session that the server has
+    lost is reported, and never restarted.
+    """
+
+    def __init__(
+        self, client: "AsyncClient", link: Link, core: SessionCore, signature: Signature, *, detach_on_exit: bool
+    ) -> None:
+        self._client = client
+        self._link = link
+        self._core = core
+        self._signature = signature
+        self._detach_on_exit = detach_on_exit
+
+    @property
+    def id(self) -> str:
+        """The session's id: what it takes to resume it from elsewhere."""
+        return self._core.attachment.session_id
+
+    @property
+    def info(self) -> SessionInfo:
+        """What the server said when it was last attached; `refresh` asks again."""
+        with self._link:
+            return SessionInfo.of(self._core.info)
+
+    @property
+    def applied_seq(self) -> int:
+        """Steps in the session's life that were applied and whose answers have come."""
+        with self._link:
+            return self._core.applied_seq
+
+    async def step(self, inputs: Inputs, *, timeout_s: float | None = None) -> Outputs:
+        """Applies one time step, or a chunk of them, and returns the model's answer.
+
+        Args:
+            inputs: an array where the model has one input, else a dict by name. `[*shape]` is one time step,
+                `[time, *shape]` a chunk, applied whole or not at all.
+            timeout_s: how long it may wait on the server before it runs; None: the server's setting.
+
+        Returns:
+            One array where the model has one output, else a dict by name: `[*shape]` for one time step,
+            `[time, *shape]` for a chunk.
+
+        Raises:
+            InvalidInput: not what the model takes. Nothing was sent, or nothing moved.
+            StepFailed: the server refused it, nothing moved; the session goes on and the input can be sent again.
+            CallTimeout: no answer although the connection stands; or ConnectionLost: no connection for
+                `resume_timeout_s`. Whether it was applied is unknown, and this object is of no more use: open the
+                session again with `resume=True` and compare `applied_seq`.
+            SessionNotFound, SessionTakenOver: the session is gone, or somebody else's.
+
+        Cancelling the task does not take the step back: it is applied, and its answer dropped.
+        """
+        prepared = self._signature.prepare(inputs)
+        ticket = await self._submit(prepared, timeout_s)
+        return await self._answer(ticket, prepared, timeout_s)
+
+    async def stream(
+        self,
+        chunks: Iterable[Inputs] | AsyncIterable[Inputs],
+        *,
+        in_flight: int | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[Outputs, None]:
+        """Steps through `chunks`, several on their way at once, and yields the answers in order.
+
+        Args:
+            chunks: what `step` takes, one after the other. The next one is only pulled when it can be sent at once.
+            in_flight: steps that may be unanswered; None: what the server granted. A plain iterable that waits for
+                the answers itself needs 1.
+            timeout_s: as in `step`, of each.
+
+        Raises:
+            ConveyorError: as `step`, at the place of the answer. Steps after it were not applied.
+        """
+        source = self._client._io.source(chunks)
+        pending: _Pending = deque()
+        exhausted = False
+        try:
+            while True:
+                while pending and (pending[0][0].done or exhausted or not self._may_send(len(pending), in_flight)):
+                    ticket, prepared = pending.popleft()
+                    yield await self._answer(ticket, prepared, timeout_s)
+                if exhausted:
+                    return
+                pulled = await source.pull(pending[0][0] if pending else None)
+                exhausted = pulled == ()
+                for chunk in pulled or ():
+                    prepared = self._signature.prepare(chunk)
+                    pending.append((await self._submit(prepared, timeout_s), prepared))
+        finally:
+            await source.close()
+
+    async def refresh(self) -> SessionInfo:
+        """Asks the server for the session's info now."""
+        request = pb.GetSessionRequest(session_id=self.id)
+        answer = await self._client._call(GET_SESSION, request, session_id=self.id)
+        return SessionInfo.of(answer.session)
+
+    async def snapshot(self) -> bytes:
+        """The session's state at a step boundary, for `client.restore`; steps on their way may be in it or not."""
+        request = pb.SnapshotSessionRequest(session_id=self.id)
+        return (await self._client._call(SNAPSHOT_SESSION, request, session_id=self.id)).snapshot
+
+    def fork(self, *, session_id: str | None = None, detach_on_exit: bool = False) -> "Opening[AsyncSession]":
+        """A new session with a copy of this one's state and `applied_seq`.
+
+        Args:
+            session_id: of the new session; None: chosen.
+            detach_on_exit: as in `client.session`.
+
+        Raises:
+            SessionExists: the id is taken.
+        """
+        return Opening(lambda: self._client._fork(self.id, session_id, detach_on_exit=detach_on_exit))
+
+    async def close(self) -> None:
+        """Closes the session on the server once its steps are answered. Closing what is gone does nothing.
+
+        Raises:
+            SessionTakenOver: it lives on with another client.
+            ConnectionLost: nobody could be told; it lives until its idle limit.
+        """
+        if isinstance(self._core.error, (ConnectionLost, CallTimeout)):
+            await self._client._close_session(self.id)
+        else:
+            try:
+                await self._leave(Leaving.CLOSE)
+            except (SessionNotFound, ClientClosed):
+                return
+
+    async def detach(self) -> None:
+        """Lets go of the session, which lives on until it is resumed, closed or idle for too long."""
+        try:
+            await self._leave(Leaving.DETACH)
+        except ClientClosed:
+            return
+
+    async def __aenter__(self) -> Self:
+        """The session itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Closes the session, or detaches from it. What ended the block is never hidden by what ends the session."""
+        leave = self.detach if self._detach_on_exit else self.close
+        if error is None:
+            await leave()
+        elif self._core.error is None:
+            try:
+                await leave()
+            except ConveyorError as second:
+                error.add_note(f"session {self.id!r} could not be left in order: {second}")
+
+    # ------------------------------------------------------------ helpers
+
+    def _may_send(self, pending: int, in_flight: int | None) -> bool:
+        if in_flight is not None and pending >= max(1, in_flight):
+            return False
+        with self._link:
+            return self._core.error is None and self._core.blocker() is None
+
+    async def _submit(self, prepared: Prepared, timeout_s: float | None) -> Ticket[pb.StepResult]:
+        timeout_ms = 0 if timeout_s is None else max(1, round(timeout_s * 1000))
+        tensors = prepared.tensors()
+        while True:
+            with self._link:
+                blocker = self._core.blocker()
+                if blocker is None:
+                    return self._core.submit(tensors, timeout_ms)
+            bound_s = self._client._settings.timeout_s if timeout_s is None else timeout_s
+            if not await self._link.wait(blocker, bound_s):
+                raise StepTimeout(f"{bound_s:g} s have passed and earlier steps are unanswered: nothing was sent")
+
+    async def _answer(self, ticket: Ticket[pb.StepResult], prepared: Prepared, timeout_s: float | None) -> Outputs:
+        bound_s = self._client._settings.timeout_s + (timeout_s or 0.0)
+        if not ticket.done and not await self._link.wait(ticket, bound_s):
+            text = f"no answer for {bound_s:g} s: resume session {self.id!r} to learn whether the step was applied"
+            self._end(CallTimeout(text))
+        return self._signature.present(ticket.result().outputs, prepared.time_steps, one=prepared.one)
+
+    def _end(self, error: ConveyorError) -> None:
+        with self._link as core:
+            self._core.end(error)
+            core.forget_if_gone(self._core)
+
+    async def _leave(self, how: Leaving) -> None:
+        with self._link as core:
+            left = self._core.leave(how)
+            core.forget_if_gone(self._core)
+        bound_s = self._client._settings.timeout_s
+        if not await self._link.wait(left, bound_s):
+            self._end(CallTimeout(f"no answer for {bound_s:g} s: session {self.id!r} lives until its idle limit"))
+        await self._client._release(self._link)
+        left.result()

@@ -1,0 +1,41 @@
+"""What `connect` takes, checked once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from conveyor._core.retry import RetryPolicy
+from conveyor._io.channel import TLS, Option, channel_options
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A client's settings; see `conveyor.connect` for what they mean."""
+
+    tls: TLS | None = None
+    timeout_s: float = 30.0
+    connect_timeout_s: float = 5.0
+    resume_timeout_s: float = 30.0
+    streams_per_client: int = 1
+    keepalive_s: float | None = None
+    metadata: Sequence[tuple[str, str]] = ()
+    channel_options: Sequence[Option] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be meant."""
+        if self.timeout_s <= 0:
+            raise ValueError(f"timeout_s is a number of seconds above 0, not {self.timeout_s}")
+        for name in ("connect_timeout_s", "resume_timeout_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is a number of seconds of 0 or more, not {getattr(self, name)}")
+        if self.streams_per_client < 1:
+            raise ValueError(f"streams_per_client is 1 or more, not {self.streams_per_client}")
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """How streams are resumed."""
+        return RetryPolicy(connect_s=self.connect_timeout_s, total_s=self.resume_timeout_s)
+
+    @property
+    def options(self) -> list[Option]:
+        """What the channel is made with."""
+        return channel_options(self.tls, self.keepalive_s, self.channel_options)

@@ -1,0 +1,498 @@
+"""A server of the session rules, small enough to be read at once: without I/O for the core, behind gRPC for the clients.
+
+Its models add: `sum` answers the running sum of what a session was given, so that a token applied twice, lost or out of
+order shows in every later answer.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from dataclasses import dataclass, field
+
+import grpc
+import numpy as np
+import pytest
+
+from conveyor_proto.codec import decode_column, decode_input, decode_integers
+from conveyor_proto.reasons import Fault, to_status
+from conveyor_proto.v1 import errors_pb2 as e
+from conveyor_proto.v1 import model_pb2, model_pb2_grpc, session_pb2_grpc, spec_pb2
+from conveyor_proto.v1 import session_pb2 as pb
+from conveyor_proto.v1 import tensor_pb2 as t
+
+SUM = spec_pb2.ModelSpec(
+    spec_version=1,
+    name="sum",
+    inputs=[spec_pb2.TensorSpec(name="x", dtype=t.DATA_TYPE_FLOAT32, shape=[2], has_time=True)],
+    outputs=[spec_pb2.TensorSpec(name="y", dtype=t.DATA_TYPE_FLOAT32, shape=[2], has_time=True)],
+    digest="5" * 64,
+)
+MIX = spec_pb2.ModelSpec(
+    spec_version=1,
+    name="mix",
+    inputs=[
+        spec_pb2.TensorSpec(name="x", dtype=t.DATA_TYPE_FLOAT32, shape=[2], has_time=True),
+        spec_pb2.TensorSpec(name="token", dtype=t.DATA_TYPE_INT64, shape=[], has_time=True),
+        spec_pb2.TensorSpec(name="gain", dtype=t.DATA_TYPE_FLOAT32, shape=[], has_time=False),
+    ],
+    outputs=[
+        spec_pb2.TensorSpec(name="y", dtype=t.DATA_TYPE_FLOAT32, shape=[2], has_time=True),
+        spec_pb2.TensorSpec(name="last", dtype=t.DATA_TYPE_INT64, shape=[], has_time=False),
+    ],
+    digest="7" * 64,
+)
+SPECS = {"sum": SUM, "mix": MIX}
+
+
+class Refused(Exception):
+    """A fault on its way to the client."""
+
+    def __init__(self, reason: int, retry_s: float | None = None, **metadata: str) -> None:
+        name = e.ErrorReason.Name(reason)
+        super().__init__(name)
+        self.status = to_status(Fault(reason, f"refused: {name}", metadata, retry_s))
+
+
+@dataclass
+class FakeSession:
+    session_id: str
+    model: str
+    state: np.ndarray = field(default_factory=lambda: np.zeros(2, np.float32))
+    applied: int = 0
+    epoch: int = 0
+    credit: int = 4
+    failed_seq: int | None = None
+    answers: dict[int, list[bytes]] = field(default_factory=dict)
+    contents: dict[int, list[bytes]] = field(default_factory=dict)
+    holder: "FakeStream | None" = None
+    handle: int = 0
+
+    def info(self) -> pb.SessionInfo:
+        return pb.SessionInfo(
+            session_id=self.session_id,
+            model=self.model,
+            version="1",
+            model_digest=SPECS[self.model].digest,
+            epoch=self.epoch,
+            applied_seq=self.applied,
+            max_in_flight=self.credit,
+        )
+
+    def step(self, seq: int, inputs: list[np.ndarray], replay: bool = True) -> tuple[list[bytes], bool]:
+        """Outputs as bytes, and whether they were replayed."""
+        content = [array.tobytes() for array in inputs]
+        if seq <= self.applied:
+            if seq not in self.answers:
+                raise Refused(e.ERROR_REASON_STEP_ANSWER_EVICTED, session_id=self.session_id, seq=str(seq))
+            if self.contents[seq] != content:
+                raise Refused(e.ERROR_REASON_STEP_CONFLICT, session_id=self.session_id, seq=str(seq))
+            return self.answers[seq], True
+        following = {"session_id": self.session_id, "seq": str(seq), "next_seq": str(self.applied + 1)}
+        if seq > self.applied + 1:
+            aborted = self.failed_seq is not None and seq > self.failed_seq
+            raise Refused(e.ERROR_REASON_STEP_ABORTED if aborted else e.ERROR_REASON_STEP_GAP, **following)
+        x = inputs[0]
+        y = self.state + np.cumsum(x, axis=0, dtype=np.float32)
+        outputs = [y.tobytes()]
+        if self.model == "mix":
+            outputs = [(y * inputs[2]).astype(np.float32).tobytes(), inputs[1][-1].tobytes()]
+        self.state, self.applied, self.failed_seq = y[-1], seq, None
+        self.answers[seq], self.contents[seq] = outputs, content
+        return outputs, False
+
+
+class FakeServer:
+    """All sessions, and what to do wrong.
+
+    Attributes:
+        failures: (session id, seq) -> what to refuse it with, once.
+        refuse_attach: what to refuse the next attaches with, one each.
+    """
+
+    def __init__(self) -> None:
+        self.sessions: dict[str, FakeSession] = {}
+        self.gone: dict[str, int] = {}
+        self.failures: dict[tuple[str, int], Refused] = {}
+        self.refuse_attach: list[Refused] = []
+        self.credit = 4
+        self.steps_received = 0
+        self.draining = False
+
+    def find(self, session_id: str) -> FakeSession:
+        if session_id in self.gone:
+            raise Refused(self.gone[session_id], session_id=session_id, cause="closed", idle_timeout_s="1")
+        if session_id not in self.sessions:
+            raise Refused(e.ERROR_REASON_SESSION_NOT_FOUND, session_id=session_id)
+        return self.sessions[session_id]
+
+    def create(self, session_id: str, model: str) -> FakeSession:
+        if model not in SPECS:
+            raise Refused(e.ERROR_REASON_MODEL_NOT_FOUND, model=model, available="sum, mix")
+        if session_id in self.sessions:
+            raise Refused(e.ERROR_REASON_SESSION_EXISTS, session_id=session_id)
+        self.sessions[session_id] = FakeSession(session_id, model, credit=self.credit)
+        return self.sessions[session_id]
+
+    def close(self, session_id: str, reason: int = e.ERROR_REASON_SESSION_CLOSED) -> FakeSession:
+        session = self.find(session_id)
+        del self.sessions[session_id]
+        self.gone[session_id] = reason
+        return session
+
+
+class FakeStream:
+    """The server's end of one stream; `out` takes what it sends."""
+
+    def __init__(self, server: FakeServer, out: Callable[[pb.StreamResponse], None]) -> None:
+        self.server = server
+        self.out = out
+        self.handles: dict[int, FakeSession] = {}
+
+    def receive(self, request: pb.StreamRequest) -> None:
+        kind = request.WhichOneof("kind")
+        message = getattr(request, kind)
+        try:
+            getattr(self, "_" + kind)(message)
+        except Refused as refused:
+            self._error(message.handle, getattr(message, "seq", 0), refused)
+
+    def end(self) -> None:
+        """The client half-closed."""
+        for handle in list(self.handles):
+            self._let_go(handle, pb.DETACH_CAUSE_DETACHED)
+        self.out(pb.StreamResponse(end=pb.StreamEnd()))
+
+    def broken(self) -> None:
+        """The connection is gone, and with it whatever would be sent."""
+        self.out = lambda message: None
+        for session in self.handles.values():
+            session.holder = None
+        self.handles.clear()
+
+    def go_away(self) -> None:
+        self.out(pb.StreamResponse(go_away=pb.GoAway()))
+
+    def _error(self, handle: int, seq: int, refused: Refused) -> None:
+        self.out(pb.StreamResponse(error=pb.StepError(handle=handle, seq=seq, status=refused.status)))
+
+    def _attach(self, attach: pb.AttachSession) -> None:
+        if self.server.refuse_attach:
+            raise self.server.refuse_attach.pop(0)
+        if self.server.draining:
+            raise Refused(e.ERROR_REASON_DRAINING, retry_s=0.01)
+        resumed = attach.session_id in self.server.sessions
+        if attach.mode == attach.MODE_CREATE or (attach.mode == attach.MODE_RESUME_OR_CREATE and not resumed):
+            resumed = False
+            session = self.server.create(attach.session_id, attach.model)
+        else:
+            session = self.server.find(attach.session_id)
+            if attach.max_epoch and session.epoch > attach.max_epoch:
+                raise Refused(
+                    e.ERROR_REASON_SESSION_TAKEN_OVER, session_id=attach.session_id, epoch=str(session.epoch)
+                )
+        if session.holder is not None:
+            session.holder._let_go(session.handle, pb.DETACH_CAUSE_TAKEN_OVER)
+        session.holder, session.handle = self, attach.handle
+        session.epoch += 1
+        self.handles[attach.handle] = session
+        attached = pb.SessionAttached(handle=attach.handle, session=session.info(), resumed=resumed)
+        self.out(pb.StreamResponse(attached=attached))
+
+    def _step(self, step: pb.Step) -> None:
+        self.server.steps_received += 1
+        session = self._held(step.handle)
+        specs = SPECS[session.model].inputs
+        arrays = [decode_input(tensor, spec) for tensor, spec in zip(step.inputs, specs, strict=True)]
+        outputs, replayed = self._apply(session, step.seq, arrays)
+        tensors = [t.Tensor(name=spec.name, data=data) for spec, data in zip(specs, outputs, strict=False)]
+        result = pb.StepResult(handle=step.handle, seq=step.seq, outputs=tensors, replayed=replayed)
+        self.out(pb.StreamResponse(result=result))
+
+    def _frame(self, frame: pb.StepFrame) -> None:
+        handles = decode_integers(frame.handles, np.uint32, -1, "handles")
+        rows = len(handles)
+        seqs = decode_integers(frame.seqs, np.uint64, rows, "seqs")
+        lengths = np.ones(rows, np.uint32)
+        if frame.lengths:
+            lengths = decode_integers(frame.lengths, np.uint32, rows, "lengths")
+        spec = SPECS[self._held(int(handles[0])).model]
+        self.server.steps_received += rows
+        counts = [int(lengths.sum()) if item.has_time else rows for item in spec.inputs]
+        columns = [decode_column(*args) for args in zip(frame.columns, spec.inputs, counts, strict=True)]
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(int)
+        done: list[tuple[int, int, int, list[bytes]]] = []
+        for row, (handle, seq) in enumerate(zip(handles.tolist(), seqs.tolist(), strict=True)):
+            arrays = [
+                column[starts[row] : starts[row + 1]] if item.has_time else column[row]
+                for column, item in zip(columns, spec.inputs, strict=True)
+            ]
+            try:
+                outputs, _ = self._apply(self._held(handle), seq, arrays)
+            except Refused as refused:
+                self._error(handle, seq, refused)
+            else:
+                done.append((handle, seq, int(lengths[row]), outputs))
+        # Two frames, the later rows first: rows may be answered in any company and order.
+        half = (len(done) + 1) // 2
+        for part in (done[half:], done[:half]):
+            if part:
+                self.out(pb.StreamResponse(frame=self._result_frame(part)))
+
+    def _result_frame(self, part: list[tuple[int, int, int, list[bytes]]]) -> pb.ResultFrame:
+        handles, seqs, lengths, outputs = zip(*part, strict=True)
+        return pb.ResultFrame(
+            handles=np.array(handles, np.uint32).tobytes(),
+            seqs=np.array(seqs, np.uint64).tobytes(),
+            lengths=b"" if set(lengths) == {1} else np.array(lengths, np.uint32).tobytes(),
+            columns=[b"".join(column) for column in zip(*outputs, strict=True)],
+        )
+
+    def _apply(self, session: FakeSession, seq: int, arrays: list[np.ndarray]) -> tuple[list[bytes], bool]:
+        refused = self.server.failures.pop((session.session_id, seq), None)
+        if refused is not None:
+            session.failed_seq = seq
+            raise refused
+        return session.step(seq, arrays)
+
+    def _held(self, handle: int) -> FakeSession:
+        if handle not in self.handles:
+            raise Refused(e.ERROR_REASON_HANDLE_UNKNOWN, handle=str(handle))
+        return self.handles[handle]
+
+    def _detach(self, detach: pb.DetachSession) -> None:
+        self._held(detach.handle)
+        self._let_go(detach.handle, pb.DETACH_CAUSE_DETACHED)
+
+    def _close(self, close: pb.CloseAttachedSession) -> None:
+        self.server.close(self._held(close.handle).session_id)
+        self._let_go(close.handle, pb.DETACH_CAUSE_CLOSED)
+
+    def _let_go(self, handle: int, cause: int) -> None:
+        session = self.handles.pop(handle)
+        session.holder = None
+        detached = pb.SessionDetached(
+            handle=handle, cause=cause, session_id=session.session_id, applied_seq=session.applied
+        )
+        self.out(pb.StreamResponse(detached=detached))
+
+
+class GrpcServer(session_pb2_grpc.SessionServiceServicer, model_pb2_grpc.ModelServiceServicer):
+    """The fake behind real gRPC on a local port, with a hand on its cables.
+
+    Attributes:
+        fake: the rules and their state.
+        cut_after: cut a stream after so many more answers.
+        mute: receive and never answer.
+        metadata: invocation metadata of every stream so far.
+    """
+
+    def __init__(self) -> None:
+        self.fake = FakeServer()
+        self.lock = threading.Lock()
+        self.cut_after: int | None = None
+        self.mute = False
+        self.metadata: list[dict[str, str]] = []
+        self.unary_metadata: list[dict[str, str]] = []
+        self.unavailable = 0
+        self.stream_status: tuple[grpc.StatusCode, str] | None = None
+        self._streams: dict[FakeStream, queue.SimpleQueue] = {}
+        self._server = grpc.server(futures.ThreadPoolExecutor(32), options=[("grpc.so_reuseport", 0)])
+        session_pb2_grpc.add_SessionServiceServicer_to_server(self, self._server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self.target = f"127.0.0.1:{self.port}"
+        self._server.start()
+
+    def stop(self) -> None:
+        self.cut()
+        self._server.stop(None).wait()
+
+    def cut(self) -> None:
+        """Breaks all streams."""
+        with self.lock:
+            for stream, out in list(self._streams.items()):
+                stream.broken()
+                out.put("cut")
+
+    def go_away(self) -> None:
+        with self.lock:
+            for stream in self._streams:
+                stream.go_away()
+
+    def Stream(self, requests: Iterator[pb.StreamRequest], context: grpc.ServicerContext):
+        self.metadata.append(dict(context.invocation_metadata()))
+        if self.stream_status is not None:
+            context.abort(*self.stream_status)
+        out: queue.SimpleQueue = queue.SimpleQueue()
+        stream = FakeStream(self.fake, out.put)
+        with self.lock:
+            self._streams[stream] = out
+
+        def read() -> None:
+            try:
+                for request in requests:
+                    with self.lock:
+                        stream.receive(request)
+                with self.lock:
+                    stream.end()
+            except grpc.RpcError:
+                with self.lock:
+                    stream.broken()
+            out.put(None)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            while (message := out.get()) is not None:
+                if message == "cut" or self._cuts_now(stream):
+                    context.abort(grpc.StatusCode.UNAVAILABLE, "cable cut")
+                if not self.mute:
+                    yield message
+        finally:
+            with self.lock:
+                self._streams.pop(stream, None)
+
+    def _cuts_now(self, stream: FakeStream) -> bool:
+        if self.cut_after is None:
+            return False
+        self.cut_after -= 1
+        if self.cut_after >= 0:
+            return False
+        self.cut_after = None
+        with self.lock:
+            stream.broken()
+        return True
+
+    def _unary(self, context: grpc.ServicerContext, answer: Callable[[], object]):
+        self.unary_metadata.append(dict(context.invocation_metadata()))
+        if self.unavailable:
+            self.unavailable -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not there")
+        try:
+            with self.lock:
+                return answer()
+        except Refused as refused:
+            status = refused.status
+            context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+            code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+            context.abort(code, status.message)
+
+    def GetSession(self, request, context):
+        return self._unary(context, lambda: pb.GetSessionResponse(session=self.fake.find(request.session_id).info()))
+
+    def CloseSession(self, request, context):
+        return self._unary(
+            context, lambda: pb.CloseSessionResponse(applied_seq=self.fake.close(request.session_id).applied)
+        )
+
+    def ListSessions(self, request, context):
+        def answer():
+            infos = [s.info() for s in self.fake.sessions.values() if request.model in ("", s.model)]
+            start = int(request.page_token or 0)
+            page = infos[start : start + 2]
+            token = str(start + 2) if start + 2 < len(infos) else ""
+            return pb.ListSessionsResponse(sessions=page, next_page_token=token, total_size=len(infos))
+
+        return self._unary(context, answer)
+
+    def ForkSession(self, request, context):
+        def answer():
+            old = self.fake.find(request.session_id)
+            new = self.fake.create(request.new_session_id, old.model)
+            new.state, new.applied = old.state.copy(), old.applied
+            return pb.ForkSessionResponse(session=new.info())
+
+        return self._unary(context, answer)
+
+    def SnapshotSession(self, request, context):
+        def answer():
+            old = self.fake.find(request.session_id)
+            return pb.SnapshotSessionResponse(
+                snapshot=f"{old.model} {old.applied} ".encode() + old.state.tobytes(), applied_seq=old.applied
+            )
+
+        return self._unary(context, answer)
+
+    def RestoreSession(self, request, context):
+        def answer():
+            parts = request.snapshot.split(b" ", 2)
+            if len(parts) != 3:
+                raise Refused(e.ERROR_REASON_SNAPSHOT_INVALID)
+            new = self.fake.create(request.session_id, parts[0].decode())
+            new.applied, new.state = int(parts[1]), np.frombuffer(parts[2], np.float32).copy()
+            return pb.RestoreSessionResponse(session=new.info())
+
+        return self._unary(context, answer)
+
+    def _model(self, name: str) -> model_pb2.Model:
+        if name not in SPECS:
+            raise Refused(e.ERROR_REASON_MODEL_NOT_FOUND, model=name, available="sum, mix")
+        return model_pb2.Model(
+            name=name,
+            version="1",
+            status=model_pb2.MODEL_STATUS_READY,
+            latest=True,
+            spec=SPECS[name],
+            device="cpu",
+            sessions=sum(s.model == name for s in self.fake.sessions.values()),
+        )
+
+    def ListModels(self, request, context):
+        return self._unary(context, lambda: model_pb2.ListModelsResponse(models=map(self._model, SPECS)))
+
+    def GetModel(self, request, context):
+        return self._unary(context, lambda: model_pb2.GetModelResponse(model=self._model(request.name)))
+
+    def LoadModel(self, request, context):
+        return self._unary(context, lambda: model_pb2.LoadModelResponse(model=self._model(request.name)))
+
+    def UnloadModel(self, request, context):
+        def answer():
+            live = self._model(request.name).sessions
+            if live and not request.force:
+                raise Refused(e.ERROR_REASON_MODEL_IN_USE, model=request.name, version="1", sessions=str(live))
+            return model_pb2.UnloadModelResponse(closed_sessions=live)
+
+        return self._unary(context, answer)
+
+
+@pytest.fixture
+def grpc_server():
+    """A fake server behind gRPC."""
+    server = GrpcServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def fake():
+    """The rules without I/O: FakeServer, FakeStream and Refused."""
+    return FakeServer()
+
+
+@pytest.fixture
+def open_fake_stream(fake):
+    """Opens the server's end of a stream: (what it has sent, its end)."""
+
+    def opened() -> tuple[list[pb.StreamResponse], FakeStream]:
+        sent: list[pb.StreamResponse] = []
+        return sent, FakeStream(fake, sent.append)
+
+    return opened
+
+
+@pytest.fixture
+def refused():
+    """Makes refusals: `refused("MODEL_FAILED", seq="1")`."""
+
+    def make(reason: str, retry_s: float | None = None, **metadata: str) -> Refused:
+        return Refused(e.ErrorReason.Value("ERROR_REASON_" + reason), retry_s, **metadata)
+
+    return make
+
+
+@pytest.fixture
+def specs():
+    """The models' descriptions by name."""
+    return SPECS
