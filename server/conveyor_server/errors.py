@@ -31,3 +31,7 @@ def refuse(
         metadata: the keys that errors.proto names for the reason; values are turned to text.
     """
     return Refused(Fault(reason, message, {key: str(value) for key, value in metadata.items()}, retry_s))
+
+
+class StartError(Exception):
+    """The server cannot start. The message is for the person who started it and says what to do."""

@@ -1,0 +1,162 @@
+"""What is counted.
+
+Invariant: the hot path only adds to plain numbers that belong to the core thread; a scrape copies them there (`sample`)
+and renders the copy elsewhere (exposition).
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+from google.rpc import error_details_pb2, status_pb2
+
+from conveyor_server.engine.batch import Batch
+from conveyor_server.engine.engine import Engine
+from conveyor_server.sessions.directory import Directory
+
+LATENCY_BUCKETS_S = (
+    *(50e-6, 100e-6, 200e-6, 500e-6),
+    *(1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 100e-3, 200e-3, 500e-3),
+    *(1.0, 2.0, 5.0, 10.0),
+)
+BATCH_BUCKETS = tuple(float(1 << power) for power in range(11))
+SHARE_BUCKETS = tuple(step / 10 for step in range(1, 11))
+
+
+class Tally:
+    """A histogram's numbers. Adding one value costs a bisection; adding it many times costs no more."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        # The last is for what exceeds every bound.
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """Adds `value`, `count` times."""
+        self.counts[bisect_left(self.bounds, value)] += count
+        self.total += value * count
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Upper bound and how many values are at most that, as Prometheus counts."""
+        rows: list[tuple[str, float]] = []
+        running = 0
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
+            running += count
+            rows.append((bound, running))
+        return rows
+
+
+@dataclass(slots=True)
+class ModelFigures:
+    """What is counted for one model version; outlives an unload, so that counters never fall. Core thread only."""
+
+    model: str
+    version: str
+    steps: int = 0
+    time_steps: int = 0
+    replayed: int = 0
+    ready: int = 0
+    load_s: float = 0.0
+    sessions: int = 0
+    resident_bytes: int = 0
+    slab_bytes: int = 0
+    queued: int = 0
+    batch_rows: Tally = field(default_factory=lambda: Tally(BATCH_BUCKETS))
+    batch_share: Tally = field(default_factory=lambda: Tally(SHARE_BUCKETS))
+    batch_run: Tally = field(default_factory=lambda: Tally(LATENCY_BUCKETS_S))
+    queue: Tally = field(default_factory=lambda: Tally(LATENCY_BUCKETS_S))
+    run: Tally = field(default_factory=lambda: Tally(LATENCY_BUCKETS_S))
+    reply: Tally = field(default_factory=lambda: Tally(LATENCY_BUCKETS_S))
+
+    def delivered(self, batch: Batch, now: float) -> None:
+        """Counts a batch that was just delivered, and the steps that it finished."""
+        rows = len(batch.steps)
+        self.batch_rows.observe(rows)
+        self.batch_share.observe(rows / batch.ready)
+        self.batch_run.observe(batch.run_s)
+        whole = 0
+        for step in batch.steps:
+            if step.finished_at != now or step.fault is not None:
+                continue
+            self.steps += 1
+            self.time_steps += step.length
+            self.queue.observe(step.started_at - step.submitted_at)
+            if step.started_at == batch.taken_at:
+                whole += 1
+            else:
+                self.run.observe(now - step.started_at)
+        if whole:
+            self.run.observe(now - batch.taken_at, whole)
+
+
+class Metrics:
+    """All that is counted. Core thread only."""
+
+    def __init__(self) -> None:
+        self.models: dict[tuple[str, str], ModelFigures] = {}
+        self.errors: Counter[str] = Counter()
+        self.streams = 0
+        self._by_engine: dict[Engine, ModelFigures] = {}
+
+    def of(self, engine: Engine) -> ModelFigures:
+        """The figures of an engine's model version."""
+        figures = self._by_engine.get(engine)
+        if figures is None:
+            key = (engine.model, engine.version)
+            figures = self._by_engine[engine] = self.models.setdefault(key, ModelFigures(*key))
+        return figures
+
+    def loaded(self, engine: Engine, load_s: float) -> None:
+        """A model version is ready."""
+        figures = self.of(engine)
+        figures.ready = 1
+        figures.load_s = load_s
+
+    def unloaded(self, engine: Engine) -> None:
+        """A model version is gone."""
+        self.of(engine).ready = 0
+        del self._by_engine[engine]
+
+    def refused(self, status: status_pb2.Status) -> None:
+        """A refusal goes to a caller."""
+        info = error_details_pb2.ErrorInfo()
+        for detail in status.details:
+            if detail.Unpack(info):
+                self.errors[info.reason] += 1
+
+    def sample(self, directory: Directory) -> "Sample":
+        """A copy of all numbers, for another thread. Some 100 microseconds for each model and 1,000 sessions."""
+        for figures in self.models.values():
+            figures.sessions = figures.resident_bytes = figures.slab_bytes = figures.queued = 0
+        for engine, count in Counter(session.engine for session in directory.sessions.values()).items():
+            self.of(engine).sessions = count
+        for engine, figures in self._by_engine.items():
+            row_bytes = engine.spec.state_bytes
+            figures.resident_bytes = (engine.slots.capacity - engine.slots.free) * row_bytes
+            figures.slab_bytes = engine.slots.capacity * row_bytes
+            figures.queued = engine.ready
+        return Sample(
+            models=deepcopy(list(self.models.values())),
+            errors=dict(self.errors),
+            streams=self.streams,
+            opened=directory.opened,
+            closed=dict(directory.closed),
+            draining=directory.draining,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """All numbers at one moment."""
+
+    models: Sequence[ModelFigures]
+    errors: dict[str, int]
+    streams: int
+    opened: int
+    closed: dict[str, int]
+    draining: bool

@@ -1,0 +1,100 @@
+"""What a servicer asks of whoever drives the core, and how it waits for an answer.
+
+Invariant: a servicer runs on the core thread, so it may call the directory directly; what it caused is carried out
+after `kick`, and what it waits for comes through a Waiter.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from conveyor_server.engine.engine import Engine
+from conveyor_server.sessions.directory import Directory
+from conveyor_server.sessions.events import Answer, Closed, Detached
+
+
+class Models(Protocol):
+    """Which engine serves a model."""
+
+    def engine(self, name: str, version: str = "") -> Engine:
+        """The engine of a version that is ready; an empty version takes the latest.
+
+        Raises:
+            Refused: MODEL_NOT_FOUND or MODEL_NOT_READY.
+        """
+
+
+class Core(Protocol):
+    """The core and its driver. Core thread only."""
+
+    @property
+    def directory(self) -> Directory:
+        """All sessions."""
+
+    @property
+    def models(self) -> Models:
+        """All models that are ready."""
+
+    @property
+    def max_time_steps(self) -> int:
+        """Time steps that one step may hold."""
+
+    def now(self) -> float:
+        """Seconds of the driver's clock."""
+
+    def timestamp(self, at: float) -> Timestamp:
+        """The wall-clock time of a moment of the driver's clock."""
+
+    def kick(self) -> None:
+        """Has events routed and ready steps run, once everything that arrived in this turn is in."""
+
+    def route(self) -> None:
+        """Hands the events so far to whom they are for, now."""
+
+    def after_routing(self, flush: Callable[[], None]) -> None:
+        """Calls `flush` once, when the events at hand have all been handed out."""
+
+
+class ReplyTo(Protocol):
+    """Who waits for a step or a close."""
+
+    def answered(self, answer: Answer) -> None:
+        """A step is answered."""
+
+    def closed(self, event: Closed) -> None:
+        """The session that was asked to close is gone."""
+
+
+class Holder(Protocol):
+    """Who holds sessions: the owner of an Attachment."""
+
+    def detached(self, event: Detached) -> None:
+        """A session left."""
+
+
+class Waiter:
+    """A unary call that waits for one event. A caller that is gone is no error."""
+
+    def __init__(self) -> None:
+        self._answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._closed: asyncio.Future[Closed] = asyncio.get_running_loop().create_future()
+
+    def answered(self, answer: Answer) -> None:
+        """The step's answer is here."""
+        if not self._answer.done():
+            self._answer.set_result(answer)
+
+    def closed(self, event: Closed) -> None:
+        """The session is gone."""
+        if not self._closed.done():
+            self._closed.set_result(event)
+
+    async def answer(self) -> Answer:
+        """The answer, with outputs or with a fault."""
+        return await self._answer
+
+    async def close(self) -> Closed:
+        """The end of the session."""
+        return await self._closed

@@ -1,0 +1,132 @@
+"""SessionService's unary calls: for simple clients, and for looking after sessions that streams use.
+
+Translates only: refusals are raised as they come, and whoever binds the methods to a transport turns them into status.
+"""
+
+import asyncio
+import heapq
+
+from conveyor_proto.v1 import session_pb2 as pb
+
+from conveyor_server import snapshot
+from conveyor_server.errors import Refused
+from conveyor_server.servicers.convert import (
+    idle_timeout_s,
+    missing,
+    output_tensors,
+    session_info,
+    step_content,
+    submission,
+)
+from conveyor_server.servicers.core import Core, Waiter
+from conveyor_server.sessions.session import Session
+
+_PAGE_SIZE = 100
+_MAX_PAGE_SIZE = 1000
+
+
+class SessionServicer:
+    """One method for each unary call, named as it is. Core thread only."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def create_session(self, request: pb.CreateSessionRequest) -> pb.CreateSessionResponse:
+        """Creates a session that no stream holds."""
+        if not request.model:
+            raise missing("model", "is needed to create a session")
+        session = self._core.directory.create(
+            self._core.models.engine(request.model, request.version),
+            self._core.now(),
+            session_id=request.session_id,
+            max_in_flight=request.options.max_in_flight,
+            idle_timeout_s=idle_timeout_s(request.options),
+        )
+        return pb.CreateSessionResponse(session=self._info(session))
+
+    async def step(self, request: pb.StepRequest) -> pb.StepResponse:
+        """Applies one step and returns its answer. A caller that goes away takes back a step that has not run."""
+        core = self._core
+        session = core.directory.lookup(request.session_id)
+        waiter = Waiter()
+        step = submission(
+            step_content(request.inputs, session.engine.spec, core.max_time_steps),
+            core.directory.limits,
+            seq=request.seq,
+            reply_to=waiter,
+            epoch=request.epoch,
+            timeout_ms=request.timeout_ms,
+            acked_seq=request.acked_seq,
+        )
+        core.directory.submit(session, step, core.now())
+        core.kick()
+        try:
+            answer = await waiter.answer()
+        except asyncio.CancelledError:
+            core.directory.cancel(session, request.seq, waiter)
+            core.kick()
+            raise
+        if answer.fault is not None:
+            raise Refused(answer.fault)
+        return pb.StepResponse(seq=answer.seq, outputs=output_tensors(answer), replayed=answer.replayed)
+
+    async def get_session(self, request: pb.GetSessionRequest) -> pb.GetSessionResponse:
+        """Describes a session."""
+        return pb.GetSessionResponse(session=self._info(self._core.directory.lookup(request.session_id)))
+
+    async def list_sessions(self, request: pb.ListSessionsRequest) -> pb.ListSessionsResponse:
+        """A page of sessions by id: one that lives throughout is on exactly one page."""
+        sessions = self._core.directory.sessions
+        ids = [key for key, session in sessions.items() if request.model in {"", session.engine.model}]
+        size = min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)
+        page = heapq.nsmallest(size + 1, (key for key in ids if key > request.page_token))
+        return pb.ListSessionsResponse(
+            sessions=[self._info(sessions[key]) for key in page[:size]],
+            next_page_token=page[size - 1] if len(page) > size else "",
+            total_size=len(ids),
+        )
+
+    async def fork_session(self, request: pb.ForkSessionRequest) -> pb.ForkSessionResponse:
+        """A new session that goes on from where another is."""
+        session = self._core.directory.fork(
+            self._core.directory.lookup(request.session_id),
+            self._core.now(),
+            session_id=request.new_session_id,
+            max_in_flight=request.options.max_in_flight,
+            idle_timeout_s=idle_timeout_s(request.options),
+        )
+        return pb.ForkSessionResponse(session=self._info(session))
+
+    async def snapshot_session(self, request: pb.SnapshotSessionRequest) -> pb.SnapshotSessionResponse:
+        """A session's state at its last step boundary, to keep."""
+        session = self._core.directory.lookup(request.session_id)
+        data = snapshot.take(session, self._core.timestamp(self._core.now()))
+        return pb.SnapshotSessionResponse(snapshot=data, applied_seq=session.applied_seq)
+
+    async def restore_session(self, request: pb.RestoreSessionRequest) -> pb.RestoreSessionResponse:
+        """A new session that goes on from a snapshot."""
+        content = snapshot.read(request.snapshot)
+        # The digest is the judge: the snapshot's own version may be gone while the same model is there under another.
+        engine = self._core.models.engine(request.model or content.model, request.version)
+        session = self._core.directory.restore(
+            engine,
+            snapshot.states_for(content, engine),
+            self._core.now(),
+            applied_seq=content.applied_seq,
+            applied_time_steps=content.applied_time_steps,
+            session_id=request.session_id,
+            max_in_flight=request.options.max_in_flight,
+            idle_timeout_s=idle_timeout_s(request.options),
+        )
+        return pb.RestoreSessionResponse(session=self._info(session))
+
+    async def close_session(self, request: pb.CloseSessionRequest) -> pb.CloseSessionResponse:
+        """Closes a session once its accepted steps are answered."""
+        session = self._core.directory.lookup(request.session_id)
+        waiter = Waiter()
+        self._core.directory.close(session, waiter, self._core.now())
+        self._core.kick()
+        return pb.CloseSessionResponse(applied_seq=(await waiter.close()).applied_seq)
+
+    def _info(self, session: Session) -> pb.SessionInfo:
+        return session_info(session, self._core)

@@ -1,0 +1,1 @@
+"""What drives the core: an event loop and a gRPC server on it."""

@@ -1,0 +1,101 @@
+"""Binds a servicer's methods to a gRPC service: one place where a refusal becomes a status.
+
+Invariant: a caller is told a Fault, or a fixed sentence with an incident's id; never what an exception says.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+from conveyor_proto.codec import WireError
+from conveyor_proto.reasons import DOMAIN, to_status
+from google.protobuf.any_pb2 import Any as PackedAny
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from conveyor_server.errors import Refused
+from conveyor_server.incidents import record
+from conveyor_server.metrics import Metrics
+
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+
+Method: TypeAlias = Callable[[Any], Awaitable[Any]]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class Calls:
+    """Unary calls under way, so that a drain can wait for them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __enter__(self) -> None:
+        self._count += 1
+        self._idle.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if self._count == 0:
+            self._idle.set()
+
+    async def idle(self) -> None:
+        """Returns when none is under way."""
+        await self._idle.wait()
+
+
+def unary_handlers(
+    service: ServiceDescriptor, servicer: object, calls: Calls, metrics: Metrics
+) -> dict[str, "grpc.RpcMethodHandler[Any, Any]"]:
+    """A handler for every unary method of a service: `CreateSession` is the servicer's `create_session`."""
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+    for method in service.methods:
+        if method.client_streaming or method.server_streaming:
+            continue
+        name = re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()
+        handlers[method.name] = grpc.unary_unary_rpc_method_handler(
+            _guarded(getattr(servicer, name), calls, metrics),
+            request_deserializer=GetMessageClass(method.input_type).FromString,
+            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        )
+    return handlers
+
+
+def _guarded(method: Method, calls: Calls, metrics: Metrics) -> Callable[[Any, Context], Awaitable[Any]]:
+    async def call(request: Any, context: Context) -> Any:
+        with calls:
+            try:
+                return await method(request)
+            except (Refused, WireError) as refusal:
+                status = to_status(refusal.fault)
+            except Exception as error:  # a defect: logged whole, told by its id
+                status = incident_status(error)
+            metrics.refused(status)
+            return await abort(context, status)
+
+    return call
+
+
+def incident_status(error: BaseException) -> status_pb2.Status:
+    """What a caller is told of a defect; the log holds the rest."""
+    incident = record("a call failed", error)
+    status = status_pb2.Status(
+        code=code_pb2.INTERNAL, message=f"the server failed unexpectedly: incident {incident} in its log"
+    )
+    detail = PackedAny()
+    detail.Pack(error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"incident": incident}))
+    status.details.append(detail)
+    return status
+
+
+async def abort(context: Context, status: status_pb2.Status) -> None:
+    """Ends a call with a rich status. Always raises grpc.aio.AbortError."""
+    trailers = ((STATUS_DETAILS_KEY, status.SerializeToString()),)
+    await context.abort(_CODES[status.code], status.message, trailers)

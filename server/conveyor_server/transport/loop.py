@@ -1,0 +1,207 @@
+"""Drives the core on an asyncio event loop: whatever arrived in one turn forms the next batch.
+
+Invariants: the core belongs to the loop's thread; never two batches of one engine are out; a run that is long goes to
+the engine's own thread, a short one runs here, because two thread crossings would cost more than it does.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from conveyor_server.engine.batch import Batch
+from conveyor_server.engine.engine import Engine
+from conveyor_server.incidents import record
+from conveyor_server.metrics import Metrics, ModelFigures
+from conveyor_server.runner.base import RunFailed, RunResult
+from conveyor_server.servicers.core import Holder, Models, ReplyTo
+from conveyor_server.sessions.directory import Directory
+from conveyor_server.sessions.events import Answer, Detached
+
+
+class _Lane:
+    """What the driver keeps for an engine: its thread, its figures, and how long its runs took."""
+
+    def __init__(self, engine: Engine, figures: ModelFigures) -> None:
+        self.figures = figures
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{engine.model}-{engine.version}")
+        self.idle = asyncio.Event()
+        self.idle.set()
+        # Moving averages by the power of two of a batch's time steps; one that never ran is unknown, so not short.
+        self._run_s = [math.inf] * 64
+
+    def expected_run_s(self, batch: Batch) -> float:
+        """How long batches of about this size ran; infinity where none did."""
+        return self._run_s[batch.time_steps.bit_length()]
+
+    def observe(self, batch: Batch) -> None:
+        """Learns from a batch that ran."""
+        size = batch.time_steps.bit_length()
+        known = self._run_s[size]
+        self._run_s[size] = batch.run_s if known == math.inf else 0.8 * known + 0.2 * batch.run_s
+
+
+class Driver:
+    """The core's heart beat. Everything here runs on the loop's thread, but for `Engine.run`.
+
+    Args:
+        directory: all sessions.
+        models: which engine serves a model; each is given to `add` before.
+        metrics: what is counted.
+        inline_run_s: a batch that is expected to run at most this long runs on the loop's thread.
+        max_time_steps: of one step.
+    """
+
+    def __init__(
+        self, directory: Directory, models: Models, metrics: Metrics, *, inline_run_s: float, max_time_steps: int
+    ) -> None:
+        self.directory = directory
+        self.models = models
+        self.metrics = metrics
+        self.max_time_steps = max_time_steps
+        self.inline_run_s = inline_run_s
+        self._loop = asyncio.get_running_loop()
+        self._wall_offset_s = time.time() - self._loop.time()
+        self._lanes: dict[Engine, _Lane] = {}
+        self._flushes: list[Callable[[], None]] = []
+        self._kicked = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        # Done when the core has broken an invariant of its own: nothing it says can be trusted any more.
+        self.failed: asyncio.Future[str] = self._loop.create_future()
+
+    def now(self) -> float:
+        """Seconds of the driver's clock: the loop's, which never goes back."""
+        return self._loop.time()
+
+    def timestamp(self, at: float) -> Timestamp:
+        """The wall-clock time of a moment of the driver's clock."""
+        value = Timestamp()
+        value.FromNanoseconds(round((at + self._wall_offset_s) * 1e9))
+        return value
+
+    def add(self, engine: Engine) -> None:
+        """Serves an engine from now on."""
+        self._lanes[engine] = _Lane(engine, self.metrics.of(engine))
+
+    async def remove(self, engine: Engine) -> None:
+        """Stops serving an engine that has no session left to run; returns once its last batch is back."""
+        lane = self._lanes[engine]
+        await lane.idle.wait()
+        del self._lanes[engine]
+        lane.thread.shutdown()
+
+    def kick(self) -> None:
+        """Runs what is ready at the end of this turn of the loop."""
+        if not self._kicked:
+            self._kicked = True
+            self._loop.call_soon(self._pump)
+
+    def route(self) -> None:
+        """Hands out the events so far, then has each stream that was told something send it."""
+        for event in self.directory.take_events():
+            if isinstance(event, Answer):
+                if event.replayed:
+                    self.metrics.of(event.session.engine).replayed += 1
+                _reply_to(event.reply_to).answered(event)
+            elif isinstance(event, Detached):
+                _holder(event.attachment.owner).detached(event)
+            else:
+                _reply_to(event.reply_to).closed(event)
+        flushes, self._flushes = self._flushes, []
+        for flush in flushes:
+            flush()
+
+    def after_routing(self, flush: Callable[[], None]) -> None:
+        """Calls `flush` once, after the events at hand were handed out."""
+        self._flushes.append(flush)
+
+    async def stop(self) -> None:
+        """Waits for batches that are out and stops the timer and the threads."""
+        for engine in list(self._lanes):
+            await self.remove(engine)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # ------------------------------------------------------------ within
+
+    def _pump(self) -> None:
+        self._kicked = False
+        try:
+            self._turn()
+        except Exception as error:  # a defect: stop at once rather than serve what may be wrong
+            self._fail(error)
+
+    def _turn(self) -> None:
+        now = self.now()
+        if now >= self.directory.next_expiry_at():
+            self.directory.expire(now)
+        self.route()
+        for engine, lane in self._lanes.items():
+            batch = engine.next_batch(now)
+            if batch is None:
+                continue
+            lane.idle.clear()
+            if lane.expected_run_s(batch) <= self.inline_run_s:
+                self._deliver(engine, lane, batch, _run(engine, batch))
+            else:
+                lane.thread.submit(self._run_elsewhere, engine, lane, batch)
+        self._watch()
+
+    def _run_elsewhere(self, engine: Engine, lane: _Lane, batch: Batch) -> None:
+        result = _run(engine, batch)
+        self._loop.call_soon_threadsafe(self._back, engine, lane, batch, result)
+
+    def _back(self, engine: Engine, lane: _Lane, batch: Batch, result: RunResult | RunFailed) -> None:
+        try:
+            self._deliver(engine, lane, batch, result)
+        except Exception as error:  # as in _pump
+            self._fail(error)
+
+    def _deliver(self, engine: Engine, lane: _Lane, batch: Batch, result: RunResult | RunFailed) -> None:
+        now = self.now()
+        self.directory.deliver(engine, batch, result, now)
+        lane.figures.delivered(batch, now)
+        lane.observe(batch)
+        lane.idle.set()
+        self.route()
+        # Not at once: what arrived during the run belongs in the next batch too.
+        if engine.ready:
+            self.kick()
+
+    def _watch(self) -> None:
+        """Wakes when the next session expires or step times out. A timer that is early finds nothing due."""
+        at = self.directory.next_expiry_at()
+        if at < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(at, self._wake)
+            self._timer_at = at
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._timer_at = math.inf
+        self.kick()
+
+    def _fail(self, error: Exception) -> None:
+        incident = record("the core failed, the server stops", error)
+        if not self.failed.done():
+            self.failed.set_result(incident)
+
+
+def _run(engine: Engine, batch: Batch) -> RunResult | RunFailed:
+    try:
+        return engine.run(batch)
+    except Exception as error:  # whatever a model does, its batch fails and the server goes on
+        return RunFailed(f"unexpectedly, see incident {record('a run failed', error)} in the server's log")
+
+
+def _reply_to(reply_to: object) -> ReplyTo:
+    return reply_to  # type: ignore[return-value]
+
+
+def _holder(owner: object) -> Holder:
+    return owner  # type: ignore[return-value]

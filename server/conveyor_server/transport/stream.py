@@ -1,0 +1,278 @@
+"""One Stream call: its sessions by handle, what it asks of the core, and what it is told.
+
+Invariants: without I/O, so that any transport can drive it; an error concerns one step, attach or handle and the
+stream goes on; after a session left, nothing is said about it; a stream that ends in order says StreamEnd last.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from conveyor_proto.codec import WireError, decode_integers
+from conveyor_proto.reasons import Fault
+from conveyor_proto.v1 import errors_pb2 as e
+from conveyor_proto.v1 import session_pb2
+
+from conveyor_server.engine.engine import Engine
+from conveyor_server.errors import Refused
+from conveyor_server.inputs import StepInputs, decode_frame
+from conveyor_server.metrics import Metrics
+from conveyor_server.servicers.attach import open_session
+from conveyor_server.servicers.convert import duration, session_info, step_content, submission
+from conveyor_server.servicers.core import Core
+from conveyor_server.sessions.events import Answer, Detached
+from conveyor_server.transport.outbox import Outbox
+from conveyor_server.transport.replies import Replies
+from conveyor_server.transport.seat import Seat
+
+# A frame names each handle once, so more rows than this are a mistake, and would be answered one by one.
+MAX_FRAME_ROWS = 65_536
+
+
+class StreamCall:
+    """The server's side of one stream. Core thread only.
+
+    Args:
+        core: what drives the sessions.
+        outbox: where messages to the client go.
+        metrics: what is counted.
+    """
+
+    def __init__(self, core: Core, outbox: Outbox, metrics: Metrics) -> None:
+        self._core = core
+        self._outbox = outbox
+        self._metrics = metrics
+        self._seats: dict[int, Seat] = {}
+        self._replies = Replies(self._send)
+        self._routed = False
+        self._ending = False
+        self._broken = False
+
+    # ------------------------------------------------------------ from the client
+
+    def receive(self, request: session_pb2.StreamRequest) -> None:
+        """Takes one message."""
+        kind = request.WhichOneof("kind")
+        if kind == "frame":
+            self._frame(request.frame)
+        elif kind == "step":
+            self._step(request.step)
+        elif kind == "attach":
+            self._attach(request.attach)
+        elif kind == "detach":
+            self._detach(request.detach.handle)
+        elif kind == "close":
+            self._close(request.close.handle)
+        else:
+            message = "the message holds nothing that this server knows: send attach, step, frame, detach or close"
+            self._refuse(0, 0, Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "kind"}))
+        self._core.kick()
+
+    def half_close(self) -> None:
+        """The client sends no more: detach all, answer what was accepted, then end."""
+        self._end()
+
+    # ------------------------------------------------------------ from the server
+
+    def go_away(self, grace_s: float) -> None:
+        """The server stops in `grace_s` seconds: say so, detach all, answer what was accepted, then end."""
+        self._put(session_pb2.StreamResponse(go_away=session_pb2.GoAway(grace=duration(grace_s))))
+        self._end()
+
+    def broken(self) -> None:
+        """The call is gone. Sessions live on, and what was accepted is run and recorded."""
+        self._broken = True
+        self._outbox.close()
+        self._core.directory.abandon([seat.attachment for seat in self._seats.values()], self._core.now())
+        self._seats.clear()
+
+    # ------------------------------------------------------------ from the core
+
+    def detached(self, event: Detached) -> None:
+        """A session left the stream; its handle is free."""
+        attachment = event.attachment
+        seat = self._seats.get(attachment.handle)
+        if seat is None or seat.attachment is not attachment:
+            return
+        del self._seats[attachment.handle]
+        message = session_pb2.SessionDetached(
+            handle=attachment.handle,
+            cause=event.cause,
+            session_id=attachment.session.id,
+            applied_seq=event.applied_seq,
+        )
+        self._expect_flush()
+        self._replies.about(attachment.handle, attachment.session.engine, session_pb2.StreamResponse(detached=message))
+
+    def _single(self, seat: Seat, answer: Answer) -> None:
+        if self._holds(seat):
+            self._expect_flush()
+            self._replies.single(seat.attachment.handle, answer)
+
+    def _framed(self, seat: Seat, answer: Answer) -> None:
+        if self._holds(seat):
+            self._expect_flush()
+            self._replies.framed(seat.attachment.handle, answer)
+
+    def _holds(self, seat: Seat) -> bool:
+        # A session that left may still have had a step under way: its answer is recorded, and not told here.
+        return self._seats.get(seat.attachment.handle) is seat
+
+    # ------------------------------------------------------------ requests
+
+    def _attach(self, message: session_pb2.AttachSession) -> None:
+        handle = message.handle
+        if handle in self._seats:
+            text = f"handle {handle} is taken on this stream: choose another, or wait for its SessionDetached"
+            self._refuse(handle, 0, Fault(e.ERROR_REASON_HANDLE_IN_USE, text, {"handle": str(handle)}))
+            return
+        try:
+            session, resumed = open_session(message, self._core)
+            attachment = self._core.directory.attach(session, self, handle, self._core.now())
+        except Refused as refusal:
+            self._refuse(handle, 0, refusal.fault)
+            return
+        # What happened to the session before must be told before: this stream may have held it under another handle.
+        self._core.route()
+        self._seats[handle] = Seat(attachment, self._single, self._framed)
+        info = session_info(session, self._core)
+        attached = session_pb2.SessionAttached(handle=handle, session=info, resumed=resumed)
+        self._put(session_pb2.StreamResponse(attached=attached))
+
+    def _step(self, message: session_pb2.Step) -> None:
+        seat = self._seat(message.handle)
+        if isinstance(seat, Fault):
+            self._refuse(message.handle, message.seq, seat)
+            return
+        session = seat.attachment.session
+        step = submission(
+            step_content(message.inputs, session.engine.spec, self._core.max_time_steps),
+            self._core.directory.limits,
+            seq=message.seq,
+            reply_to=seat.single,
+            epoch=seat.attachment.epoch,
+            timeout_ms=message.timeout_ms,
+            acked_seq=message.acked_seq,
+        )
+        self._core.directory.submit(session, step, self._core.now())
+
+    def _frame(self, frame: session_pb2.StepFrame) -> None:
+        try:
+            handles, seqs = _numbers(frame)
+        except WireError as error:
+            self._refuse(0, 0, error.fault)
+            return
+        seats = [self._seat(handle) for handle in handles]
+        contents = self._frame_contents(frame, seats)
+        directory, now = self._core.directory, self._core.now()
+        for handle, seq, seat, (content, acked_seq) in zip(handles, seqs, seats, contents, strict=True):
+            if isinstance(seat, Fault):
+                self._refuse(handle, seq, seat)
+                continue
+            step = submission(
+                content,
+                directory.limits,
+                seq=seq,
+                reply_to=seat.framed,
+                epoch=seat.attachment.epoch,
+                timeout_ms=frame.timeout_ms,
+                acked_seq=acked_seq,
+            )
+            directory.submit(seat.attachment.session, step, now)
+
+    def _frame_contents(
+        self, frame: session_pb2.StepFrame, seats: Sequence[Seat | Fault]
+    ) -> Iterable[tuple[StepInputs | Fault, int]]:
+        """Content and acked_seq of each row; all alike where the frame is refused as a whole."""
+        engines = {seat.attachment.session.engine for seat in seats if isinstance(seat, Seat)}
+        if len(engines) != 1:
+            return [(_several_models(engines), 0)] * len(seats)
+        try:
+            rows = decode_frame(frame, engines.pop().spec, max_time_steps=self._core.max_time_steps)
+        except WireError as error:
+            return [(error.fault, 0)] * len(seats)
+        return zip(rows.rows, rows.acked_seqs, strict=True)
+
+    def _detach(self, handle: int) -> None:
+        seat = self._seat(handle)
+        if isinstance(seat, Fault):
+            self._refuse(handle, 0, seat)
+            return
+        seat.leaving = True
+        self._core.directory.detach(seat.attachment, self._core.now())
+
+    def _close(self, handle: int) -> None:
+        seat = self._seat(handle)
+        if isinstance(seat, Fault):
+            self._refuse(handle, 0, seat)
+            return
+        seat.leaving = True
+        self._core.directory.close(seat.attachment.session, seat.single, self._core.now())
+
+    def _seat(self, handle: int) -> Seat | Fault:
+        seat = self._seats.get(handle)
+        if seat is not None and not seat.leaving:
+            return seat
+        what = "is being let go" if seat is not None else "is not attached"
+        text = f"handle {handle} {what} on this stream: attach a session under it first"
+        return Fault(e.ERROR_REASON_HANDLE_UNKNOWN, text, {"handle": str(handle)})
+
+    # ------------------------------------------------------------ messages
+
+    def _end(self) -> None:
+        if self._ending or self._broken:
+            return
+        self._ending = True
+        for seat in list(self._seats.values()):
+            self._core.directory.detach(seat.attachment, self._core.now())
+        self._expect_flush()
+        self._core.kick()
+
+    def _refuse(self, handle: int, seq: int, fault: Fault) -> None:
+        self._expect_flush()
+        self._replies.error(handle, seq, fault)
+
+    def _put(self, message: session_pb2.StreamResponse) -> None:
+        self._outbox.put(message)
+
+    def _send(self, message: session_pb2.StreamResponse, engine: Engine | None, steps: int) -> None:
+        if engine is None:
+            if message.HasField("error"):
+                self._metrics.refused(message.error.status)
+            self._outbox.put(message)
+        else:
+            reply = self._metrics.of(engine).reply
+            self._outbox.put(message, functools.partial(_observe_reply, reply.observe, time.perf_counter(), steps))
+
+    def _expect_flush(self) -> None:
+        if not self._routed:
+            self._routed = True
+            self._core.after_routing(self._flush)
+
+    def _flush(self) -> None:
+        self._routed = False
+        self._replies.flush()
+        if self._ending and not self._seats:
+            self._put(session_pb2.StreamResponse(end=session_pb2.StreamEnd()))
+            self._outbox.close()
+
+
+def _observe_reply(observe: Callable[[float, int], None], began: float, steps: int) -> None:
+    observe(time.perf_counter() - began, steps)
+
+
+def _numbers(frame: session_pb2.StepFrame) -> tuple[list[int], list[int]]:
+    """The frame's handles and seqs, or WireError (FRAME_INVALID)."""
+    handles = decode_integers(frame.handles, np.uint32, -1, "handles")
+    seqs = decode_integers(frame.seqs, np.uint64, len(handles), "seqs")
+    if not 0 < len(handles) <= MAX_FRAME_ROWS:
+        text = f"the frame has {len(handles)} rows: send 1 to {MAX_FRAME_ROWS}"
+        raise WireError(Fault(e.ERROR_REASON_FRAME_INVALID, text, {"field": "handles"}))
+    return handles.tolist(), seqs.tolist()
+
+
+def _several_models(engines: Iterable[Engine]) -> Fault:
+    names = ", ".join(sorted(f"{engine.model} version {engine.version}" for engine in engines))
+    text = f"the frame's sessions are of {names or 'no model'}: send a frame for each model version"
+    return Fault(e.ERROR_REASON_FRAME_INVALID, text, {"field": "handles"})

@@ -1,0 +1,261 @@
+"""A whole server in the test's own event loop, over a runner in numpy."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import grpc.aio
+import numpy as np
+import pytest
+from conveyor_proto.codec import decode
+from conveyor_proto.reasons import Fault, from_status
+from conveyor_proto.v1 import errors_pb2 as e
+from conveyor_proto.v1 import session_pb2 as pb
+from conveyor_proto.v1 import session_pb2_grpc, spec_pb2, tensor_pb2
+from conveyor_server.engine.engine import Engine, EngineLimits
+from conveyor_server.errors import refuse
+from conveyor_server.metrics import Metrics
+from conveyor_server.runner.base import Run, RunFailed, RunResult
+from conveyor_server.servicers.session import SessionServicer
+from conveyor_server.sessions.directory import Directory, SessionLimits
+from conveyor_server.transport.binding import Calls, unary_handlers
+from conveyor_server.transport.grpc_aio import GrpcServer, WireLimits
+from conveyor_server.transport.loop import Driver
+
+FIRST = 10.0
+
+
+def sum_spec(digest: str) -> spec_pb2.ModelSpec:
+    """`total` after each time step of `x`, and the `last` one; the state is the total, FIRST when fresh."""
+    spec = spec_pb2.ModelSpec(spec_version=1, name="sum", digest=digest, state_bytes=8)
+    spec.inputs.add(name="x", dtype=tensor_pb2.DATA_TYPE_FLOAT64, shape=[1], has_time=True)
+    spec.outputs.add(name="total", dtype=tensor_pb2.DATA_TYPE_FLOAT64, shape=[1], has_time=True)
+    spec.outputs.add(name="last", dtype=tensor_pb2.DATA_TYPE_FLOAT64, shape=[1])
+    spec.states.add(
+        name="sum",
+        input_name="s",
+        output_name="s2",
+        dtype=tensor_pb2.DATA_TYPE_FLOAT64,
+        shape=[1],
+        initial=np.array([FIRST]).tobytes(),
+    )
+    return spec
+
+
+class SumRunner:
+    """Adds up. POISON fails a run, BUG raises what no runner should; `gate` holds runs while it is clear."""
+
+    POISON = 666.0
+    BUG = 667.0
+
+    def __init__(self, capacity: int, digest: str) -> None:
+        self.spec = sum_spec(digest)
+        self.device = "cpu"
+        self.capacity = capacity
+        self.slab = np.full((capacity, 1), np.nan)
+        self.rows: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.closed = False
+
+    def step(self, run: Run) -> RunResult:
+        self.entered.set()
+        assert self.gate.wait(20)
+        x = run.inputs[0]
+        self.rows.append(len(x))
+        if (x == self.BUG).any():
+            raise ValueError("secret")
+        if (x == self.POISON).any():
+            raise RunFailed("poisoned")
+        old = np.where(run.fresh[:, None], FIRST, self.slab[run.sources])
+        totals = old[:, None, :] + np.cumsum(x, axis=1)
+        last = totals[np.arange(len(x)), run.lengths - 1]
+        self.slab[run.destinations] = last
+        return RunResult([totals, last], np.isfinite(last).all(axis=1))
+
+    def read_rows(self, slots: Sequence[int]) -> list[np.ndarray]:
+        return [self.slab[list(slots)].copy()]
+
+    def write_rows(self, slots: Sequence[int], states: Sequence[np.ndarray]) -> None:
+        self.slab[list(slots)] = states[0]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeModels:
+    """Engines by name and version."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self.engines = {(engine.model, engine.version): engine for engine in engines}
+
+    def engine(self, name: str, version: str = "") -> Engine:
+        versions = [key for key in self.engines if key[0] == name and version in {"", key[1]}]
+        if not versions:
+            raise refuse(e.ERROR_REASON_MODEL_NOT_FOUND, "no such model", model=name)
+        return self.engines[max(versions)]
+
+
+class Server:
+    """The server under test and one channel to it.
+
+    `inline_run_s` 0: every run goes to the engine's thread, so that a closed gate holds the run and not the server.
+    """
+
+    def __init__(self, limits: SessionLimits, wire: WireLimits, *, inline_run_s: float, max_time_steps: int) -> None:
+        engine_limits = EngineLimits(max_batch=64, quantum=8, max_batch_time_steps=512)
+        capacity = engine_limits.capacity(limits.max_sessions)
+        self.runners = {"sum": SumRunner(capacity, "d1"), "other": SumRunner(capacity, "d2")}
+        self.engines = {
+            name: Engine(runner, model=name, version="1", limits=engine_limits) for name, runner in self.runners.items()
+        }
+        self.metrics = Metrics()
+        self.directory = Directory(limits)
+        self.driver = Driver(
+            self.directory,
+            FakeModels(list(self.engines.values())),
+            self.metrics,
+            inline_run_s=inline_run_s,
+            max_time_steps=max_time_steps,
+        )
+        for engine in self.engines.values():
+            self.driver.add(engine)
+        calls = Calls()
+        service = pb.DESCRIPTOR.services_by_name["SessionService"]
+        handlers = unary_handlers(service, SessionServicer(self.driver), calls, self.metrics)
+        self.grpc = GrpcServer(self.driver, self.metrics, {service.full_name: handlers}, calls=calls, limits=wire)
+        self.port = self.grpc.listen("127.0.0.1", 0, None)
+        self.channel = self.connect()
+        self.stub = session_pb2_grpc.SessionServiceStub(self.channel)  # type: ignore[no-untyped-call]
+
+    @property
+    def runner(self) -> SumRunner:
+        return self.runners["sum"]
+
+    def connect(self) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(
+            f"127.0.0.1:{self.port}",
+            options=(("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)),
+        )
+
+    def stream(self, channel: grpc.aio.Channel | None = None) -> "Stream":
+        stub = session_pb2_grpc.SessionServiceStub(channel or self.channel)  # type: ignore[no-untyped-call]
+        return Stream(stub.Stream())
+
+    async def run_entered(self) -> None:
+        """Returns when a run has begun."""
+        assert await asyncio.to_thread(self.runner.entered.wait, 20)
+
+    async def stop(self) -> None:
+        for runner in self.runners.values():
+            runner.gate.set()
+        await self.channel.close()
+        await self.grpc.stop()
+        await self.driver.stop()
+        assert not self.driver.failed.done()
+
+
+class Stream:
+    """A client's side of one stream, message by message."""
+
+    def __init__(self, call: grpc.aio.StreamStreamCall) -> None:
+        self.call = call
+
+    async def send(self, **kind: object) -> None:
+        await self.call.write(pb.StreamRequest(**kind))
+
+    async def attach(self, handle: int, session_id: str = "", **fields: object) -> None:
+        fields = {"mode": pb.AttachSession.MODE_CREATE, "model": "sum", **fields}
+        await self.send(attach=pb.AttachSession(handle=handle, session_id=session_id, **fields))
+
+    async def attached(self, handle: int, session_id: str = "", **fields: object) -> pb.SessionAttached:
+        await self.attach(handle, session_id, **fields)
+        return await self.expect("attached")
+
+    async def step(self, handle: int, seq: int, *values: float, **fields: object) -> None:
+        await self.send(step=pb.Step(handle=handle, seq=seq, inputs=[tensor(*values)], **fields))
+
+    async def answer(self, handle: int, seq: int, *values: float, **fields: object) -> list[float]:
+        await self.step(handle, seq, *values, **fields)
+        result = await self.expect("result")
+        assert (result.handle, result.seq) == (handle, seq)
+        return totals(result)
+
+    async def frame(
+        self, handles: Sequence[int], seqs: Sequence[int], rows: Sequence[Sequence[float]], **extra
+    ) -> None:
+        await self.send(frame=frame(handles, seqs, rows, **extra))
+
+    async def receive(self) -> pb.StreamResponse:
+        response = await asyncio.wait_for(self.call.read(), 20)
+        assert response is not grpc.aio.EOF, "the stream ended"
+        return response
+
+    async def expect(self, kind: str):
+        response = await self.receive()
+        assert response.WhichOneof("kind") == kind, response
+        return getattr(response, kind)
+
+    async def fault(self) -> tuple[int, int, Fault]:
+        """The handle, seq and fault of the next message, a StepError."""
+        error = await self.expect("error")
+        return error.handle, error.seq, from_status(error.status)
+
+    async def end(self) -> None:
+        """Half-closes and takes the rest: SessionDetached messages, StreamEnd, OK."""
+        await self.call.done_writing()
+        while (response := await self.receive()).WhichOneof("kind") == "detached":
+            pass
+        assert response.HasField("end"), response
+        await self.ended()
+
+    async def ended(self) -> None:
+        assert await asyncio.wait_for(self.call.read(), 20) is grpc.aio.EOF
+        assert await self.call.code() is grpc.StatusCode.OK
+
+
+def tensor(*values: float) -> tensor_pb2.Tensor:
+    return tensor_pb2.Tensor(data=np.array(values, np.float64).tobytes())
+
+
+def frame(handles: Sequence[int], seqs: Sequence[int], rows: Sequence[Sequence[float]], **extra) -> pb.StepFrame:
+    lengths = [len(row) for row in rows]
+    return pb.StepFrame(
+        handles=np.array(handles, np.uint32).tobytes(),
+        seqs=np.array(seqs, np.uint64).tobytes(),
+        lengths=b"" if set(lengths) == {1} else np.array(lengths, np.uint32).tobytes(),
+        columns=[np.concatenate([np.array(row, np.float64) for row in rows]).tobytes() if rows else b""],
+        **extra,
+    )
+
+
+def totals(result: pb.StepResult | pb.StepResponse) -> list[float]:
+    assert [item.name for item in result.outputs] == ["total", "last"]
+    total, last = map(decode, result.outputs)
+    assert last[0] == total[-1, 0]
+    return [float(value) for value in total[:, 0]]
+
+
+@pytest.fixture
+async def make_server() -> AsyncIterator[Callable[..., Server]]:
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def make(
+            *, wire: WireLimits | None = None, inline_run_s: float = 0.0, max_time_steps: int = 64, **limits: float
+        ) -> Server:
+            session_limits = SessionLimits(**{"max_sessions": 512, **limits})  # type: ignore[arg-type]
+            server = Server(
+                session_limits, wire or WireLimits(), inline_run_s=inline_run_s, max_time_steps=max_time_steps
+            )
+            await server.grpc.start()
+            stack.push_async_callback(server.stop)
+            return server
+
+        yield make
+
+
+@pytest.fixture
+async def server(make_server: Callable[..., Server]) -> Server:
+    return await make_server()
