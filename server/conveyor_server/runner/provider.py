@@ -70,7 +70,7 @@ def open_session(model: onnx.ModelProto, host: Host, *, folder: Path | None = No
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions have no common base but Exception
-        raise RunnerUnavailable(_why_not(model, name, error)) from error
+        raise RunnerUnavailable(_why_not(model, name, folder, error)) from error
     session.disable_fallback()
     if host.device == "cuda":
         _check_cuda(session)
@@ -138,9 +138,10 @@ def recurrent_elsewhere(session: Any, provider: str) -> set[str]:
     }
 
 
-def _why_not(model: onnx.ModelProto, name: str, error: Exception) -> str:
+def _why_not(model: onnx.ModelProto, name: str, folder: Path | None, error: Exception) -> str:
+    told = str(error).strip().replace(str(folder), ".") if folder is not None else str(error).strip()
     opsets = ", ".join(f"{item.domain or 'ai.onnx'} {item.version}" for item in model.opset_import)
     return (
         f"onnxruntime {ort.__version__} does not load {name} (IR {model.ir_version}, opset {opsets}): "
-        f"{type(error).__name__}: {str(error).strip()}"
+        f"{type(error).__name__}: {told}"
     )

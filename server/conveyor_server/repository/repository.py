@@ -1,0 +1,262 @@
+"""The versions that this server knows, and what became of each.
+
+Invariant: a version is LOADING, READY or FAILED; only a READY one has an engine, and it keeps it until it is retired.
+What happens to one version changes no other. The table belongs to the core thread; `prepare` is for any other.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from conveyor_proto.reasons import Fault
+from conveyor_proto.v1 import errors_pb2 as e
+from conveyor_proto.v1 import model_pb2, spec_pb2
+
+from conveyor_server.errors import Refused, refuse
+from conveyor_server.repository.folder import MODEL_FILE, ModelFolder, is_name, is_version
+from conveyor_server.repository.prepare import Prepared, prepare
+from conveyor_server.runner.base import RunFailed, Runner, RunnerUnavailable
+
+EngineT = TypeVar("EngineT")
+
+# Loading takes seconds; asking again sooner brings nothing.
+_LOADING_RETRY_S = 1.0
+# What a caller sent comes back in a refusal only this far.
+_MAX_ECHO = 128
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion(Generic[EngineT]):
+    """One version of a model, as it is now.
+
+    Attributes:
+        name: repository name.
+        version: repository version.
+        status: LOADING, READY or FAILED of model.proto's ModelStatus.
+        failure: why it could not be loaded; set where FAILED.
+        prepared: the runner and the figures of loading; set where READY.
+        engine: what `make_engine` made; set where READY.
+    """
+
+    name: str
+    version: str
+    status: model_pb2.ModelStatus.ValueType
+    failure: Fault | None = None
+    prepared: Prepared | None = None
+    engine: EngineT | None = None
+
+    @property
+    def spec(self) -> spec_pb2.ModelSpec | None:
+        """The model's description where READY, with the repository's name for it."""
+        if self.prepared is None:
+            return None
+        spec = spec_pb2.ModelSpec()
+        spec.CopyFrom(self.prepared.runner.spec)
+        spec.name = self.name
+        return spec
+
+    @property
+    def serving(self) -> EngineT:
+        """The engine of a READY version; Refused (MODEL_NOT_READY or the failure) otherwise."""
+        if self.engine is not None:
+            return self.engine
+        if self.failure is not None:
+            raise Refused(self.failure)
+        raise _loading(self.name, self.version)
+
+
+class Repository(Generic[EngineT]):
+    """Versions by name. Core thread only, but for `on_disk` and `prepare`.
+
+    To load: `begin` on the core thread, `prepare` on another, then `publish` or `fail` on the core thread again.
+
+    Args:
+        root: folder of `NAME/VERSION/model.onnx`.
+        open_runner: opens a file; called by `prepare`, on its thread.
+        make_engine: makes the engine of a name, a version and a runner; called by `publish`, on the core thread.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        open_runner: Callable[[Path], Runner],
+        make_engine: Callable[[str, str, Runner], EngineT],
+    ) -> None:
+        self._folder = ModelFolder(root)
+        self._open_runner = open_runner
+        self._make_engine = make_engine
+        self._versions: dict[str, dict[str, ModelVersion[EngineT]]] = {}
+
+    def on_disk(self) -> dict[str, list[str]]:
+        """Names in the folder with their versions, newest last. Any thread.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        return self._folder.scan()
+
+    def newest_on_disk(self, name: str) -> str:
+        """The highest version of a model in the folder. Any thread.
+
+        Raises:
+            Refused: MODEL_NOT_FOUND.
+        """
+        versions = self._folder.versions(name)
+        if not versions:
+            raise self._not_on_disk(name, "")
+        return versions[-1]
+
+    def prepare(self, name: str, version: str) -> Prepared:
+        """Opens, warms and measures a version, in seconds. Any thread but the core's; nothing in the table changes.
+
+        Raises:
+            Refused: MODEL_NOT_FOUND, where the folder has no such file; MODEL_INVALID, where it cannot be served.
+        """
+        path = self._folder.path(name, version)
+        if path is None:
+            raise self._not_on_disk(name, version)
+        try:
+            return prepare(name, version, path, self._open_runner)
+        except RunnerUnavailable as error:
+            raise _invalid(name, version, str(error)) from error
+        except RunFailed as error:
+            raise _invalid(name, version, f"it loads, and its first run fails: {error}") from error
+        except Exception as error:
+            # Whatever a file makes our libraries do, the other models go on.
+            _log.exception("model %s/%s could not be prepared", name, version)
+            raise _invalid(name, version, f"loading it failed unexpectedly ({type(error).__name__})") from error
+
+    def begin(self, name: str, version: str) -> bool:
+        """Marks a version as LOADING. False: it is READY already and is left as it is.
+
+        Raises:
+            Refused: MODEL_NOT_READY, where it is being loaded already; MODEL_NOT_FOUND for what cannot be a version.
+        """
+        if not (is_name(name) and is_version(version)):
+            raise self._not_found(name, version)
+        known = self._versions.get(name, {}).get(version)
+        if known is not None and known.status == model_pb2.MODEL_STATUS_LOADING:
+            raise _loading(name, version)
+        if known is not None and known.status == model_pb2.MODEL_STATUS_READY:
+            return False
+        self._put(ModelVersion(name, version, model_pb2.MODEL_STATUS_LOADING))
+        return True
+
+    def publish(self, prepared: Prepared) -> ModelVersion[EngineT]:
+        """Makes the engine of a version that `begin` marked; from here on `find` gives it."""
+        self._require_loading(prepared.name, prepared.version)
+        engine = self._make_engine(prepared.name, prepared.version, prepared.runner)
+        return self._put(
+            ModelVersion(
+                prepared.name, prepared.version, model_pb2.MODEL_STATUS_READY, prepared=prepared, engine=engine
+            )
+        )
+
+    def fail(self, name: str, version: str, fault: Fault) -> None:
+        """Records why a version that `begin` marked is not served. One that is not on disk is forgotten."""
+        self._require_loading(name, version)
+        if fault.reason == e.ERROR_REASON_MODEL_NOT_FOUND:
+            self._remove(name, version)
+        else:
+            self._put(ModelVersion(name, version, model_pb2.MODEL_STATUS_FAILED, failure=fault))
+
+    def retire(self, name: str, version: str) -> ModelVersion[EngineT]:
+        """Forgets a READY or FAILED version and returns what it was; closing its runner is the caller's.
+
+        Raises:
+            Refused: MODEL_NOT_FOUND; MODEL_NOT_READY while it is loading.
+        """
+        known = self._versions.get(name, {}).get(version)
+        if known is None:
+            raise self._not_found(name, version)
+        if known.status == model_pb2.MODEL_STATUS_LOADING:
+            raise _loading(name, version)
+        self._remove(name, version)
+        return known
+
+    def find(self, name: str, version: str = "") -> ModelVersion[EngineT]:
+        """A version, or with an empty `version` the latest: the highest that is READY.
+
+        Without a READY one, the latest is the highest of those that are LOADING, else of those that FAILED, so that
+        `find(name).serving` says why there is nothing to serve.
+
+        Raises:
+            Refused: MODEL_NOT_FOUND.
+        """
+        versions = self._versions.get(name, {})
+        if version:
+            if version not in versions:
+                raise self._not_found(name, version)
+            return versions[version]
+        for status in (model_pb2.MODEL_STATUS_READY, model_pb2.MODEL_STATUS_LOADING, model_pb2.MODEL_STATUS_FAILED):
+            having = [item for item in versions.values() if item.status == status]
+            if having:
+                return max(having, key=_number)
+        raise self._not_found(name, "")
+
+    def versions(self) -> list[ModelVersion[EngineT]]:
+        """Every version that is known, by name, newest last."""
+        return [item for name in sorted(self._versions) for item in sorted(self._versions[name].values(), key=_number)]
+
+    def is_latest(self, item: ModelVersion[EngineT]) -> bool:
+        """True where new sessions that name no version get this one."""
+        return item.engine is not None and self.find(item.name) is item
+
+    def _put(self, item: ModelVersion[EngineT]) -> ModelVersion[EngineT]:
+        self._versions.setdefault(item.name, {})[item.version] = item
+        return item
+
+    def _remove(self, name: str, version: str) -> None:
+        del self._versions[name][version]
+        if not self._versions[name]:
+            del self._versions[name]
+
+    def _require_loading(self, name: str, version: str) -> None:
+        known = self._versions.get(name, {}).get(version)
+        if known is None or known.status != model_pb2.MODEL_STATUS_LOADING:
+            raise AssertionError(f"{name}/{version} was not begun")
+
+    def _not_found(self, name: str, version: str) -> Refused:
+        ready = [item for item in self.versions() if item.engine is not None]
+        return _missing("is served here", name, version, [f"{item.name}/{item.version}" for item in ready])
+
+    def _not_on_disk(self, name: str, version: str) -> Refused:
+        found = self._folder.versions(name)
+        return _missing(
+            f"is in the model folder as NAME/VERSION/{MODEL_FILE}", name, version, [f"{name}/{item}" for item in found]
+        )
+
+
+def _number(item: ModelVersion[EngineT]) -> int:
+    return int(item.version)
+
+
+def _loading(name: str, version: str) -> Refused:
+    return refuse(
+        e.ERROR_REASON_MODEL_NOT_READY,
+        f"version {version} of model {name!r} is loading: try again in a moment",
+        retry_s=_LOADING_RETRY_S,
+        model=name,
+    )
+
+
+def _missing(where: str, name: str, version: str, available: Sequence[str]) -> Refused:
+    name, version = name[:_MAX_ECHO], version[:_MAX_ECHO]
+    what = f"version {version} of model {name!r}" if version else f"model {name!r}"
+    listed = ", ".join(available)
+    return refuse(
+        e.ERROR_REASON_MODEL_NOT_FOUND,
+        f"no {what} {where}; available: {listed or 'none'}",
+        model=name,
+        version=version,
+        available=listed,
+    )
+
+
+def _invalid(name: str, version: str, why: str) -> Refused:
+    message = f"version {version} of model {name!r} cannot be served: {why}"
+    return refuse(e.ERROR_REASON_MODEL_INVALID, message, model=name, version=version)
