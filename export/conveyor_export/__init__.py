@@ -84,13 +84,15 @@ def export(
         WriteRefused: the place is taken, or cannot be written.
     """
     from conveyor_export import package
-    from conveyor_export.capture import capture
-    from conveyor_export.verify import verify
-    from conveyor_export.verify_table import format_verification
 
     if not tolerance >= 0:
         raise ExportError(f"tolerance is {tolerance}, and must be 0 or more")
     file = package.target(path, overwrite=overwrite)
+    # From here on with torch and onnxruntime.
+    from conveyor_export.capture import capture
+    from conveyor_export.verify import verify
+    from conveyor_export.verify_table import format_verification
+
     model = capture(
         module,
         example_inputs,

@@ -8,7 +8,20 @@ class ExportError(Exception):
 
 
 class CaptureError(ExportError):
-    """A module that cannot become a step model: the message names the module and the reason."""
+    """A module that cannot become a step model.
+
+    Attributes:
+        path: module path of the offender as `named_modules` spells it; empty for the module itself.
+        reason: why it cannot be streamed.
+        advice: what to do about it; may be empty.
+    """
+
+    def __init__(self, reason: str, *, path: str = "", advice: str = "") -> None:
+        where = f"module {path!r}" if path else "the module"
+        super().__init__(f"{where}: {reason}" + (f". {advice}" if advice else ""))
+        self.path = path
+        self.reason = reason
+        self.advice = advice
 
 
 class VerificationFailed(ExportError):  # noqa: N818 - it says what happened

@@ -99,8 +99,8 @@ def _check_recurrent(graph: fx.Graph) -> None:
     if gone:
         raise CaptureError(
             f"the recurrent calls of {', '.join(gone)} are no longer in this file: it was decomposed into elementary "
-            "operations (run_decompositions), which are unrolled over the example's time steps. Save the program as "
-            "torch.export.export returns it, or give MODULE:FACTORY and --weights."
+            "operations (run_decompositions), which are unrolled over the example's time steps",
+            advice="Save the program as torch.export.export returns it, or give MODULE:FACTORY and --weights",
         )
 
 
