@@ -11,7 +11,7 @@ import pytest
 import torch
 from conveyor_export import export
 from conveyor_server.engine.engine import Engine, EngineLimits
-from conveyor_server.runner import open_runner
+from conveyor_server.runner.onnx_runner import open_runner
 from conveyor_server.sessions.directory import Directory, SessionLimits
 from conveyor_server.sessions.events import Answer
 from conveyor_server.sessions.session import Session, Submission
