@@ -16,6 +16,7 @@ from conveyor_proto.codec import Array, to_numpy_dtype
 from conveyor_proto.v1 import spec_pb2
 from onnx import TensorProto, helper, numpy_helper
 
+from conveyor_server.runner.guard import live, unguarded
 from conveyor_server.runner.step_file import StepFile, graphs
 
 _Message = TypeVar("_Message")
@@ -81,12 +82,12 @@ def wrap(file: StepFile) -> onnx.ModelProto:
     model.CopyFrom(file.proto)
     graph, states = model.graph, file.spec.states
     before, after = _Nodes("gather"), _Nodes("scatter")
-    for index, state in enumerate(states):
+    new_rows = unguarded(graph, file.spec)
+    for index, (state, new) in enumerate(zip(states, new_rows, strict=True)):
         before.add("Gather", slab_input(index), SOURCES, output=state.input_name)
-        after.add("ScatterND", slab_input(index), DESTINATIONS, state.output_name, output=slab_output(index))
-    checked = _add_finite(after, states)
+        after.add("ScatterND", slab_input(index), DESTINATIONS, new, output=slab_output(index))
+    checked = _add_finite(after, states, new_rows)
     old_inputs, old_outputs = {item.input_name for item in states}, {item.output_name for item in states}
-    _replace(graph.node, [*before.nodes, *graph.node, *after.nodes])
     graph.initializer.extend(after.constants)
     _replace(
         graph.input,
@@ -105,6 +106,8 @@ def wrap(file: StepFile) -> onnx.ModelProto:
             *([_info(FINITE, TensorProto.BOOL, [1, "batch"])] if checked else []),
         ],
     )
+    nodes = [*before.nodes, *graph.node, *after.nodes]
+    _replace(graph.node, live(nodes, [item.name for item in graph.output]))
     return model
 
 
@@ -150,17 +153,17 @@ class _Nodes:
         return name
 
 
-def _add_finite(nodes: _Nodes, states: Sequence[spec_pb2.StateSpec]) -> bool:
+def _add_finite(nodes: _Nodes, states: Sequence[spec_pb2.StateSpec], new_rows: Sequence[str]) -> bool:
     """Adds FINITE: 0 * x summed over a row is 0 where x is finite, and NaN where it is not.
 
     As the product of a row of zeros with the rows it costs 2 to 5 us for 256 rows of 256, an eighth of isfinite.
     """
     sums = []
-    for state in states:
+    for state, new in zip(states, new_rows, strict=True):
         dtype = to_numpy_dtype(state.dtype)
         if dtype.kind != "f":
             continue
-        flat = nodes.add("Flatten", state.output_name, axis=1)
+        flat = new if len(state.shape) == 1 else nodes.add("Flatten", new, axis=1)
         if dtype == np.float16:
             flat, dtype = nodes.add("Cast", flat, to=TensorProto.FLOAT), np.dtype(np.float32)
         zeros = nodes.constant(np.zeros((1, math.prod(state.shape)), dtype))
