@@ -115,7 +115,15 @@ def _causal(truth: Truth, tolerance: float) -> bool:
 
 
 def _random(truth: Truth) -> bool:
-    first, second = (truth.ask(None, truth.sample.time).outputs for _ in range(2))
+    """Whether the module's answers depend on chance, or on how often it was asked."""
+    import torch
+
+    runs = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in range(2):
+            torch.manual_seed(seed)
+            runs.append(truth.ask(None, truth.sample.time).outputs)
+    first, second = runs
     return any(not np.array_equal(first[name], second[name], equal_nan=True) for name in first)
 
 
