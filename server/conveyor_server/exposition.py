@@ -42,13 +42,14 @@ class Row:
 
     def family(self, sample: Sample) -> Metric:
         """The metric with a sample's numbers."""
-        family: Metric = _FAMILIES[self.kind](self.name, self.help, labels=self.labels)
+        family = _FAMILIES[self.kind](self.name, self.help, labels=self.labels)
         for labels, value in self.read(sample):
             if isinstance(value, Tally):
                 family.add_metric(labels, value.cumulative(), value.total)
             else:
                 family.add_metric(labels, value)
-        return family
+        made: Metric = family
+        return made
 
 
 _MODEL = ("model", "version")

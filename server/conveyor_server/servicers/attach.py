@@ -3,10 +3,9 @@
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2
 
-from conveyor_server.errors import Refused, refuse
+from conveyor_server.errors import refuse
 from conveyor_server.servicers.convert import idle_timeout_s, missing
 from conveyor_server.servicers.core import Core
-from conveyor_server.sessions import rules
 from conveyor_server.sessions.session import Session
 
 _Mode = session_pb2.AttachSession
@@ -16,7 +15,7 @@ def open_session(message: session_pb2.AttachSession, core: Core) -> tuple[Sessio
     """The session that the message asks for, and whether it was there before.
 
     Raises:
-        Refused: MESSAGE_INVALID, MODEL_MISMATCH, SESSION_TAKEN_OVER, or as Directory.create and Directory.lookup.
+        Refused: MESSAGE_INVALID, MODEL_MISMATCH, or as Directory.create and Directory.lookup.
     """
     if message.mode == _Mode.MODE_CREATE:
         return _create(message, core), False
@@ -33,7 +32,7 @@ def _create(message: session_pb2.AttachSession, core: Core) -> Session:
     if not message.model:
         raise missing("attach.model", "is needed to create a session")
     return core.directory.create(
-        core.models.engine(message.model, message.version),
+        core.repository.find(message.model, message.version).serving,
         core.now(),
         session_id=message.session_id,
         max_in_flight=message.options.max_in_flight,
@@ -57,6 +56,4 @@ def _resume(message: session_pb2.AttachSession, core: Core) -> Session:
             version=engine.version,
             digest=engine.spec.digest,
         )
-    if message.max_epoch and session.epoch > message.max_epoch:
-        raise Refused(rules.taken_over(session))
     return session

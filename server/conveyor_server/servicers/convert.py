@@ -8,10 +8,11 @@ from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2, spec_pb2, tensor_pb2
 from google.protobuf.duration_pb2 import Duration
 
+from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused, refuse
 from conveyor_server.inputs import StepInputs, decode_step
 from conveyor_server.servicers.core import Core
-from conveyor_server.sessions.directory import SessionLimits
+from conveyor_server.sessions.directory import Directory, SessionLimits
 from conveyor_server.sessions.events import Answer
 from conveyor_server.sessions.session import Session, Submission
 
@@ -36,6 +37,11 @@ def session_info(session: Session, core: Core) -> session_pb2.SessionInfo:
         state_bytes=engine.spec.state_bytes,
         pending_steps=len(session.pending),
     )
+
+
+def sessions_on(engine: Engine | None, directory: Directory) -> int:
+    """How many sessions an engine has."""
+    return sum(session.engine is engine for session in directory.sessions.values())
 
 
 def output_tensors(answer: Answer) -> Iterable[tensor_pb2.Tensor]:

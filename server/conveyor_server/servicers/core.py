@@ -5,25 +5,15 @@ after `kick`, and what it waits for comes through a Waiter.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from conveyor_server.engine.engine import Engine
+from conveyor_server.repository import Repository
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.events import Answer, Closed, Detached
-
-
-class Models(Protocol):
-    """Which engine serves a model."""
-
-    def engine(self, name: str, version: str = "") -> Engine:
-        """The engine of a version that is ready; an empty version takes the latest.
-
-        Raises:
-            Refused: MODEL_NOT_FOUND or MODEL_NOT_READY.
-        """
 
 
 class Core(Protocol):
@@ -34,12 +24,18 @@ class Core(Protocol):
         """All sessions."""
 
     @property
-    def models(self) -> Models:
-        """All models that are ready."""
+    def repository(self) -> Repository[Engine]:
+        """All models."""
 
     @property
     def max_time_steps(self) -> int:
         """Time steps that one step may hold."""
+
+    def add(self, engine: Engine, step_s: Mapping[tuple[int, int], float]) -> None:
+        """Runs an engine's steps from now on; `step_s`: seconds that a run of (rows, time steps) took."""
+
+    async def remove(self, engine: Engine) -> None:
+        """Stops running an engine that takes part no more; returns once it has nothing left to run."""
 
     def now(self) -> float:
         """Seconds of the driver's clock."""

@@ -36,7 +36,7 @@ class SessionServicer:
         if not request.model:
             raise missing("model", "is needed to create a session")
         session = self._core.directory.create(
-            self._core.models.engine(request.model, request.version),
+            self._core.repository.find(request.model, request.version).serving,
             self._core.now(),
             session_id=request.session_id,
             max_in_flight=request.options.max_in_flight,
@@ -107,7 +107,7 @@ class SessionServicer:
         """A new session that goes on from a snapshot."""
         content = snapshot.read(request.snapshot)
         # The digest is the judge: the snapshot's own version may be gone while the same model is there under another.
-        engine = self._core.models.engine(request.model or content.model, request.version)
+        engine = self._core.repository.find(request.model or content.model, request.version).serving
         session = self._core.directory.restore(
             engine,
             snapshot.states_for(content, engine),

@@ -7,7 +7,7 @@ the engine's own thread, a short one runs here, because two thread crossings wou
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -16,8 +16,9 @@ from conveyor_server.engine.batch import Batch
 from conveyor_server.engine.engine import Engine
 from conveyor_server.incidents import record
 from conveyor_server.metrics import Metrics, ModelFigures
+from conveyor_server.repository import Repository
 from conveyor_server.runner.base import RunFailed, RunResult
-from conveyor_server.servicers.core import Holder, Models, ReplyTo
+from conveyor_server.servicers.core import Holder, ReplyTo
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.events import Answer, Detached
 
@@ -25,23 +26,24 @@ from conveyor_server.sessions.events import Answer, Detached
 class _Lane:
     """What the driver keeps for an engine: its thread, its figures, and how long its runs took."""
 
-    def __init__(self, engine: Engine, figures: ModelFigures) -> None:
+    def __init__(self, engine: Engine, figures: ModelFigures, step_s: Mapping[tuple[int, int], float]) -> None:
         self.figures = figures
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{engine.model}-{engine.version}")
+        # Set while no batch is out and nothing is ready.
         self.idle = asyncio.Event()
         self.idle.set()
-        # Moving averages by the power of two of a batch's time steps; one that never ran is unknown, so not short.
-        self._run_s = [math.inf] * 64
+        # Moving averages by powers of two; a size that never ran is unknown, so not short.
+        self._run_s = {_size(*size): run_s for size, run_s in step_s.items()}
 
     def expected_run_s(self, batch: Batch) -> float:
         """How long batches of about this size ran; infinity where none did."""
-        return self._run_s[batch.time_steps.bit_length()]
+        return self._run_s.get(_size(len(batch.shares), max(batch.shares)), math.inf)
 
     def observe(self, batch: Batch) -> None:
         """Learns from a batch that ran."""
-        size = batch.time_steps.bit_length()
-        known = self._run_s[size]
-        self._run_s[size] = batch.run_s if known == math.inf else 0.8 * known + 0.2 * batch.run_s
+        size = _size(len(batch.shares), max(batch.shares))
+        known = self._run_s.get(size, batch.run_s)
+        self._run_s[size] = 0.8 * known + 0.2 * batch.run_s
 
 
 class Driver:
@@ -49,17 +51,23 @@ class Driver:
 
     Args:
         directory: all sessions.
-        models: which engine serves a model; each is given to `add` before.
+        repository: all models; each engine of it is given to `add`.
         metrics: what is counted.
         inline_run_s: a batch that is expected to run at most this long runs on the loop's thread.
         max_time_steps: of one step.
     """
 
     def __init__(
-        self, directory: Directory, models: Models, metrics: Metrics, *, inline_run_s: float, max_time_steps: int
+        self,
+        directory: Directory,
+        repository: Repository[Engine],
+        metrics: Metrics,
+        *,
+        inline_run_s: float,
+        max_time_steps: int,
     ) -> None:
         self.directory = directory
-        self.models = models
+        self.repository = repository
         self.metrics = metrics
         self.max_time_steps = max_time_steps
         self.inline_run_s = inline_run_s
@@ -83,12 +91,12 @@ class Driver:
         value.FromNanoseconds(round((at + self._wall_offset_s) * 1e9))
         return value
 
-    def add(self, engine: Engine) -> None:
-        """Serves an engine from now on."""
-        self._lanes[engine] = _Lane(engine, self.metrics.of(engine))
+    def add(self, engine: Engine, step_s: Mapping[tuple[int, int], float]) -> None:
+        """Runs an engine's steps from now on; `step_s`: seconds that a run of (rows, time steps) took."""
+        self._lanes[engine] = _Lane(engine, self.metrics.of(engine), step_s)
 
     async def remove(self, engine: Engine) -> None:
-        """Stops serving an engine that has no session left to run; returns once its last batch is back."""
+        """Stops running an engine that takes part no more; returns once it has nothing left to run."""
         lane = self._lanes[engine]
         await lane.idle.wait()
         del self._lanes[engine]
@@ -166,11 +174,12 @@ class Driver:
         self.directory.deliver(engine, batch, result, now)
         lane.figures.delivered(batch, now)
         lane.observe(batch)
-        lane.idle.set()
         self.route()
-        # Not at once: what arrived during the run belongs in the next batch too.
         if engine.ready:
+            # Not at once: what arrived during the run belongs in the next batch too.
             self.kick()
+        else:
+            lane.idle.set()
 
     def _watch(self) -> None:
         """Wakes when the next session expires or step times out. A timer that is early finds nothing due."""
@@ -197,6 +206,10 @@ def _run(engine: Engine, batch: Batch) -> RunResult | RunFailed:
         return engine.run(batch)
     except Exception as error:  # whatever a model does, its batch fails and the server goes on
         return RunFailed(f"unexpectedly, see incident {record('a run failed', error)} in the server's log")
+
+
+def _size(rows: int, time_steps: int) -> tuple[int, int]:
+    return rows.bit_length(), time_steps.bit_length()
 
 
 def _reply_to(reply_to: object) -> ReplyTo:

@@ -129,7 +129,9 @@ class StreamCall:
             return
         try:
             session, resumed = open_session(message, self._core)
-            attachment = self._core.directory.attach(session, self, handle, self._core.now())
+            attachment = self._core.directory.attach(
+                session, self, handle, self._core.now(), max_epoch=message.max_epoch if resumed else 0
+            )
         except Refused as refusal:
             self._refuse(handle, 0, refusal.fault)
             return

@@ -4,19 +4,21 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 
 import grpc.aio
 import numpy as np
 import pytest
 from conveyor_proto.codec import decode
 from conveyor_proto.reasons import Fault, from_status
-from conveyor_proto.v1 import errors_pb2 as e
+from conveyor_proto.v1 import model_pb2, model_pb2_grpc, session_pb2_grpc, spec_pb2, tensor_pb2
 from conveyor_proto.v1 import session_pb2 as pb
-from conveyor_proto.v1 import session_pb2_grpc, spec_pb2, tensor_pb2
 from conveyor_server.engine.engine import Engine, EngineLimits
-from conveyor_server.errors import refuse
 from conveyor_server.metrics import Metrics
-from conveyor_server.runner.base import Run, RunFailed, RunResult
+from conveyor_server.repository import Repository
+from conveyor_server.runner.base import Run, RunFailed, RunnerUnavailable, RunResult
+from conveyor_server.servicers.loader import Loader
+from conveyor_server.servicers.models import ModelServicer
 from conveyor_server.servicers.session import SessionServicer
 from conveyor_server.sessions.directory import Directory, SessionLimits
 from conveyor_server.transport.binding import Calls, unary_handlers
@@ -75,6 +77,11 @@ class SumRunner:
         self.slab[run.destinations] = last
         return RunResult([totals, last], np.isfinite(last).all(axis=1))
 
+    def forget(self) -> None:
+        """Forgets the runs that warmed it."""
+        self.entered.clear()
+        self.rows.clear()
+
     def read_rows(self, slots: Sequence[int]) -> list[np.ndarray]:
         return [self.slab[list(slots)].copy()]
 
@@ -85,50 +92,50 @@ class SumRunner:
         self.closed = True
 
 
-class FakeModels:
-    """Engines by name and version."""
-
-    def __init__(self, engines: Sequence[Engine]) -> None:
-        self.engines = {(engine.model, engine.version): engine for engine in engines}
-
-    def engine(self, name: str, version: str = "") -> Engine:
-        versions = [key for key in self.engines if key[0] == name and version in {"", key[1]}]
-        if not versions:
-            raise refuse(e.ERROR_REASON_MODEL_NOT_FOUND, "no such model", model=name)
-        return self.engines[max(versions)]
-
-
 class Server:
     """The server under test and one channel to it.
 
     `inline_run_s` 0: every run goes to the engine's thread, so that a closed gate holds the run and not the server.
     """
 
-    def __init__(self, limits: SessionLimits, wire: WireLimits, *, inline_run_s: float, max_time_steps: int) -> None:
+    def __init__(
+        self, folder: Path, limits: SessionLimits, wire: WireLimits, *, inline_run_s: float, max_time_steps: int
+    ) -> None:
         engine_limits = EngineLimits(max_batch=64, quantum=8, max_batch_time_steps=512)
         capacity = engine_limits.capacity(limits.max_sessions)
-        self.runners = {"sum": SumRunner(capacity, "d1"), "other": SumRunner(capacity, "d2")}
-        self.engines = {
-            name: Engine(runner, model=name, version="1", limits=engine_limits) for name, runner in self.runners.items()
-        }
+        self.runners: dict[str, SumRunner] = {}
+
+        def open_runner(path: Path) -> SumRunner:
+            name = path.parts[-3]
+            if path.read_text() == "broken":
+                raise RunnerUnavailable("the file is broken")
+            runner = self.runners[name] = SumRunner(capacity, f"digest of {name}")
+            return runner
+
+        repository: Repository[Engine] = Repository(
+            folder,
+            open_runner=open_runner,
+            make_engine=lambda name, version, runner: Engine(runner, model=name, version=version, limits=engine_limits),
+        )
+        self.folder = folder
         self.metrics = Metrics()
         self.directory = Directory(limits)
         self.driver = Driver(
-            self.directory,
-            FakeModels(list(self.engines.values())),
-            self.metrics,
-            inline_run_s=inline_run_s,
-            max_time_steps=max_time_steps,
+            self.directory, repository, self.metrics, inline_run_s=inline_run_s, max_time_steps=max_time_steps
         )
-        for engine in self.engines.values():
-            self.driver.add(engine)
+        self.loader = Loader(self.driver, self.metrics)
         calls = Calls()
-        service = pb.DESCRIPTOR.services_by_name["SessionService"]
-        handlers = unary_handlers(service, SessionServicer(self.driver), calls, self.metrics)
-        self.grpc = GrpcServer(self.driver, self.metrics, {service.full_name: handlers}, calls=calls, limits=wire)
+        sessions = pb.DESCRIPTOR.services_by_name["SessionService"]
+        models = model_pb2.DESCRIPTOR.services_by_name["ModelService"]
+        services = {
+            sessions.full_name: unary_handlers(sessions, SessionServicer(self.driver), calls, self.metrics),
+            models.full_name: unary_handlers(models, ModelServicer(self.driver, self.loader), calls, self.metrics),
+        }
+        self.grpc = GrpcServer(self.driver, self.metrics, services, calls=calls, limits=wire)
         self.port = self.grpc.listen("127.0.0.1", 0, None)
         self.channel = self.connect()
         self.stub = session_pb2_grpc.SessionServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self.models = model_pb2_grpc.ModelServiceStub(self.channel)  # type: ignore[no-untyped-call]
 
     @property
     def runner(self) -> SumRunner:
@@ -143,6 +150,22 @@ class Server:
     def stream(self, channel: grpc.aio.Channel | None = None) -> "Stream":
         stub = session_pb2_grpc.SessionServiceStub(channel or self.channel)  # type: ignore[no-untyped-call]
         return Stream(stub.Stream())
+
+    @property
+    def engine(self) -> Engine:
+        return self.driver.repository.find("sum").serving
+
+    async def start(self) -> None:
+        for name in ("sum", "other"):
+            self.add_model(name)
+            await self.loader.load(name)
+            self.runners[name].forget()
+        await self.grpc.start()
+
+    def add_model(self, name: str, version: str = "1", content: str = "") -> None:
+        path = self.folder / name / version / "model.onnx"
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
 
     async def run_entered(self) -> None:
         """Returns when a run has begun."""
@@ -239,7 +262,7 @@ def totals(result: pb.StepResult | pb.StepResponse) -> list[float]:
 
 
 @pytest.fixture
-async def make_server() -> AsyncIterator[Callable[..., Server]]:
+async def make_server(tmp_path: Path) -> AsyncIterator[Callable[..., Server]]:
     async with contextlib.AsyncExitStack() as stack:
 
         async def make(
@@ -247,9 +270,9 @@ async def make_server() -> AsyncIterator[Callable[..., Server]]:
         ) -> Server:
             session_limits = SessionLimits(**{"max_sessions": 512, **limits})  # type: ignore[arg-type]
             server = Server(
-                session_limits, wire or WireLimits(), inline_run_s=inline_run_s, max_time_steps=max_time_steps
+                tmp_path, session_limits, wire or WireLimits(), inline_run_s=inline_run_s, max_time_steps=max_time_steps
             )
-            await server.grpc.start()
+            await server.start()
             stack.push_async_callback(server.stop)
             return server
 

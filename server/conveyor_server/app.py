@@ -1,0 +1,234 @@
+"""The composition root: what is made of what, in which order it starts, and how it stops.
+
+Invariant: the server is ready only while every model that could be loaded is warm and nothing drains; it stops in the
+order health, doors, streams, calls, runs, ports, so that nothing accepted is lost while there is time.
+"""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import signal
+from collections.abc import Iterator
+
+from conveyor_proto.v1 import model_pb2, session_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from conveyor_server.engine.engine import Engine, EngineLimits
+from conveyor_server.errors import StartError
+from conveyor_server.http import MetricsServer
+from conveyor_server.metrics import Metrics
+from conveyor_server.repository import Repository
+from conveyor_server.runner.onnx_runner import open_runner
+from conveyor_server.servicers.loader import Loader
+from conveyor_server.servicers.models import ModelServicer
+from conveyor_server.servicers.session import SessionServicer
+from conveyor_server.sessions.directory import Directory, SessionLimits
+from conveyor_server.settings import Settings
+from conveyor_server.transport.binding import Calls, unary_handlers
+from conveyor_server.transport.grpc_aio import GrpcServer, Tls, WireLimits
+from conveyor_server.transport.loop import Driver
+
+_log = logging.getLogger("conveyor")
+_SESSIONS = session_pb2.DESCRIPTOR.services_by_name["SessionService"]
+_MODELS = model_pb2.DESCRIPTOR.services_by_name["ModelService"]
+_SERVICES = (_SESSIONS.full_name, _MODELS.full_name)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# What the ports and threads get for their own end, at most, out of drain_s.
+_LAST_S = 0.5
+
+
+class App:
+    """A server in one process. Made and run on one event loop, whose thread is the core thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.directory = Directory(_session_limits(settings))
+        self.repository = _repository(settings)
+        self.driver = Driver(
+            self.directory,
+            self.repository,
+            self.metrics,
+            inline_run_s=settings.inline_run_s,
+            max_time_steps=settings.max_time_steps,
+        )
+        self.loader = Loader(self.driver, self.metrics)
+        self.grpc = self._grpc()
+        self.health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc.server)
+        reflection.enable_server_reflection(
+            (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc.server
+        )
+        self.port = 0
+        self.pages: MetricsServer | None = None
+        self._warm = False
+        self._stop = asyncio.Event()
+        self._failed = False
+
+    async def run(self) -> int:
+        """Serves until `stop`, SIGTERM or SIGINT; returns the exit status. A second signal ends the process at once.
+
+        Raises:
+            StartError: a port is taken, the models' folder is not there, or none of its models can be served.
+        """
+        self.driver.failed.add_done_callback(lambda _: self._fail())
+        with self._signals():
+            starting = asyncio.create_task(self.start())
+            stopping = asyncio.create_task(self._stop.wait())
+            try:
+                await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+                if starting.done():
+                    starting.result()
+                    await stopping
+            finally:
+                for task in (starting, stopping):
+                    task.cancel()
+                await asyncio.wait((starting, stopping))
+                await self.close()
+        return 1 if self._failed else 0
+
+    def stop(self) -> None:
+        """Begins to drain."""
+        self._stop.set()
+
+    async def start(self) -> None:
+        """Opens the ports, loads all models and turns ready."""
+        settings = self.settings
+        await self._say(serving=False)
+        self.port = self.grpc.listen(settings.host, settings.port, _tls(settings))
+        self.pages = MetricsServer(
+            settings.host,
+            settings.metrics_port,
+            loop=asyncio.get_running_loop(),
+            sample=functools.partial(self.metrics.sample, self.directory),
+            not_ready=self._not_ready,
+        )
+        self.pages.start()
+        await self.grpc.start()
+        await self._load()
+        self._warm = True
+        await self._say(serving=True)
+        _log.info(
+            "ready: grpc on %s:%d%s, metrics on %s:%d",
+            settings.host,
+            self.port,
+            " (TLS)" if settings.tls_key else "",
+            settings.host,
+            self.pages.port,
+        )
+
+    async def close(self) -> None:
+        """Drains for up to drain_s and lets go of everything."""
+        now = self.driver.now()
+        stops_at = now + max(0.0, self.settings.drain_s - _LAST_S)
+        self.directory.draining = True
+        await self._say(serving=False)
+        _log.info("draining: %d streams, %d sessions", self.metrics.streams, len(self.directory.sessions))
+        if not self._failed and not await self.grpc.drain(stops_at, now):
+            _log.warning("the drain time is over: what is left is cut off, and clients resume elsewhere or later")
+        await self.grpc.stop()
+        await self.driver.stop()
+        for item in self.repository.versions():
+            if item.engine is not None:
+                item.engine.runner.close()
+        if self.pages is not None:
+            await asyncio.to_thread(self.pages.stop)
+        _log.info("stopped")
+
+    # ------------------------------------------------------------ within
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first SIGTERM or SIGINT begins to drain, the second has its default effect: the process ends."""
+        loop = asyncio.get_running_loop()
+
+        def first() -> None:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL)
+            self.stop()
+
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, first)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
+
+    async def _load(self) -> None:
+        try:
+            await self.loader.load_all()
+        except OSError as error:
+            raise StartError(
+                f"cannot read the models' folder {self.settings.models}: {error.strerror}; export a model into it with "
+                "conveyor export, or name another with --models"
+            ) from error
+        versions = self.repository.versions()
+        if not versions:
+            _log.warning("no model in %s: export one and load it with LoadModel", self.settings.models)
+        elif all(item.engine is None for item in versions):
+            raise StartError("none of the models can be served; each says why above")
+
+    async def _say(self, *, serving: bool) -> None:
+        response = health_pb2.HealthCheckResponse
+        for service in ("", *_SERVICES):
+            await self.health.set(service, response.SERVING if serving else response.NOT_SERVING)
+
+    def _not_ready(self) -> str:
+        if self.directory.draining:
+            return "draining"
+        return "" if self._warm else "loading models"
+
+    def _fail(self) -> None:
+        self._failed = True
+        self._stop.set()
+
+    def _grpc(self) -> GrpcServer:
+        calls = Calls()
+        services = {
+            _SESSIONS.full_name: unary_handlers(_SESSIONS, SessionServicer(self.driver), calls, self.metrics),
+            _MODELS.full_name: unary_handlers(_MODELS, ModelServicer(self.driver, self.loader), calls, self.metrics),
+        }
+        limits = WireLimits(
+            max_message_bytes=self.settings.max_message_bytes, max_outgoing_bytes=self.settings.max_outgoing_bytes
+        )
+        return GrpcServer(self.driver, self.metrics, services, calls=calls, limits=limits)
+
+
+def _repository(settings: Settings) -> Repository[Engine]:
+    limits = EngineLimits(
+        max_batch=settings.max_batch, quantum=settings.quantum, max_batch_time_steps=settings.max_batch_time_steps
+    )
+    return Repository(
+        settings.models,
+        open_runner=functools.partial(
+            open_runner,
+            device=settings.device,
+            threads=settings.threads,
+            capacity=limits.capacity(settings.max_sessions),
+        ),
+        make_engine=lambda name, version, runner: Engine(runner, model=name, version=version, limits=limits),
+    )
+
+
+def _session_limits(settings: Settings) -> SessionLimits:
+    return SessionLimits(
+        max_sessions=settings.max_sessions,
+        max_in_flight=settings.max_in_flight,
+        default_in_flight=settings.in_flight,
+        max_idle_timeout_s=settings.max_idle_timeout_s,
+        default_idle_timeout_s=settings.idle_timeout_s,
+        step_timeout_s=settings.step_timeout_s,
+        max_queue_s=settings.max_queue_s,
+    )
+
+
+def _tls(settings: Settings) -> Tls | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return Tls(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)

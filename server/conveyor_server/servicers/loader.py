@@ -1,0 +1,116 @@
+"""Brings models in and out of service while others are served.
+
+Invariants: what takes seconds runs on another thread, and what changes the table runs here; a load that was begun ends
+READY or FAILED, whoever still waits for it; a runner is closed only when its engine has nothing left to run.
+"""
+
+import asyncio
+import logging
+
+from conveyor_proto.v1 import errors_pb2 as e
+from conveyor_proto.v1 import session_pb2
+
+from conveyor_server.engine.engine import Engine
+from conveyor_server.errors import Refused, refuse
+from conveyor_server.metrics import Metrics
+from conveyor_server.repository import ModelVersion
+from conveyor_server.servicers.convert import sessions_on
+from conveyor_server.servicers.core import Core
+
+_log = logging.getLogger("conveyor")
+
+
+class Loader:
+    """Loads and unloads versions. Core thread only."""
+
+    def __init__(self, core: Core, metrics: Metrics) -> None:
+        self._core = core
+        self._metrics = metrics
+        self._loads: set[asyncio.Task[ModelVersion[Engine]]] = set()
+
+    async def load_all(self) -> None:
+        """Loads every version in the folder, one after the other; those that cannot be served are logged.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        on_disk = await asyncio.to_thread(self._core.repository.on_disk)
+        for name, versions in on_disk.items():
+            for version in versions:
+                try:
+                    await self.load(name, version)
+                except Refused as refusal:
+                    _log.error("%s", refusal.fault.message)
+
+    async def load(self, name: str, version: str = "") -> ModelVersion[Engine]:
+        """Loads a version, or the newest in the folder, and returns it READY. One that is READY is left as it is.
+
+        Raises:
+            Refused: MODEL_NOT_FOUND, MODEL_INVALID, or MODEL_NOT_READY while it is being loaded already.
+        """
+        version = version or await asyncio.to_thread(self._core.repository.newest_on_disk, name)
+        if not self._core.repository.begin(name, version):
+            return self._core.repository.find(name, version)
+        load = asyncio.create_task(self._load(name, version))
+        self._loads.add(load)
+        load.add_done_callback(self._loaded)
+        # A caller that goes away does not stop what others may wait for.
+        return await asyncio.shield(load)
+
+    async def unload(self, name: str, version: str, *, force: bool) -> int:
+        """Takes a version out of service and returns how many sessions that closed.
+
+        Raises:
+            Refused: MODEL_NOT_FOUND, MODEL_NOT_READY while it loads, or MODEL_IN_USE without `force`.
+        """
+        repository, directory = self._core.repository, self._core.directory
+        engine = repository.find(name, version).engine
+        sessions = sessions_on(engine, directory)
+        if sessions and not force:
+            raise refuse(
+                e.ERROR_REASON_MODEL_IN_USE,
+                f"{sessions} sessions are on version {version} of model {name!r}: close them, or unload with force",
+                model=name,
+                version=version,
+                sessions=sessions,
+            )
+        repository.retire(name, version)
+        if engine is None:
+            return 0
+        closed = directory.close_all(engine, session_pb2.DETACH_CAUSE_MODEL_UNLOADED, self._core.now())
+        self._core.kick()
+        await asyncio.shield(self._take_out(engine))
+        _log.info("unloaded %s/%s, %d sessions closed", name, version, closed)
+        return closed
+
+    async def _take_out(self, engine: Engine) -> None:
+        await self._core.remove(engine)
+        self._metrics.unloaded(engine)
+        await asyncio.to_thread(engine.runner.close)
+
+    async def _load(self, name: str, version: str) -> ModelVersion[Engine]:
+        repository = self._core.repository
+        try:
+            prepared = await asyncio.to_thread(repository.prepare, name, version)
+        except Refused as refusal:
+            repository.fail(name, version, refusal.fault)
+            raise
+        item = repository.publish(prepared)
+        self._core.add(item.serving, prepared.step_s)
+        self._metrics.loaded(item.serving, prepared.load_s)
+        _log.info(
+            "serving %s/%s on %s: %d bytes of state a session, one step of one session %.0f us, loaded in %.2f s",
+            name,
+            version,
+            prepared.runner.device,
+            prepared.runner.spec.state_bytes,
+            prepared.step_s[(1, 1)] * 1e6,
+            prepared.load_s,
+        )
+        return item
+
+    def _loaded(self, load: "asyncio.Task[ModelVersion[Engine]]") -> None:
+        self._loads.discard(load)
+        if not load.cancelled():
+            # Retrieved: a refusal was recorded in the table, and whoever still waits is told.
+            load.exception()

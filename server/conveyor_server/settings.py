@@ -1,0 +1,227 @@
+"""What can be set, and where a value comes from: flag, then CONVEYOR_* environment, then TOML file, then default.
+
+Invariant: every field is documented here and nowhere else; a name that is none of them is an error that says which was
+probably meant, wherever it was given.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TypeAlias, get_args
+
+from conveyor_server.errors import StartError
+
+ENVIRONMENT_PREFIX = "CONVEYOR_"
+# Kubernetes describes a service named `conveyor` to its pods in variables that look like ours.
+_KUBERNETES = (f"{ENVIRONMENT_PREFIX}SERVICE_", f"{ENVIRONMENT_PREFIX}PORT_")
+Device: TypeAlias = Literal["cpu", "cuda", "auto"]
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Doc:
+    help: str
+    least: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A server's settings; the text of each is its documentation."""
+
+    models: Annotated[Path, _Doc("folder of NAME/VERSION/model.onnx")] = Path("models")
+    host: Annotated[str, _Doc("address to listen on; this machine only unless given: containers need 0.0.0.0")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, _Doc("port of the gRPC services; 0 takes one that is free", 0)] = 50051
+    metrics_port: Annotated[int, _Doc("port of /metrics, /healthz and /readyz; 0 takes one that is free", 0)] = 9464
+    tls_certificate: Annotated[
+        Path | None, _Doc("PEM file of the certificate chain; with tls_key, the gRPC port is TLS")
+    ] = None
+    tls_key: Annotated[Path | None, _Doc("PEM file of the certificate's private key")] = None
+    tls_client_ca: Annotated[Path | None, _Doc("PEM file of the authority whose clients alone are let in")] = None
+    device: Annotated[Device, _Doc("where models run; cuda refuses to start without a CUDA provider that works")] = (
+        "auto"
+    )
+    threads: Annotated[int, _Doc("threads of one operator on the CPU", 1)] = 1
+    max_sessions: Annotated[int, _Doc("sessions of all models together; each model's slab has room for so many", 1)] = (
+        10_000
+    )
+    idle_timeout_s: Annotated[float, _Doc("idle time after which a session that asks for none is closed", 0.001)] = (
+        600.0
+    )
+    max_idle_timeout_s: Annotated[float, _Doc("the longest idle time that a session may ask for", 0.001)] = 86_400.0
+    in_flight: Annotated[int, _Doc("unanswered steps of a session that asks for none", 1)] = 16
+    max_in_flight: Annotated[int, _Doc("the most unanswered steps that a session may ask for", 1)] = 256
+    step_timeout_s: Annotated[float, _Doc("how long a step may wait before it begins, if it does not say", 0.001)] = (
+        30.0
+    )
+    max_queue_s: Annotated[float, _Doc("a step that would wait longer, by what past runs took, is refused", 0.001)] = (
+        2.0
+    )
+    max_batch: Annotated[int, _Doc("sessions in one run of a model", 1)] = 256
+    max_batch_time_steps: Annotated[int, _Doc("sessions times time steps in one run of a model", 1)] = 1024
+    quantum: Annotated[int, _Doc("time steps of one session in one run; longer steps take several runs", 1)] = 16
+    max_time_steps: Annotated[int, _Doc("time steps of one step", 1)] = 4096
+    max_message_bytes: Annotated[int, _Doc("size of one request; a larger one ends its call", 1024)] = 16 << 20
+    max_outgoing_bytes: Annotated[int, _Doc("unsent answers of a stream beyond which no request is read", 1024)] = (
+        4 << 20
+    )
+    inline_run_s: Annotated[
+        float, _Doc("runs up to this long run on the event loop's thread, longer on their own", 0)
+    ] = 0.002
+    drain_s: Annotated[float, _Doc("time to finish what is in flight after SIGTERM", 0)] = 20.0
+    log_level: Annotated[LogLevel, _Doc("what is logged to standard error")] = "info"
+
+
+def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
+    """The settings of a command line.
+
+    Args:
+        arguments: flags, without the program's name. `--help` prints and raises SystemExit(0).
+        environment: usually os.environ.
+
+    Raises:
+        StartError: a name that is not known, or a value that is no good; the message says where it came from.
+    """
+    flags = _flags(arguments)
+    config = flags.pop("config", None) or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
+    values: dict[str, Any] = {}
+    for source, given in (
+        (f"{config}", _file(Path(config)) if config else {}),
+        ("the environment", _environment(environment)),
+        ("the command line", flags),
+    ):
+        for name, value in given.items():
+            values[name] = _convert(_FIELDS[name], value, source)
+    settings = Settings(**values)
+    _check_together(settings)
+    return settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    name: str
+    type: Any
+    default: Any
+    doc: _Doc
+
+    @property
+    def choices(self) -> Sequence[str]:
+        return [choice for choice in get_args(self.type) if isinstance(choice, str)]
+
+
+def _fields() -> Iterator[_Field]:
+    for field in dataclasses.fields(Settings):
+        base, doc = get_args(field.type)
+        yield _Field(field.name, base, field.default, doc)
+
+
+_FIELDS = {field.name: field for field in _fields()}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise StartError(f"{message}; see conveyor serve --help")
+
+
+def _flags(arguments: Sequence[str]) -> dict[str, str]:
+    parser = _Parser(
+        prog="conveyor serve",
+        description="Serves recurrent models, each session's state kept on the server.",
+        epilog=f"Every flag is also {ENVIRONMENT_PREFIX}NAME in the environment and name in the TOML file; a flag goes "
+        "before the environment, the environment before the file.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
+    for field in _FIELDS.values():
+        default = "" if field.default is None else f" (default: {field.default})"
+        metavar = "|".join(field.choices) or field.name.rpartition("_")[2].upper()
+        text = (field.doc.help + default).replace("%", "%%")
+        parser.add_argument(_flag(field.name), metavar=metavar, help=text)
+    known, unknown = parser.parse_known_args(arguments)
+    for argument in unknown:
+        flag = argument.partition("=")[0]
+        raise StartError(
+            f"{flag} is not a flag of conveyor serve{_suggestion(flag, ['--config', *map(_flag, _FIELDS)])}"
+        )
+    return vars(known)
+
+
+def _environment(environment: Mapping[str, str]) -> dict[str, str]:
+    names = {f"{ENVIRONMENT_PREFIX}{name.upper()}": name for name in _FIELDS}
+    given: dict[str, str] = {}
+    for variable, value in environment.items():
+        if variable in names and not value.startswith("tcp://"):
+            given[names[variable]] = value
+        elif (
+            variable.startswith(ENVIRONMENT_PREFIX)
+            and variable not in {f"{ENVIRONMENT_PREFIX}CONFIG", *names}
+            and not variable.startswith(_KUBERNETES)
+        ):
+            raise StartError(f"{variable} in the environment is not a setting{_suggestion(variable, names)}")
+    return given
+
+
+def _file(path: Path) -> dict[str, Any]:
+    try:
+        given = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise StartError(f"cannot read {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise StartError(f"{path} is not TOML: {error}") from error
+    for name in given:
+        if name not in _FIELDS:
+            raise StartError(f"{name} in {path} is not a setting{_suggestion(name, _FIELDS)}")
+    return given
+
+
+def _convert(field: _Field, value: Any, source: str) -> Any:
+    where = f"{field.name} = {value!r} from {source}"
+    if field.choices:
+        if value not in field.choices:
+            raise StartError(f"{where} is not one of {', '.join(field.choices)}")
+        return value
+    if field.type is str:
+        return str(value)
+    if field.type in {int, float}:
+        return _number(field, value, where)
+    return Path(value)
+
+
+def _number(field: _Field, value: Any, where: str) -> float:
+    kind = int if field.type is int else float
+    what = "a whole number" if kind is int else "a number of seconds"
+    try:
+        number = kind(value)
+    except (TypeError, ValueError):
+        raise StartError(f"{where} is not {what}") from None
+    if isinstance(value, bool) or number != float(value) or not math.isfinite(number):
+        raise StartError(f"{where} is not {what}")
+    if number < field.doc.least:
+        raise StartError(f"{where} is less than {field.doc.least:g}")
+    return number
+
+
+def _check_together(settings: Settings) -> None:
+    for low, high in (("idle_timeout_s", "max_idle_timeout_s"), ("in_flight", "max_in_flight")):
+        if getattr(settings, low) > getattr(settings, high):
+            raise StartError(f"{low} is larger than {high}: raise {_flag(high)} too")
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        raise StartError("--tls-certificate and --tls-key go together")
+    if settings.tls_client_ca is not None and settings.tls_key is None:
+        raise StartError("--tls-client-ca needs --tls-certificate and --tls-key")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _suggestion(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f": did you mean {close[0]}?" if close else ""
