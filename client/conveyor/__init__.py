@@ -15,7 +15,17 @@ resumes it by its id:
 
     s = client.session("charlm", session_id="user-7", resume="or-create", detach_on_exit=True)
 
-Branch it, or carry it elsewhere:
+A gateway's whole population of sessions steps in one call, over one stream, in columns:
+
+    with client.population("telemetry", 500) as p:
+        y = p.step(x)                        # [500, *shape] in, [500, *shape] out
+        y = p.step(x[:3], rows=[7, 1, 44])   # some of them
+        try:
+            y = p.step(list_of_chunks)       # of any lengths
+        except conveyor.RowsFailed as error:
+            error.errors, error.outputs      # which rows failed; what the others answered
+
+Branch a session, or carry it elsewhere:
 
     twin = s.fork()
     later = client.restore(s.snapshot())
@@ -28,11 +38,14 @@ from collections.abc import Sequence
 from importlib.metadata import version as _version
 from typing import Any
 
-from conveyor._blocking import Client, Session
+from conveyor._blocking.client import Client
+from conveyor._blocking.population import Population
+from conveyor._blocking.session import Session
 from conveyor._client import AsyncClient
 from conveyor._info import Model, SessionInfo
 from conveyor._io.blocking import BlockingIo as _BlockingIo
 from conveyor._io.channel import TLS
+from conveyor._population import AsyncPopulation
 from conveyor._session import AsyncSession
 from conveyor._settings import Settings as _Settings
 from conveyor.errors import (
@@ -75,6 +88,7 @@ __version__ = _version("conveyor")
 __all__ = [
     "TLS",
     "AsyncClient",
+    "AsyncPopulation",
     "AsyncSession",
     "CallTimeout",
     "Client",
@@ -93,6 +107,7 @@ __all__ = [
     "ModelNotFound",
     "ModelNotReady",
     "Overloaded",
+    "Population",
     "ProtocolError",
     "RowsFailed",
     "Session",

@@ -1,29 +1,24 @@
 """The client, as asyncio code sees it. The blocking `Client` drives this very class over blocking I/O."""
 
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self
 
 from conveyor_proto.v1 import model_pb2
 from conveyor_proto.v1 import session_pb2 as pb
-from google.protobuf.message import Message
 
 from conveyor import _calls
-from conveyor._calls import Calls, Method
-from conveyor._core.attachment import Attachment, Claim
+from conveyor._core.attachment import Claim
 from conveyor._core.attachment import Opening as Mode
-from conveyor._core.session import Leaving, SessionCore
-from conveyor._core.signature import Signature, signature_of
 from conveyor._info import Model, SessionInfo
 from conveyor._io.base import Io
-from conveyor._link import Link
+from conveyor._opener import Opener
 from conveyor._opening import Opening
+from conveyor._population import AsyncPopulation
 from conveyor._session import AsyncSession
 from conveyor._settings import Settings
-from conveyor.errors import CallTimeout, ClientClosed, SessionExists, SessionNotFound
 
-R = TypeVar("R", bound=Message)
 Resume = bool | Literal["or-create"]
 
 
@@ -34,13 +29,8 @@ class AsyncClient:
     """
 
     def __init__(self, io: Io, settings: Settings) -> None:
-        self._io = io
-        self._settings = settings
-        self._call = Calls(io, settings)
-        self._links: list[Link] = []
-        self._own_links: list[Link] = []
-        self._signatures: dict[tuple[str, str, str], Signature] = {}
-        self._closed = False
+        self._opener = Opener(io, settings)
+        self._call = self._opener.call
 
     # ------------------------------------------------------------ sessions
 
@@ -73,18 +63,52 @@ class AsyncClient:
             ModelNotFound, SessionExists, SessionNotFound, SessionExpired, SessionsExhausted: as the names say.
             ConnectionLost: no server within `connect_timeout_s`.
         """
-        if not model and resume is not True:
-            raise ValueError("a new session needs the name of a model")
         if resume and session_id is None:
             raise ValueError("resume needs the session_id")
         claim = Claim(
             session_id or secrets.token_hex(16),
             model,
             version or "",
-            {False: Mode.CREATE, True: Mode.RESUME, "or-create": Mode.RESUME_OR_CREATE}[resume],
+            opening(model, resume),
             session_options(max_in_flight, idle_timeout_s),
         )
-        return Opening(lambda: self._open(claim, detach_on_exit=detach_on_exit, own_stream=own_stream))
+        return Opening(lambda: self._opener.session(claim, detach_on_exit=detach_on_exit, own_stream=own_stream))
+
+    def population(
+        self,
+        model: str = "",
+        n: int | None = None,
+        *,
+        version: str | None = None,
+        session_ids: Sequence[str] | None = None,
+        resume: Resume = False,
+        max_in_flight: int | None = None,
+        idle_timeout_s: float | None = None,
+        detach_on_exit: bool = False,
+    ) -> Opening[AsyncPopulation]:
+        """Opens many sessions that are stepped together, in columns: `async with client.population("meter", 500) as p`.
+
+        Args:
+            model: as in `session`.
+            n: how many; may be left out where `session_ids` says it.
+            version: as in `session`.
+            session_ids: one for each row; None: chosen.
+            resume: as in `session`, for every row.
+            max_in_flight: as in `session`, for every row.
+            idle_timeout_s: as in `session`, for every row.
+            detach_on_exit: as in `session`.
+
+        Raises:
+            ConveyorError: as `session`, of the first row that was refused; the others are closed again.
+        """
+        if session_ids is None and (resume or n is None):
+            raise ValueError("a population needs n or session_ids" if n is None else "resume needs the session_ids")
+        ids = [secrets.token_hex(16) for _ in range(n or 0)] if session_ids is None else list(session_ids)
+        if not ids or n not in (None, len(ids)) or len(set(ids)) != len(ids):
+            raise ValueError(f"a population has one or more rows of different ids; n is {n} and {len(ids)} ids came")
+        options = session_options(max_in_flight, idle_timeout_s)
+        claims = [Claim(each, model, version or "", opening(model, resume), options) for each in ids]
+        return Opening(lambda: self._opener.population(claims, detach_on_exit=detach_on_exit))
 
     def restore(
         self,
@@ -113,20 +137,15 @@ class AsyncClient:
             ModelMismatch: of another model.
             SessionExists: the id is taken.
         """
-        chosen = session_id or secrets.token_hex(16)
-        request = pb.RestoreSessionRequest(
-            snapshot=snapshot,
-            session_id=chosen,
-            options=session_options(max_in_flight, idle_timeout_s),
-            model=model or "",
-            version=version or "",
-        )
+        options = session_options(max_in_flight, idle_timeout_s)
 
-        async def opened() -> AsyncSession:
-            await self._create(_calls.RESTORE_SESSION, request, chosen, own_id=session_id is None)
-            return await self._resume(chosen, detach_on_exit=detach_on_exit)
+        def request(chosen: str) -> pb.RestoreSessionRequest:
+            return pb.RestoreSessionRequest(
+                snapshot=snapshot, session_id=chosen, options=options, model=model or "", version=version or ""
+            )
 
-        return Opening(opened)
+        made = self._opener.made
+        return Opening(lambda: made(_calls.RESTORE_SESSION, request, session_id, detach_on_exit=detach_on_exit))
 
     async def sessions(self, model: str | None = None) -> AsyncGenerator[SessionInfo, None]:
         """All sessions on the server, or those of one model, page by page."""
@@ -185,14 +204,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Detaches from all sessions, which live on, and disconnects. Whoever still waits gets ClientClosed."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            for link in [*self._links, *self._own_links]:
-                await link.close()
-        finally:
-            await self._io.close()
+        await self._opener.close()
 
     async def __aenter__(self) -> Self:
         """The client itself."""
@@ -204,81 +216,16 @@ class AsyncClient:
         """Closes the client."""
         await self.close()
 
-    # ------------------------------------------------------------ helpers
 
-    async def _open(self, claim: Claim, *, detach_on_exit: bool, own_stream: bool = False) -> AsyncSession:
-        link = self._link(claim.session_id if own_stream else None)
-        with link as stream:
-            core = SessionCore(Attachment(stream.reserve(1)[0], claim), stream.send)
-            stream.add(core)
-        try:
-            signature = await self._signature(await self._opened(link, core))
-        except BaseException:
-            with link as stream:
-                if claim.opening is Mode.CREATE and core.opened.done:
-                    core.leave(Leaving.CLOSE)
-                core.end(ClientClosed(f"opening session {claim.session_id!r} was given up"))
-                stream.forget_if_gone(core)
-            await self._release(link)
-            raise
-        return AsyncSession(self, link, core, signature, detach_on_exit=detach_on_exit)
+def opening(model: str, resume: Resume) -> Mode:
+    """How a session is opened the first time.
 
-    async def _opened(self, link: Link, core: SessionCore) -> pb.SessionInfo:
-        bound_s = self._settings.timeout_s
-        if not await link.wait(core.opened, bound_s):
-            raise CallTimeout(f"session {core.attachment.session_id!r} was not opened within {bound_s:g} s")
-        return core.opened.result()
-
-    async def _resume(self, session_id: str, *, detach_on_exit: bool) -> AsyncSession:
-        return await self._open(Claim(session_id, opening=Mode.RESUME), detach_on_exit=detach_on_exit)
-
-    async def _fork(self, session_id: str, new_id: str | None, *, detach_on_exit: bool) -> AsyncSession:
-        chosen = new_id or secrets.token_hex(16)
-        request = pb.ForkSessionRequest(session_id=session_id, new_session_id=chosen)
-        await self._create(_calls.FORK_SESSION, request, session_id, own_id=new_id is None)
-        return await self._resume(chosen, detach_on_exit=detach_on_exit)
-
-    async def _create(self, method: Method[R], request: Message, session_id: str, *, own_id: bool) -> None:
-        """Makes a session by a unary call. An id of our own choice that exists already is an earlier try's."""
-        try:
-            await self._call(method, request, session_id=session_id, repeatable=own_id)
-        except SessionExists:
-            if not own_id:
-                raise
-
-    async def _close_session(self, session_id: str) -> None:
-        try:
-            await self._call(_calls.CLOSE_SESSION, pb.CloseSessionRequest(session_id=session_id), session_id=session_id)
-        except SessionNotFound:
-            return
-
-    async def _signature(self, info: pb.SessionInfo) -> Signature:
-        key = (info.model, info.version, info.model_digest)
-        if key not in self._signatures:
-            request = model_pb2.GetModelRequest(name=info.model, version=info.version)
-            answer = await self._call(_calls.GET_MODEL, request)
-            self._signatures[key] = signature_of(answer.model.spec)
-        return self._signatures[key]
-
-    def _link(self, own_id: str | None) -> Link:
-        """The link for one more session: the least used, or one of its own."""
-        if self._closed:
-            raise ClientClosed("the client is closed")
-        metadata = list(self._settings.metadata)
-        if own_id is not None:
-            link = Link(self._io, self._settings.policy, [*metadata, ("x-session-id", own_id)])
-            self._own_links.append(link)
-            return link
-        if len(self._links) < self._settings.streams_per_client:
-            self._links.append(Link(self._io, self._settings.policy, metadata))
-            return self._links[-1]
-        return min(self._links, key=lambda link: link.core.member_count)
-
-    async def _release(self, link: Link) -> None:
-        """Closes a link whose only session is gone."""
-        if link in self._own_links:
-            self._own_links.remove(link)
-            await link.close()
+    Raises:
+        ValueError: a session may have to be created, and no model was named.
+    """
+    if not model and resume is not True:
+        raise ValueError("a new session needs the name of a model")
+    return {False: Mode.CREATE, True: Mode.RESUME, "or-create": Mode.RESUME_OR_CREATE}[resume]
 
 
 def session_options(max_in_flight: int | None, idle_timeout_s: float | None) -> pb.SessionOptions:

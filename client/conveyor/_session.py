@@ -5,6 +5,8 @@ Invariant: an input that was handed to `step` is applied at most once, and its a
 
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -17,12 +19,17 @@ from conveyor._core.ticket import Ticket
 from conveyor._info import SessionInfo
 from conveyor._link import Link
 from conveyor._opening import Opening
+from conveyor._pipeline import pipeline
 from conveyor.errors import CallTimeout, ClientClosed, ConnectionLost, ConveyorError, SessionNotFound, StepTimeout
 
 if TYPE_CHECKING:
-    from conveyor._client import AsyncClient
+    from conveyor._opener import Opener
 
-_Pending = deque[tuple[Ticket[pb.StepResult], Prepared]]
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    ticket: Ticket[pb.StepResult]
+    prepared: Prepared
 
 
 class AsyncSession:
@@ -34,9 +41,9 @@ class AsyncSession:
     """
 
     def __init__(
-        self, client: "AsyncClient", link: Link, core: SessionCore, signature: Signature, *, detach_on_exit: bool
+        self, opener: "Opener", link: Link, core: SessionCore, signature: Signature, *, detach_on_exit: bool
     ) -> None:
-        self._client = client
+        self._opener = opener
         self._link = link
         self._core = core
         self._signature = signature
@@ -81,9 +88,7 @@ class AsyncSession:
 
         Cancelling the task does not take the step back: it is applied, and its answer dropped.
         """
-        prepared = self._signature.prepare(inputs)
-        ticket = await self._submit(prepared, timeout_s)
-        return await self._answer(ticket, prepared, timeout_s)
+        return await self._answer(await self._submit(self._signature.prepare(inputs), timeout_s), timeout_s)
 
     async def stream(
         self,
@@ -103,34 +108,31 @@ class AsyncSession:
         Raises:
             ConveyorError: as `step`, at the place of the answer. Steps after it were not applied.
         """
-        source = self._client._io.source(chunks)
-        pending: _Pending = deque()
-        exhausted = False
-        try:
-            while True:
-                while pending and (pending[0][0].done or exhausted or not self._may_send(len(pending), in_flight)):
-                    ticket, prepared = pending.popleft()
-                    yield await self._answer(ticket, prepared, timeout_s)
-                if exhausted:
-                    return
-                pulled = await source.pull(pending[0][0] if pending else None)
-                exhausted = pulled == ()
-                for chunk in pulled or ():
-                    prepared = self._signature.prepare(chunk)
-                    pending.append((await self._submit(prepared, timeout_s), prepared))
-        finally:
-            await source.close()
+
+        async def send(chunk: Inputs) -> _Sent:
+            return await self._submit(self._signature.prepare(chunk), timeout_s)
+
+        answers = pipeline(
+            self._opener.io.source(chunks),
+            send=send,
+            may_send=lambda pending: self._may_send(pending, in_flight),
+            answer=lambda sent: self._answer(sent, timeout_s),
+            pending=deque(),
+        )
+        async with aclosing(answers):
+            async for answer in answers:
+                yield answer
 
     async def refresh(self) -> SessionInfo:
         """Asks the server for the session's info now."""
         request = pb.GetSessionRequest(session_id=self.id)
-        answer = await self._client._call(GET_SESSION, request, session_id=self.id)
+        answer = await self._opener.call(GET_SESSION, request, session_id=self.id)
         return SessionInfo.of(answer.session)
 
     async def snapshot(self) -> bytes:
         """The session's state at a step boundary, for `client.restore`; steps on their way may be in it or not."""
         request = pb.SnapshotSessionRequest(session_id=self.id)
-        return (await self._client._call(SNAPSHOT_SESSION, request, session_id=self.id)).snapshot
+        return (await self._opener.call(SNAPSHOT_SESSION, request, session_id=self.id)).snapshot
 
     def fork(self, *, session_id: str | None = None, detach_on_exit: bool = False) -> "Opening[AsyncSession]":
         """A new session with a copy of this one's state and `applied_seq`.
@@ -142,7 +144,7 @@ class AsyncSession:
         Raises:
             SessionExists: the id is taken.
         """
-        return Opening(lambda: self._client._fork(self.id, session_id, detach_on_exit=detach_on_exit))
+        return Opening(lambda: self._opener.fork(self.id, session_id, detach_on_exit=detach_on_exit))
 
     async def close(self) -> None:
         """Closes the session on the server once its steps are answered. Closing what is gone does nothing.
@@ -152,7 +154,7 @@ class AsyncSession:
             ConnectionLost: nobody could be told; it lives until its idle limit.
         """
         if isinstance(self._core.error, (ConnectionLost, CallTimeout)):
-            await self._client._close_session(self.id)
+            await self._opener.close_session(self.id)
         else:
             try:
                 await self._leave(Leaving.CLOSE)
@@ -191,24 +193,25 @@ class AsyncSession:
         with self._link:
             return self._core.error is None and self._core.blocker() is None
 
-    async def _submit(self, prepared: Prepared, timeout_s: float | None) -> Ticket[pb.StepResult]:
+    async def _submit(self, prepared: Prepared, timeout_s: float | None) -> _Sent:
         timeout_ms = 0 if timeout_s is None else max(1, round(timeout_s * 1000))
         tensors = prepared.tensors()
         while True:
             with self._link:
                 blocker = self._core.blocker()
                 if blocker is None:
-                    return self._core.submit(tensors, timeout_ms)
-            bound_s = self._client._settings.timeout_s if timeout_s is None else timeout_s
+                    return _Sent(self._core.submit(tensors, timeout_ms), prepared)
+            bound_s = self._opener.settings.timeout_s if timeout_s is None else timeout_s
             if not await self._link.wait(blocker, bound_s):
                 raise StepTimeout(f"{bound_s:g} s have passed and earlier steps are unanswered: nothing was sent")
 
-    async def _answer(self, ticket: Ticket[pb.StepResult], prepared: Prepared, timeout_s: float | None) -> Outputs:
-        bound_s = self._client._settings.timeout_s + (timeout_s or 0.0)
-        if not ticket.done and not await self._link.wait(ticket, bound_s):
+    async def _answer(self, sent: _Sent, timeout_s: float | None) -> Outputs:
+        bound_s = self._opener.settings.timeout_s + (timeout_s or 0.0)
+        if not sent.ticket.done and not await self._link.wait(sent.ticket, bound_s):
             text = f"no answer for {bound_s:g} s: resume session {self.id!r} to learn whether the step was applied"
             self._end(CallTimeout(text))
-        return self._signature.present(ticket.result().outputs, prepared.time_steps, one=prepared.one)
+        outputs = sent.ticket.result().outputs
+        return self._signature.present(outputs, sent.prepared.time_steps, one=sent.prepared.one)
 
     def _end(self, error: ConveyorError) -> None:
         with self._link as core:
@@ -219,8 +222,8 @@ class AsyncSession:
         with self._link as core:
             left = self._core.leave(how)
             core.forget_if_gone(self._core)
-        bound_s = self._client._settings.timeout_s
+        bound_s = self._opener.settings.timeout_s
         if not await self._link.wait(left, bound_s):
             self._end(CallTimeout(f"no answer for {bound_s:g} s: session {self.id!r} lives until its idle limit"))
-        await self._client._release(self._link)
+        await self._opener.release(self._link)
         left.result()

@@ -18,10 +18,11 @@ from conveyor._client import AsyncClient
 from conveyor._io.asynchronous import AsyncIo
 from conveyor._io.channel import TLS
 from conveyor._opening import Opening
+from conveyor._population import AsyncPopulation
 from conveyor._session import AsyncSession
 from conveyor._settings import Settings
 
-__all__ = ["AsyncClient", "AsyncSession", "Opening", "connect"]
+__all__ = ["AsyncClient", "AsyncPopulation", "AsyncSession", "Opening", "connect"]
 
 
 def connect(

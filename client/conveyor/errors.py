@@ -177,6 +177,7 @@ class RowsFailed(ConveyorError):
         rows: `[k]` int64, the rows of the population that the step was for, in the order of `outputs`.
         outputs: what `step` would have returned; entries of failed rows are zeros (or empty, where ragged).
         succeeded: `[k]` bool, which entries of `outputs` are real.
+        later: outcomes (outputs or RowsFailed) of the steps that `stream` had sent after this one.
     """
 
     def __init__(self, errors: Mapping[int, ConveyorError], rows: Any, outputs: Any, succeeded: Any) -> None:
@@ -187,6 +188,7 @@ class RowsFailed(ConveyorError):
         self.rows = rows
         self.outputs = outputs
         self.succeeded = succeeded
+        self.later: list[Any] = []
 
 
 _CLASSES: dict[e.ErrorReason.ValueType, type[ConveyorError]] = {

@@ -11,7 +11,7 @@ from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2 as pb
 
-from conveyor.errors import ConveyorError, from_fault
+from conveyor.errors import ConnectionLost, ConveyorError, from_fault
 
 
 class Opening(Enum):
@@ -106,3 +106,49 @@ class Attachment:
         epoch = str(self.info.epoch) if self.info is not None else "0"
         metadata = {"session_id": self.session_id, "epoch": epoch}
         return from_fault(Fault(e.ERROR_REASON_SESSION_TAKEN_OVER, text, metadata))
+
+    def check_progress(self, applied: int, answered: int, sent: int) -> ConveyorError | None:
+        """Whether a session that was resumed is where this client left it.
+
+        Args:
+            applied: the step that the server has it at.
+            answered: the last step whose answer came.
+            sent: the last step that was sent and not refused.
+        """
+        if answered <= applied <= sent:
+            return None
+        if applied > sent:
+            return self.taken_over()
+        text = (
+            f"the server has session {self.session_id!r} at step {applied}, and answers up to step {answered} were "
+            "given out: it lost some. Restore a snapshot, or open a new session"
+        )
+        metadata = {"session_id": self.session_id, "seq": str(answered + 1), "next_seq": str(applied + 1)}
+        return from_fault(Fault(e.ERROR_REASON_STEP_GAP, text, metadata))
+
+    def aborted(self, seq: int, next_seq: int) -> ConveyorError:
+        """The error for a step that was sent after one that was refused."""
+        text = f"step {seq} was not applied: step {next_seq} before it failed"
+        metadata = {"session_id": self.session_id, "seq": str(seq), "next_seq": str(next_seq)}
+        return from_fault(Fault(e.ERROR_REASON_STEP_ABORTED, text, metadata))
+
+    def lost(self, cause: pb.DetachCause.ValueType) -> ConveyorError:
+        """The error for a session that the server took from the stream without being asked."""
+        if cause == pb.DETACH_CAUSE_TAKEN_OVER:
+            return self.taken_over()
+        if cause == pb.DETACH_CAUSE_DETACHED:
+            return ConnectionLost(f"the server let go of session {self.session_id!r}: resume it")
+        if cause == pb.DETACH_CAUSE_EXPIRED:
+            idle_s = self.info.idle_timeout.ToNanoseconds() / 1e9 if self.info is not None else 0.0
+            text = f"session {self.session_id!r} was idle for longer than {idle_s:g} s and is gone"
+            metadata = {"session_id": self.session_id, "idle_timeout_s": f"{idle_s:g}"}
+            return from_fault(Fault(e.ERROR_REASON_SESSION_EXPIRED, text, metadata))
+        name = pb.DetachCause.Name(cause).removeprefix("DETACH_CAUSE_").lower()
+        text = f"session {self.session_id!r} is gone: {name.replace('_', ' ')}"
+        return from_fault(Fault(e.ERROR_REASON_SESSION_CLOSED, text, {"session_id": self.session_id, "cause": name}))
+
+    def goodbye(self, *, close: bool) -> pb.StreamRequest:
+        """The message that closes the session, or detaches from it."""
+        if close:
+            return pb.StreamRequest(close=pb.CloseAttachedSession(handle=self.handle))
+        return pb.StreamRequest(detach=pb.DetachSession(handle=self.handle))

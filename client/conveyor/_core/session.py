@@ -7,8 +7,6 @@ is sent the server applies it once; each answer settles one ticket.
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from conveyor_proto.reasons import Fault
-from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2 as pb
 from conveyor_proto.v1 import tensor_pb2
 
@@ -20,11 +18,9 @@ from conveyor._core.ticket import Ticket
 from conveyor._core.verdict import Verdict, verdict
 from conveyor.errors import (
     ClientClosed,
-    ConnectionLost,
     ConveyorError,
     ProtocolError,
     SessionNotFound,
-    from_fault,
 )
 
 
@@ -163,7 +159,8 @@ class SessionCore:
         self._sending = True
         applied = message.session.applied_seq
         if error is None and self.opened.done:
-            error = self._check_progress(applied)
+            newest = max(self._window, default=self._next_seq - 1)
+            error = self.attachment.check_progress(applied, self.applied_seq, newest)
         if error is not None:
             self.end(error)
             return
@@ -211,17 +208,14 @@ class SessionCore:
     def detached(self, message: pb.SessionDetached) -> None:
         present, self._present = self._present, False
         self._sending = False
-        if message.cause == pb.DETACH_CAUSE_DETACHED:
-            if self._leaving is Leaving.DETACH:
-                self._leave_done()
-            elif present:
-                self.end(ConnectionLost(f"the server let go of session {self.attachment.session_id!r}: resume it"))
-        elif message.cause == pb.DETACH_CAUSE_TAKEN_OVER:
-            self.end(self.attachment.taken_over())
-        elif self._leaving is not None:
-            self._leave_done()
+        unasked = message.cause == pb.DETACH_CAUSE_DETACHED and self._leaving is None
+        if unasked and not present:
+            # The answer to our half-close: the next stream attaches again.
+            return
+        if self._leaving is None or message.cause == pb.DETACH_CAUSE_TAKEN_OVER:
+            self.end(self.attachment.lost(message.cause))
         else:
-            self.end(self._lost(message.cause))
+            self._leave_done()
 
     def hold(self) -> None:
         self._present = self._sending = False
@@ -230,7 +224,7 @@ class SessionCore:
         self._present = self._sending = False
         self._resend_from = None
         for seq in [seq for seq in self._window if seq >= self._next_seq]:
-            self._window.pop(seq).ticket.fail(self._aborted(seq))
+            self._window.pop(seq).ticket.fail(self.attachment.aborted(seq, self._next_seq))
         if self._leaving is Leaving.DETACH:
             # A lost stream is a detach.
             self._leave_done()
@@ -254,46 +248,8 @@ class SessionCore:
         self.end(error)
         return False
 
-    def _check_progress(self, applied: int) -> ConveyorError | None:
-        """Whether the session that was resumed is where this client left it."""
-        newest = max(self._window, default=self._next_seq - 1)
-        if self.applied_seq <= applied <= newest:
-            return None
-        if applied > newest:
-            return self.attachment.taken_over()
-        text = (
-            f"the server has session {self.attachment.session_id!r} at step {applied}, and answers up to step "
-            f"{self.applied_seq} were given out: it lost some. Restore a snapshot, or open a new session"
-        )
-        metadata = {
-            "session_id": self.attachment.session_id,
-            "seq": str(self.applied_seq + 1),
-            "next_seq": str(applied + 1),
-        }
-        return from_fault(Fault(e.ERROR_REASON_STEP_GAP, text, metadata))
-
-    def _aborted(self, seq: int) -> ConveyorError:
-        text = f"step {seq} was not applied: step {self._next_seq} before it failed"
-        metadata = {"session_id": self.attachment.session_id, "seq": str(seq), "next_seq": str(self._next_seq)}
-        return from_fault(Fault(e.ERROR_REASON_STEP_ABORTED, text, metadata))
-
-    def _lost(self, cause: pb.DetachCause.ValueType) -> ConveyorError:
-        session_id = self.attachment.session_id
-        if cause == pb.DETACH_CAUSE_EXPIRED:
-            idle_s = self.info.idle_timeout.ToNanoseconds() / 1e9
-            text = f"session {session_id!r} was idle for longer than {idle_s:g} s and is gone"
-            metadata = {"session_id": session_id, "idle_timeout_s": f"{idle_s:g}"}
-            return from_fault(Fault(e.ERROR_REASON_SESSION_EXPIRED, text, metadata))
-        name = pb.DetachCause.Name(cause).removeprefix("DETACH_CAUSE_").lower()
-        text = f"session {session_id!r} is gone: {name.replace('_', ' ')}"
-        return from_fault(Fault(e.ERROR_REASON_SESSION_CLOSED, text, {"session_id": session_id, "cause": name}))
-
     def _send_leave(self, *, close: bool) -> None:
-        handle = self.attachment.handle
-        if close:
-            self._send_request(pb.StreamRequest(close=pb.CloseAttachedSession(handle=handle)))
-        else:
-            self._send_request(pb.StreamRequest(detach=pb.DetachSession(handle=handle)))
+        self._send_request(self.attachment.goodbye(close=close))
 
     def _leave_done(self) -> None:
         self.left.resolve(None)

@@ -1,0 +1,321 @@
+"""Many sessions on a stream, stepped together in frames. The rules are a session's, held in arrays: one entry per row.
+
+Invariant: as in `session`, per row. A frame's ticket settles when each of its rows was answered or refused; a row that
+fails stops no other.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from conveyor_proto.v1 import session_pb2 as pb
+from numpy.typing import NDArray
+
+from conveyor._core.attachment import Attachment, Claim
+from conveyor._core.batch import Batch, Piece
+from conveyor._core.frame import Rows, Seqs
+from conveyor._core.frame_step import FrameStep
+from conveyor._core.member import Send
+from conveyor._core.retry import PASSING
+from conveyor._core.session import Leaving
+from conveyor._core.signature import Signature
+from conveyor._core.ticket import Ticket
+from conveyor._core.verdict import Verdict, verdict
+from conveyor.errors import ClientClosed, ConveyorError, ProtocolError
+
+
+class PopulationCore:
+    """The client's half of many sessions. Belongs to one StreamCore; every call is under its link's lock.
+
+    Attributes:
+        attachments: one per row.
+        opened: settled once every row was attached for the first time, or fails with the first row's refusal.
+        left: settled once every row is closed or detached, as `leave` asked.
+        error: why nothing can be asked of it any more, or None.
+        row_errors: rows whose sessions are gone -> why.
+        acked: `[n]` uint64, the last step of each row that was answered.
+    """
+
+    def __init__(self, handles: range, claims: Sequence[Claim], send: Send) -> None:
+        self.attachments = [Attachment(handle, claim) for handle, claim in zip(handles, claims, strict=True)]
+        self.opened: Ticket[pb.SessionInfo] = Ticket()
+        self.left: Ticket[None] = Ticket()
+        self.error: ConveyorError | None = None
+        self.row_errors: dict[int, ConveyorError] = {}
+        self._handles = handles
+        self._send_request = send
+        self._signature: Signature | None = None
+        count = len(handles)
+        self.acked: Seqs = np.zeros(count, np.uint64)
+        self._next_seqs: Seqs = np.ones(count, np.uint64)
+        self._in_flight = np.zeros(count, np.int64)
+        self._credits = np.ones(count, np.int64)
+        # Refused rows whose later steps still await their own refusal.
+        self._blocked = np.zeros(count, np.bool_)
+        # Per row, the first step that this stream refused and the next one shall take; 0: none.
+        self._resend_from: Seqs = np.zeros(count, np.uint64)
+        # The stream that is open now got our attaches, and still takes messages.
+        self._present = False
+        # Rows whose attach is unanswered on this stream; when there are none, steps may be sent.
+        self._attaching: set[int] = set()
+        self._leaving: Leaving | None = None
+        # In the order in which they were submitted.
+        self._frames: list[FrameStep] = []
+
+    # ------------------------------------------------------------ asked by the client
+
+    def use(self, signature: Signature) -> None:
+        """Sets the model's signature, before the first `submit`."""
+        self._signature = signature
+
+    @property
+    def signature(self) -> Signature:
+        """The model's, once `use` has set it."""
+        if self._signature is None:
+            raise RuntimeError("the population's model is not known yet")
+        return self._signature
+
+    def blocker(self, rows: NDArray[np.intp]) -> Ticket[FrameStep] | None:
+        """What to wait for before `submit` may be called for these rows; None: nothing.
+
+        Raises:
+            ConveyorError: the population has ended.
+        """
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+        if self._frames and bool(self._blocked[rows].any() or (self._in_flight[rows] >= self._credits[rows]).any()):
+            return self._frames[0].ticket
+        return None
+
+    def submit(self, rows: NDArray[np.intp], batch: Batch, timeout_ms: int = 0) -> FrameStep:
+        """Numbers a step of some rows and sends it now, or with the next stream. Only where `blocker` gave None."""
+        step = FrameStep(rows, batch, self._next_seqs[rows], len(self._handles), timeout_ms)
+        gone = np.isin(rows, list(self.row_errors)) if self.row_errors else np.zeros(0)
+        for position in np.flatnonzero(gone).tolist():
+            step.pending[position] = False
+            step.errors[position] = self.row_errors[int(rows[position])]
+        live = rows[step.pending]
+        self._next_seqs[live] += np.uint64(1)
+        self._in_flight[live] += 1
+        self._frames.append(step)
+        if self._sending:
+            self._send_step(step)
+        self._settle(step)
+        return step
+
+    def leave(self, how: Leaving) -> Ticket[None]:
+        """Detaches from, or closes, every session once its steps are answered."""
+        if self.error is None and self._leaving is None:
+            self._leaving = how
+            if self._sending:
+                self._send_leave()
+            self._check_left()
+        return self.left
+
+    def end(self, error: ConveyorError) -> None:
+        """Ends this object, not the sessions: whoever waits gets `error`, and so does every later call."""
+        if self.error is not None:
+            return
+        self.error = error
+        if self._present and self._leaving is None:
+            for row, attachment in enumerate(self.attachments):
+                if row not in self.row_errors:
+                    self._send_goodbye(row, close=not self.opened.done and attachment.creates)
+        self._present = False
+        frames, self._frames = self._frames, []
+        for step in frames:
+            step.ticket.fail(error)
+        self.opened.fail(error)
+        self.left.fail(error)
+
+    # ------------------------------------------------------------ Member: told by the stream
+
+    @property
+    def handles(self) -> range:
+        return self._handles
+
+    @property
+    def busy(self) -> bool:
+        return self.error is None and (bool(self._frames) or not self.opened.done or self._leaving is not None)
+
+    @property
+    def unanswered(self) -> bool:
+        return bool(self._frames)
+
+    @property
+    def gone(self) -> bool:
+        return self.error is not None
+
+    def attach(self) -> None:
+        self._present = True
+        self._attaching = set(range(len(self._handles))) - self.row_errors.keys()
+        for row in sorted(self._attaching):
+            self._send_request(self.attachments[row].request())
+
+    def attached(self, message: pb.SessionAttached) -> None:
+        row = message.handle - self._handles.start
+        attachment = self.attachments[row]
+        error = attachment.accept(message)
+        applied = message.session.applied_seq
+        if error is None and self.opened.done:
+            error = attachment.check_progress(applied, int(self.acked[row]), int(self._next_seqs[row]) - 1)
+        if error is not None:
+            self._send_goodbye(row, close=False)
+            self._lose_row(row, error)
+        else:
+            self._credits[row] = max(1, message.session.max_in_flight)
+            if not self.opened.done:
+                self._next_seqs[row] = applied + 1
+                self.acked[row] = applied
+        self._attach_answered(row)
+
+    def result(self, message: pb.StepResult) -> None:
+        self.end(ProtocolError(f"step {message.seq} was sent in a frame and answered alone"))
+
+    def rows(self, rows: Rows) -> None:
+        mine = rows.mine
+        its_rows = rows.handles[mine].astype(np.intp) - self._handles.start
+        seqs = rows.seqs[mine]
+        for step in list(self._frames):
+            positions = step.find(its_rows, seqs)
+            found = positions >= 0
+            if not found.any():
+                continue
+            positions, answered = positions[found], its_rows[found]
+            step.pieces.append(Piece(positions, mine[found], rows.lengths, rows.columns))
+            step.pending[positions] = False
+            self.acked[answered] = np.maximum(self.acked[answered], seqs[found])
+            self._answered(answered)
+            self._settle(step)
+            if found.all():
+                return
+            mine, its_rows, seqs = mine[~found], its_rows[~found], seqs[~found]
+
+    def failed(self, handle: int, seq: int, error: ConveyorError) -> bool:
+        row = handle - self._handles.start
+        if seq == 0:
+            return self._refused(row, error)
+        kind = verdict(error)
+        if kind is Verdict.ENDED:
+            self._lose_row(row, error)
+            return False
+        held = int(self._resend_from[row])
+        if kind is Verdict.RESEND:
+            self._resend_from[row] = min(seq, held or seq)
+            return True
+        if kind is Verdict.ABORTED and held and seq > held:
+            return False
+        if kind is Verdict.APPLIED:
+            self.acked[row] = max(int(self.acked[row]), seq)
+        else:
+            refused = min(seq, int(error.metadata.get("next_seq", seq)))
+            self._next_seqs[row] = min(int(self._next_seqs[row]), refused)
+            self._blocked[row] = True
+        self._fail_step(row, seq, error)
+        return False
+
+    def detached(self, message: pb.SessionDetached) -> None:
+        row = message.handle - self._handles.start
+        if message.cause == pb.DETACH_CAUSE_DETACHED and self._leaving is None and not self._present:
+            # The answer to our half-close: the next stream attaches again.
+            return
+        self._lose_row(row, self.attachments[row].lost(message.cause))
+
+    def hold(self) -> None:
+        self._present = False
+
+    def suspend(self) -> None:
+        self._present = False
+        self._attaching.clear()
+        self._resend_from[:] = 0
+        for row in np.flatnonzero(self._blocked).tolist():
+            next_seq = int(self._next_seqs[row])
+            for step in list(self._frames):
+                for position in np.flatnonzero((step.rows == row) & step.pending & (step.seqs >= next_seq)).tolist():
+                    seq = int(step.seqs[position])
+                    self._fail_step(row, seq, self.attachments[row].aborted(seq, next_seq))
+        if self._leaving is Leaving.DETACH:
+            # A lost stream is a detach.
+            self._leave_done()
+
+    def abandon(self, error: ConveyorError) -> None:
+        if self.busy:
+            self.end(error)
+
+    # ------------------------------------------------------------ rules
+
+    @property
+    def _sending(self) -> bool:
+        return self._present and not self._attaching
+
+    def _refused(self, row: int, error: ConveyorError) -> bool:
+        """An attach, detach or close of one row was refused."""
+        if row in self._attaching and error.reason in PASSING and (self.opened.done or error.reason == "DRAINING"):
+            return True
+        self._lose_row(row, error)
+        self._attach_answered(row)
+        return False
+
+    def _attach_answered(self, row: int) -> None:
+        self._attaching.discard(row)
+        if self._attaching or not self._present:
+            return
+        if not self.opened.done:
+            if self.row_errors:
+                self.end(next(iter(self.row_errors.values())))
+                return
+            self.opened.resolve(self.attachments[0].info or pb.SessionInfo())
+        for step in self._frames:
+            self._send_step(step)
+        if self._leaving is not None:
+            self._send_leave()
+
+    def _lose_row(self, row: int, error: ConveyorError) -> None:
+        """A row's session is gone: its steps fail, now and later."""
+        if row in self.row_errors:
+            return
+        self.row_errors[row] = error
+        for step in list(self._frames):
+            for position in np.flatnonzero((step.rows == row) & step.pending).tolist():
+                self._fail_step(row, int(step.seqs[position]), error)
+        self._check_left()
+
+    def _fail_step(self, row: int, seq: int, error: ConveyorError) -> None:
+        for step in list(self._frames):
+            position = int(step.find(np.array([row]), np.array([seq], np.uint64))[0])
+            if position >= 0:
+                step.pending[position] = False
+                step.errors[position] = error
+                self._answered(np.array([row]))
+                self._settle(step)
+                return
+
+    def _answered(self, rows: NDArray[np.intp]) -> None:
+        self._in_flight[rows] -= 1
+        self._blocked[rows] &= self._in_flight[rows] > 0
+
+    def _settle(self, step: FrameStep) -> None:
+        if not step.pending.any():
+            self._frames = [other for other in self._frames if other is not step]
+            step.ticket.resolve(step)
+
+    def _send_step(self, step: FrameStep) -> None:
+        if step.pending.any():
+            for request in step.requests(self._handles.start, self.signature, self.acked):
+                self._send_request(request)
+
+    def _send_leave(self) -> None:
+        for row in range(len(self._handles)):
+            if row not in self.row_errors:
+                self._send_goodbye(row, close=self._leaving is Leaving.CLOSE)
+
+    def _send_goodbye(self, row: int, *, close: bool) -> None:
+        self._send_request(self.attachments[row].goodbye(close=close))
+
+    def _check_left(self) -> None:
+        if self._leaving is not None and len(self.row_errors) == len(self._handles):
+            self._leave_done()
+
+    def _leave_done(self) -> None:
+        self.left.resolve(None)
+        what = "closed" if self._leaving is Leaving.CLOSE else "detached"
+        self.end(ClientClosed(f"the population was {what} by this client"))

@@ -1,0 +1,178 @@
+"""Opens sessions and populations for one client, on links that it keeps; what both ask of the client is here."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from conveyor_proto.v1 import model_pb2
+from conveyor_proto.v1 import session_pb2 as pb
+from google.protobuf.message import Message
+
+from conveyor import _calls
+from conveyor._calls import Calls, Method
+from conveyor._core.attachment import Attachment, Claim, Opening
+from conveyor._core.population import PopulationCore
+from conveyor._core.session import Leaving, SessionCore
+from conveyor._core.signature import Signature, signature_of
+from conveyor._io.base import Io
+from conveyor._link import Link
+from conveyor._population import AsyncPopulation
+from conveyor._session import AsyncSession
+from conveyor._settings import Settings
+from conveyor.errors import CallTimeout, ClientClosed, SessionExists, SessionNotFound
+
+R = TypeVar("R", bound=Message)
+C = TypeVar("C", SessionCore, PopulationCore)
+
+
+class Opener:
+    """One client's links, calls and signatures.
+
+    Attributes:
+        io: threads or asyncio.
+        settings: the client's.
+        call: makes unary calls.
+    """
+
+    def __init__(self, io: Io, settings: Settings) -> None:
+        self.io = io
+        self.settings = settings
+        self.call = Calls(io, settings)
+        self._shared: list[Link] = []
+        self._own: list[Link] = []
+        self._signatures: dict[tuple[str, str, str], Signature] = {}
+        self._closed = False
+
+    async def session(self, claim: Claim, *, detach_on_exit: bool, own_stream: bool = False) -> AsyncSession:
+        """Attaches one session, to a shared stream or one of its own."""
+        link = self._own_link(claim.session_id) if own_stream else self._shared_link()
+        with link as stream:
+            core = SessionCore(Attachment(stream.reserve(1)[0], claim), stream.send)
+            stream.add(core)
+        signature = await self._opened(link, core, f"session {claim.session_id!r}", creates=_creates(claim))
+        return AsyncSession(self, link, core, signature, detach_on_exit=detach_on_exit)
+
+    async def population(self, claims: Sequence[Claim], *, detach_on_exit: bool) -> AsyncPopulation:
+        """Attaches every claim to a stream of their own; all or none."""
+        link = self._own_link()
+        with link as stream:
+            core = PopulationCore(stream.reserve(len(claims)), claims, stream.send)
+            stream.add(core)
+        core.use(await self._opened(link, core, "the population", creates=_creates(claims[0])))
+        return AsyncPopulation(self, link, core, detach_on_exit=detach_on_exit)
+
+    async def fork(self, session_id: str, new_id: str | None, *, detach_on_exit: bool) -> AsyncSession:
+        """A copy of a session, opened."""
+
+        def request(chosen: str) -> Message:
+            return pb.ForkSessionRequest(session_id=session_id, new_session_id=chosen)
+
+        return await self.made(_calls.FORK_SESSION, request, new_id, route=session_id, detach_on_exit=detach_on_exit)
+
+    async def made(
+        self,
+        method: Method[R],
+        request: Callable[[str], Message],
+        session_id: str | None,
+        *,
+        route: str = "",
+        detach_on_exit: bool,
+    ) -> AsyncSession:
+        """Makes a session by a unary call, and attaches it.
+
+        Args:
+            method: what makes it.
+            request: its message, given the new id.
+            session_id: the new id; None: chosen, and then the call may be repeated.
+            route: the session whose server is to be called, where it is not the new one's.
+            detach_on_exit: as in `session`.
+
+        Raises:
+            SessionExists: the caller's id is taken.
+        """
+        chosen = session_id or secrets.token_hex(16)
+        try:
+            await self.call(method, request(chosen), session_id=route or chosen, repeatable=session_id is None)
+        except SessionExists:
+            # An id of our own choice exists because an earlier try made it, whose answer was lost.
+            if session_id is not None:
+                raise
+        return await self.session(Claim(chosen, opening=Opening.RESUME), detach_on_exit=detach_on_exit)
+
+    async def close_session(self, session_id: str) -> None:
+        """Closes a session that is attached to nothing here; one that is gone is closed."""
+        request = pb.CloseSessionRequest(session_id=session_id)
+        try:
+            await self.call(_calls.CLOSE_SESSION, request, session_id=session_id)
+        except SessionNotFound:
+            return
+
+    async def release(self, link: Link) -> None:
+        """Closes a link whose only member is gone."""
+        if link in self._own:
+            self._own.remove(link)
+            await link.close()
+
+    async def close(self) -> None:
+        """Closes every link, then the connection."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            for link in [*self._shared, *self._own]:
+                await link.close()
+        finally:
+            await self.io.close()
+
+    # ------------------------------------------------------------ helpers
+
+    async def _opened(self, link: Link, core: C, what: str, *, creates: bool) -> Signature:
+        """Waits until a member is attached and its model is known; or else undoes it."""
+        try:
+            if not await link.wait(core.opened, self.settings.timeout_s):
+                self._too_late(what)
+            return await self._signature(core.opened.result())
+        except BaseException:
+            with link as stream:
+                if creates and core.opened.done:
+                    core.leave(Leaving.CLOSE)
+                core.end(ClientClosed(f"opening {what} was given up"))
+                stream.forget_if_gone(core)
+            await self.release(link)
+            raise
+
+    def _too_late(self, what: str) -> None:
+        raise CallTimeout(f"{what} was not opened within {self.settings.timeout_s:g} s")
+
+    async def _signature(self, info: pb.SessionInfo) -> Signature:
+        key = (info.model, info.version, info.model_digest)
+        if key not in self._signatures:
+            request = model_pb2.GetModelRequest(name=info.model, version=info.version)
+            answer = await self.call(_calls.GET_MODEL, request)
+            self._signatures[key] = signature_of(answer.model.spec)
+        return self._signatures[key]
+
+    def _shared_link(self) -> Link:
+        """The link for one more session."""
+        self._check_open()
+        if len(self._shared) < self.settings.streams_per_client:
+            self._shared.append(Link(self.io, self.settings.policy, self.settings.metadata))
+            return self._shared[-1]
+        return min(self._shared, key=lambda link: link.core.member_count)
+
+    def _own_link(self, session_id: str = "") -> Link:
+        """A link for one member alone; with the session's id for proxies, where it is one session."""
+        self._check_open()
+        metadata = list(self.settings.metadata)
+        if session_id:
+            metadata.append(("x-session-id", session_id))
+        self._own.append(Link(self.io, self.settings.policy, metadata))
+        return self._own[-1]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientClosed("the client is closed")
+
+
+def _creates(claim: Claim) -> bool:
+    return claim.opening is Opening.CREATE
