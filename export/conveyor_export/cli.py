@@ -84,10 +84,16 @@ def _add_debug(parser: argparse.ArgumentParser) -> None:
 def _guarded(command: str, arguments: argparse.Namespace, run: Callable[[argparse.Namespace], None]) -> int:
     try:
         run(arguments)
-    except ExportError as error:
+    except Exception as error:
         if arguments.debug:
             traceback.print_exc()
-        print(f"conveyor {command}: {error}", file=sys.stderr)
+        # Whatever is no refusal is a bug of ours: told in one message all the same, and never as success.
+        message = (
+            str(error)
+            if isinstance(error, ExportError)
+            else (f"internal error, {type(error).__name__}: {error}\nPlease report it with what --debug shows.")
+        )
+        print(f"conveyor {command}: {message}", file=sys.stderr)
         return _REFUSED
     return 0
 

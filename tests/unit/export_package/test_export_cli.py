@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from conveyor_export import package
-from conveyor_export.cli import export_command, inspect_command
+from conveyor_export.cli import _export_parser, export_command, inspect_command
 from conveyor_proto.spec import initial_row
 from torch import nn
 
@@ -222,6 +222,23 @@ def test_debug_shows_where_it_came_from(capsys: pytest.CaptureFixture[str]) -> N
     error = capsys.readouterr().err
     assert "Traceback" in error
     assert 'raise ValueError("no such layer")' in error
+
+
+def test_bug_of_ours_is_one_message_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def bug(*_: object, **__: object) -> None:
+        raise IndexError("off by one")
+
+    monkeypatch.setattr("conveyor_export.export", bug)
+    assert _export() == 2
+    error = capsys.readouterr().err
+    assert error.startswith("conveyor export: internal error, IndexError: off by one\n")
+    assert "Traceback" not in error
+
+
+def test_every_option_is_documented() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "export.md").read_text()
+    options = {option for action in _export_parser()._actions for option in action.option_strings if option[:2] == "--"}
+    assert {option for option in options - {"--help"} if option not in text} == set()
 
 
 def test_weights_that_do_not_fit_say_what_differs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
