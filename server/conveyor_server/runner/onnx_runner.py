@@ -136,6 +136,15 @@ class OnnxRunner:
         self._check_slots(slots)
         self._slabs.write(slots, states)
 
+    @property
+    def slab_devices(self) -> list[str]:
+        """Where onnxruntime says that each slab lies: `cpu` or `cuda`."""
+        return [value.device_name() for value in self._slabs.values]
+
+    def end_profiling(self) -> Path:
+        """Ends the profile that Host.profile began, and returns its file."""
+        return Path(self._session.end_profiling())
+
     def close(self) -> None:
         """Frees the session and the slab. The runner is not used again."""
         self._frames.clear()

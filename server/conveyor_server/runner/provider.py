@@ -37,11 +37,13 @@ class Host:
         threads: threads of one operator on the CPU, at least 1.
         shares_memory: numpy and onnxruntime see the same bytes. False works on the CPU too, in the way of a device:
             that is how tests reach the code that a GPU runs.
+        profile: what the name of the file begins with that onnxruntime writes its runs to; empty: it writes none.
     """
 
     device: Device
     threads: int
     shares_memory: bool
+    profile: str = ""
 
     @classmethod
     def of(cls, device: Device, threads: int) -> "Host":
@@ -89,6 +91,9 @@ def _options(host: Host, folder: Path | None) -> Any:
     options.log_severity_level = _ERRORS_ONLY
     # A pool of one has no one to wait for; a larger one must not burn the core that serves the sessions.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if host.profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = host.profile
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if host.device == "cuda":
