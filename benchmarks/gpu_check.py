@@ -138,7 +138,7 @@ def play(runner: OnnxRunner, x: NDArray[np.float32], *, company: bool) -> Array:
     done = np.zeros(sessions, np.int64)
     turn = 0
     while (done < time_steps).any():
-        wanted = rng.integers(1, 6, sessions)
+        wanted = np.array(rng.integers(1, 6, (sessions,)))
         active = np.flatnonzero(done < time_steps)
         groups: list[NDArray[np.int64]] = [active] if company else np.split(active, len(active))
         for rows in groups:

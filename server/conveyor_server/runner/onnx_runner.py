@@ -69,6 +69,9 @@ class OnnxRunner:
         self._capacity = capacity
         self._min_rows = 2 if graph.needs_company(file.proto) else 1
         self._min_time = 2 if graph.needs_two_time_steps(file.proto) else 1
+        inexact = graph.inexact_operators(file.proto)
+        if inexact:
+            _log.warning("%s: %s may change the last bit of a row with its company", file.spec.name, ", ".join(inexact))
         model = graph.wrap(file) if file.spec.states else file.proto
         self._session = open_session(model, host, folder=file.path.parent, name=file.path.name)
         self._slabs: Slabs = (

@@ -155,3 +155,14 @@ def test_which_models_run_in_company(recurrent: Make, maker: Make) -> None:
     other = maker()
     other.node("FusedMatMul", [other.input("x", [5]), "x"], other.output("y", [5]), domain="com.microsoft")
     assert graph.needs_company(other.proto())
+
+
+def test_a_model_whose_last_bit_depends_on_its_company_is_named(
+    maker: Make, load: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = maker()
+    model.node("Softplus", [model.node("Log", [model.input("x", [3])], "log")], model.output("y", [3]))
+    load(model.proto())
+    assert [record.getMessage() for record in caplog.records] == [
+        "hand-made: Log, Softplus may change the last bit of a row with its company"
+    ]
