@@ -140,7 +140,7 @@ def connect(
     connect_timeout_s: float = 5.0,
     resume_timeout_s: float = 30.0,
     streams_per_client: int = 1,
-    keepalive_s: float | None = None,
+    keepalive_s: float | None = 30.0,
     metadata: Sequence[tuple[str, str]] = (),
     channel_options: Sequence[tuple[str, Any]] = (),
 ) -> Client:
@@ -153,7 +153,7 @@ def connect(
         connect_timeout_s: for how long an unreachable server is tried, before it was first reached.
         resume_timeout_s: for how long a lost connection is tried again before whoever waits gets ConnectionLost.
         streams_per_client: gRPC streams that sessions share; more than one helps only above some 10,000 steps a second.
-        keepalive_s: time between pings that find a dead connection; None: none. The server must allow it.
+        keepalive_s: time of silence after which a ping finds out whether the connection is dead; None: never.
         metadata: sent with every call, for example an authorization.
         channel_options: gRPC channel options, over the SDK's own.
 

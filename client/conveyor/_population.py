@@ -197,7 +197,9 @@ class AsyncPopulation:
 
     async def _outcome(self, step: FrameStep, timeout_s: float | None) -> Outputs:
         """The answers, or RowsFailed."""
-        bound_s = self._opener.settings.timeout_s + (timeout_s or 0.0)
+        # To wait on the server, and then to run and to travel.
+        default_s = self._opener.settings.timeout_s
+        bound_s = default_s + (default_s if timeout_s is None else timeout_s)
         if not step.ticket.done and not await self._link.wait(step.ticket, bound_s):
             text = (
                 f"no answer for {bound_s:g} s from {int(step.pending.sum())} rows: resume them to learn where they are"

@@ -206,7 +206,9 @@ class AsyncSession:
                 raise StepTimeout(f"{bound_s:g} s have passed and earlier steps are unanswered: nothing was sent")
 
     async def _answer(self, sent: _Sent, timeout_s: float | None) -> Outputs:
-        bound_s = self._opener.settings.timeout_s + (timeout_s or 0.0)
+        # To wait on the server, and then to run and to travel.
+        default_s = self._opener.settings.timeout_s
+        bound_s = default_s + (default_s if timeout_s is None else timeout_s)
         if not sent.ticket.done and not await self._link.wait(sent.ticket, bound_s):
             text = f"no answer for {bound_s:g} s: resume session {self.id!r} to learn whether the step was applied"
             self._end(CallTimeout(text))

@@ -33,7 +33,7 @@ def connect(
     connect_timeout_s: float = 5.0,
     resume_timeout_s: float = 30.0,
     streams_per_client: int = 1,
-    keepalive_s: float | None = None,
+    keepalive_s: float | None = 30.0,
     metadata: Sequence[tuple[str, str]] = (),
     channel_options: Sequence[tuple[str, Any]] = (),
 ) -> AsyncClient:

@@ -194,7 +194,7 @@ class PopulationCore:
         row = handle - self._handles.start
         if seq == 0:
             return self._refused(row, error)
-        kind = verdict(error)
+        kind = verdict(error, held=not self._present)
         if kind is Verdict.ENDED:
             self._lose_row(row, error)
             return False
@@ -249,6 +249,9 @@ class PopulationCore:
 
     def _refused(self, row: int, error: ConveyorError) -> bool:
         """An attach, detach or close of one row was refused."""
+        if not self._present:
+            # The stream takes no more, and what was not done is asked of the next one.
+            return True
         if row in self._attaching and error.reason in PASSING and (self.opened.done or error.reason == "DRAINING"):
             return True
         self._lose_row(row, error)

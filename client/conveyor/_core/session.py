@@ -188,7 +188,7 @@ class SessionCore:
         entry = self._window.get(seq)
         if entry is None:
             return False
-        kind = verdict(error)
+        kind = verdict(error, held=not self._present)
         if kind is Verdict.ENDED:
             self._present = False
             self.end(error)
@@ -237,10 +237,12 @@ class SessionCore:
 
     def _refused(self, error: ConveyorError) -> bool:
         """An attach, detach or close was refused."""
-        if not self._sending and error.reason in PASSING:
-            if self.opened.done or error.reason == "DRAINING":
-                return True
-        elif self._leaving is not None and isinstance(error, SessionNotFound):
+        if not self._present:
+            # The stream takes no more, and what was not done is asked of the next one.
+            return True
+        if not self._sending and error.reason in PASSING and (self.opened.done or error.reason == "DRAINING"):
+            return True
+        if self._leaving is not None and isinstance(error, SessionNotFound):
             # What was asked is so, even if not by this request.
             self._leave_done()
             return False

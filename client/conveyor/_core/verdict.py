@@ -35,6 +35,13 @@ _VERDICTS = {
 }
 
 
-def verdict(error: ConveyorError) -> Verdict:
-    """What follows from a step that was refused with `error`."""
+def verdict(error: ConveyorError, *, held: bool) -> Verdict:
+    """What follows from a step that was refused with `error`.
+
+    Args:
+        error: the refusal.
+        held: the server has said that this stream takes no more; it has let go of all handles then.
+    """
+    if held and error.reason == "HANDLE_UNKNOWN":
+        return Verdict.RESEND
     return _VERDICTS.get(error.reason, Verdict.REFUSED)

@@ -65,7 +65,7 @@ def channel_options(tls: TLS | None, keepalive_s: float | None, extra: Sequence[
     }
     if keepalive_s is not None:
         options["grpc.keepalive_time_ms"] = int(keepalive_s * 1000)
-        options["grpc.keepalive_timeout_ms"] = int(keepalive_s * 1000)
+        options["grpc.keepalive_timeout_ms"] = min(10_000, int(keepalive_s * 1000))
     if tls is not None and tls.server_name is not None:
         options["grpc.ssl_target_name_override"] = tls.server_name
     options.update(extra)

@@ -1,0 +1,140 @@
+"""The `conveyor` command: talks to a server, and finds the commands that other installed parts bring.
+
+Exit codes: 0, done; 1, the server refused or is not there; 2, the command line or its input cannot be understood, or a
+part is not installed; 130, interrupted.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+import conveyor
+from conveyor.cli import commands
+
+GROUP = "conveyor.commands"
+DEFAULT_TARGET = "localhost:50051"
+# What `--help` says of commands that are not imported for it, and the extra that brings each.
+_KNOWN = {
+    "serve": ("serve a folder of models", "server"),
+    "export": ("make a step model from a trained PyTorch module", "export"),
+    "inspect": ("describe a step model's file", "export"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: without the program's name; None: the process's own.
+
+    Returns:
+        The exit code; see the module.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    brought = {point.name: point for point in entry_points(group=GROUP)}
+    if given and given[0] in brought:
+        return _run_brought(brought[given[0]], given[1:])
+    arguments = _parser(brought).parse_args(given)
+    try:
+        code: int = arguments.run(arguments)
+    except commands.UsageError as error:
+        return _fail(str(error), 2)
+    except conveyor.ConveyorError as error:
+        return _fail(_sentence(error), 1)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _run_brought(point: EntryPoint, argv: list[str]) -> int:
+    try:
+        run = point.load()
+    except ImportError as error:
+        _, extra = _KNOWN.get(point.name, ("", ""))
+        needs = f"pip install 'conveyor[{extra}]'" if extra else "a part that is not installed"
+        return _fail(f"conveyor {point.name} needs `{needs}` ({error})", 2)
+    return int(run(argv) or 0)
+
+
+def _parser(brought: dict[str, EntryPoint]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="conveyor",
+        description="Serves recurrent models: the state stays on the server between streaming tokens.",
+        epilog="Exit codes: 0 done; 1 refused, or no server; 2 usage, or a part is not installed; 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"conveyor {conveyor.__version__}")
+    kinds = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    common = _common_options()
+
+    models = kinds.add_parser("models", parents=[common], help="list the models on a server")
+    models.set_defaults(run=commands.models)
+
+    sessions = kinds.add_parser("sessions", parents=[common], help="list the sessions on a server")
+    sessions.add_argument("--model", help="only sessions of this model")
+    sessions.set_defaults(run=commands.sessions)
+
+    step = kinds.add_parser(
+        "step",
+        parents=[common],
+        help="step a session and print the model's answers",
+        description="Steps a session. Without --input and --file, each line of standard input is one input in JSON: a "
+        "number or a (nested) list of the shape of one time step or of a chunk, or an object by name where the model "
+        "has several inputs.",
+    )
+    step.add_argument("model", metavar="MODEL", help="the model's name")
+    step.add_argument("--version", metavar="V", help="the model's version; default: the latest")
+    step.add_argument("--session", metavar="ID", help="go on with this session, or create it, and keep it afterwards")
+    source = step.add_mutually_exclusive_group()
+    source.add_argument("--input", metavar="JSON", help="one input")
+    source.add_argument("--file", metavar="PATH", type=Path, help="one input from .npy, or from .npz by name")
+    step.set_defaults(run=commands.step)
+
+    for name in sorted(brought):
+        text, _ = _KNOWN.get(name, (f"from {brought[name].value.partition(':')[0]}", ""))
+        kinds.add_parser(name, add_help=False, help=text)
+    return parser
+
+
+def _common_options() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    group = common.add_argument_group("server")
+    target = os.environ.get("CONVEYOR_TARGET", DEFAULT_TARGET)
+    group.add_argument(
+        "--target", default=target, metavar="HOST:PORT", help=f"default: CONVEYOR_TARGET, or {DEFAULT_TARGET}"
+    )
+    group.add_argument(
+        "--timeout-s", type=_positive, default=10.0, metavar="S", help="how long to wait for an answer; default: 10"
+    )
+    group.add_argument("--tls", action="store_true", help="encrypt, and trust gRPC's own root certificates")
+    group.add_argument("--ca", metavar="PEM", help="encrypt, and trust these root certificates")
+    group.add_argument("--cert", metavar="PEM", help="the client's certificate, where the server asks for one")
+    group.add_argument("--key", metavar="PEM", help="the key to --cert")
+    common.add_argument("--json", action="store_true", help="print JSON")
+    return common
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return value
+
+
+def _sentence(error: conveyor.ConveyorError) -> str:
+    return " ".join(str(error).split()) + (f" [{error.reason}]" if error.reason else "")
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"conveyor: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
