@@ -129,10 +129,10 @@ def _check_cuda(session: Any) -> None:
 def recurrent_elsewhere(session: Any, provider: str) -> set[str]:
     """Names of recurrent operators that a session recorded for other providers than `provider`.
 
-    Empty too on an onnxruntime that cannot tell (older than 1.24).
+    Empty too on an older onnxruntime that cannot tell; it says so in the log.
     """
     if not hasattr(session, "get_provider_graph_assignment_info"):
-        _log.warning("this onnxruntime cannot tell which operators run on CUDA; 1.24 and newer can")
+        _log.warning("this onnxruntime is too old to tell which operators run on CUDA")
         return set()
     return {
         f"{node.op_type} {node.name}"

@@ -101,6 +101,11 @@ def test_recurrent_operators_elsewhere_are_found(recurrent: Make) -> None:
     assert recurrent_elsewhere(session, "CPUExecutionProvider") == set()
 
 
+def test_an_onnxruntime_that_cannot_tell_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    assert recurrent_elsewhere(_FellBack(), "CUDAExecutionProvider") == set()
+    assert "too old to tell" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

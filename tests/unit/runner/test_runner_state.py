@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,35 @@ def test_more_shapes_than_the_buffers_may_take(
         for time in (1, 3, 9):
             result = runner.step(one_run([np.ascontiguousarray(x[:rows, :time])], list(range(rows))))
             np.testing.assert_array_equal(result.outputs[0], whole[:rows, :time])
+
+
+@pytest.mark.parametrize("shares_memory", [True, False], ids=["host", "as-a-device"])
+def test_rows_are_read_and_written_while_another_thread_steps(
+    shares_memory: bool, recurrent: Make, load: Make, one_run: Make
+) -> None:
+    runner: OnnxRunner = load(recurrent("lstm", hidden=32), capacity=24, shares_memory=shares_memory)
+    x = [np.random.default_rng(0).standard_normal((8, 1, 5)).astype(np.float32)]
+    low, high = list(range(8)), list(range(8, 16))
+
+    def many() -> list[np.ndarray[Any, Any]]:
+        runner.step(one_run(x, low))
+        for _ in range(100):
+            runner.step(one_run(x, high, sources=low))
+            runner.step(one_run(x, low, sources=high))
+        return runner.read_rows(low)
+
+    alone = many()
+    with ThreadPoolExecutor(1) as pool:
+        stepping = pool.submit(many)
+        count = 0
+        while not stepping.done() or count == 0:
+            count += 1
+            marks = [np.full((8, 32), count + state, np.float32) for state in range(2)]
+            runner.write_rows(range(16, 24), marks)
+            for rows, mark in zip(runner.read_rows(range(16, 24)), marks, strict=True):
+                np.testing.assert_array_equal(rows, mark)
+    for rows, expected in zip(stepping.result(), alone, strict=True):
+        np.testing.assert_array_equal(rows, expected)
 
 
 @pytest.mark.parametrize("shares_memory", [True, False], ids=["host", "as-a-device"])
