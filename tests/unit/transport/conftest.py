@@ -99,9 +99,16 @@ class Server:
     """
 
     def __init__(
-        self, folder: Path, limits: SessionLimits, wire: WireLimits, *, inline_run_s: float, max_time_steps: int
+        self,
+        folder: Path,
+        limits: SessionLimits,
+        wire: WireLimits,
+        *,
+        inline_run_s: float,
+        max_time_steps: int,
+        quantum: int,
     ) -> None:
-        engine_limits = EngineLimits(max_batch=64, quantum=8, max_batch_time_steps=512)
+        engine_limits = EngineLimits(max_batch=64, quantum=quantum, max_batch_time_steps=64 * quantum)
         capacity = engine_limits.capacity(limits.max_sessions)
         self.runners: dict[str, SumRunner] = {}
 
@@ -266,11 +273,20 @@ async def make_server(tmp_path: Path) -> AsyncIterator[Callable[..., Server]]:
     async with contextlib.AsyncExitStack() as stack:
 
         async def make(
-            *, wire: WireLimits | None = None, inline_run_s: float = 0.0, max_time_steps: int = 64, **limits: float
+            *,
+            wire: WireLimits | None = None,
+            inline_run_s: float = 0.0,
+            max_time_steps: int = 64,
+            quantum: int = 8,
+            **limits: float,
         ) -> Server:
-            session_limits = SessionLimits(**{"max_sessions": 512, **limits})  # type: ignore[arg-type]
             server = Server(
-                tmp_path, session_limits, wire or WireLimits(), inline_run_s=inline_run_s, max_time_steps=max_time_steps
+                tmp_path,
+                SessionLimits(**{"max_sessions": 512, **limits}),  # type: ignore[arg-type]
+                wire or WireLimits(),
+                inline_run_s=inline_run_s,
+                max_time_steps=max_time_steps,
+                quantum=quantum,
             )
             await server.start()
             stack.push_async_callback(server.stop)
@@ -282,3 +298,18 @@ async def make_server(tmp_path: Path) -> AsyncIterator[Callable[..., Server]]:
 @pytest.fixture
 async def server(make_server: Callable[..., Server]) -> Server:
     return await make_server()
+
+
+@pytest.fixture
+def make_frame() -> Callable[..., pb.StepFrame]:
+    return frame
+
+
+@pytest.fixture
+def make_tensor() -> Callable[..., tensor_pb2.Tensor]:
+    return tensor
+
+
+@pytest.fixture
+def wire_limits() -> type[WireLimits]:
+    return WireLimits
