@@ -1,18 +1,31 @@
-"""From a plan to a StepModel."""
+"""From a plan to a StepModel, in sequence form: every recurrent layer is one operator over the whole chunk."""
 
-from conveyor_proto.v1 import tensor_pb2
+from collections.abc import Sequence
 
-from conveyor_export.capture.describe import IR_VERSION, LENGTHS, complete, describe
+from conveyor_proto.v1 import spec_pb2, tensor_pb2
+from onnx import ValueInfoProto
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+
+from conveyor_export.capture.context import Context, name_contexts, observed_contexts
+from conveyor_export.capture.describe import IR_VERSION, LENGTHS, add_state, complete, describe
 from conveyor_export.capture.emit import emit
+from conveyor_export.capture.facts import TimeSymbol
 from conveyor_export.capture.graph import make_model, name_ports, value_info
+from conveyor_export.capture.guards import check_guards
 from conveyor_export.capture.layers import OPSET
-from conveyor_export.capture.plan import Plan
+from conveyor_export.capture.layout import BATCH
+from conveyor_export.capture.plan import Plan, no_state
 from conveyor_export.capture.reference import example_arrays, make_reference
-from conveyor_export.capture.trace import StepGraph, trace
+from conveyor_export.capture.rewrite import RewrittenGraph, Rewrites, contexts_of
+from conveyor_export.capture.scan import has_scan, wrap
+from conveyor_export.capture.timewalk import TimeWalk
+from conveyor_export.capture.trace import StepGraph, export_graph, same_sizes, timed_inputs, trace, trace_arguments
 from conveyor_export.step_model import StepModel
 
 
-def build(plan: Plan, *, allow_non_finite_inputs: bool) -> StepModel:
+def build_sequence(plan: Plan, *, allow_non_finite_inputs: bool) -> StepModel:
     """Traces the plan's module and writes the step graph.
 
     Raises:
@@ -21,15 +34,76 @@ def build(plan: Plan, *, allow_non_finite_inputs: bool) -> StepModel:
     spec = describe(plan, allow_non_finite_inputs=allow_non_finite_inputs)
     stepper = StepGraph(plan)
     program = trace(plan, stepper)
+    program, contexts = _stream(plan, program)
+    if not contexts and not plan.layer_states:
+        raise no_state(plan)
     graph = emit(program, stepper.constant_names)
     spec.lengths_input = LENGTHS
+    for context in contexts:
+        add_state(spec, context.name, context.row, spec_pb2.STATE_ROLE_CONTEXT, context.look_back.path)
+    name_ports(graph, *ports(spec))
+    graph.name = plan.name
+    layers = [layer.spec("" if layer.p is not None else layer.path) for layer in stepper.layers.values()]
+    complete(spec, graph, layers, "scan" if has_scan(graph) else "sequence")
+    model = make_model(graph, OPSET, IR_VERSION)
+    reference = make_reference(plan, lambda observation: observed_contexts(contexts, observation))
+    return StepModel(model, spec, reference, example_arrays(plan))
+
+
+def build_scan(plan: Plan, *, allow_non_finite_inputs: bool) -> StepModel:
+    """Traces one time step of the plan's module and wraps it into a Scan.
+
+    Raises:
+        CaptureError: the trace shows that the module cannot be streamed.
+    """
+    spec = describe(plan, allow_non_finite_inputs=allow_non_finite_inputs)
+    stepper = StepGraph(plan)
+    program = trace(plan, stepper)
+    sizes = [node.meta["val"].shape[0] for node in program.graph.nodes if node.name == program.graph_signature.user_inputs[0]]
+    check_guards(sizes[0], None)
+    step = emit(program, stepper.constant_names)
+    spec.lengths_input = LENGTHS
+    graph = wrap(step, spec, *ports(spec))
+    complete(spec, graph, [layer.spec("") for layer in stepper.layers.values()], "scan")
+    model = make_model(graph, OPSET, IR_VERSION)
+    return StepModel(model, spec, make_reference(plan, lambda observation: {}), example_arrays(plan))
+
+
+def ports(spec: spec_pb2.ModelSpec) -> tuple[list[ValueInfoProto], list[ValueInfoProto]]:
+    """Graph inputs and outputs of a spec, in the order of StepGraph."""
     inputs = [value_info(item.name, item.dtype, item.shape, timed=item.has_time) for item in spec.inputs]
     inputs.append(value_info(LENGTHS, tensor_pb2.DATA_TYPE_INT32, ()))
     inputs += [value_info(state.input_name, state.dtype, state.shape) for state in spec.states]
     outputs = [value_info(item.name, item.dtype, item.shape, timed=item.has_time) for item in spec.outputs]
     outputs += [value_info(state.output_name, state.dtype, state.shape) for state in spec.states]
-    name_ports(graph, inputs, outputs)
-    graph.name = plan.name
-    complete(spec, graph, [layer.spec(layer.path) for layer in stepper.layers.values()], "sequence")
-    model = make_model(graph, OPSET, IR_VERSION)
-    return StepModel(model, spec, make_reference(plan, lambda observation, time: {}), example_arrays(plan))
+    return inputs, outputs
+
+
+def _stream(plan: Plan, program: ExportedProgram) -> tuple[ExportedProgram, list[Context]]:
+    """Follows time through the trace; traces again where something must be computed otherwise."""
+    graph = program.module(check_guards=False)
+    assert isinstance(graph, GraphModule)
+    rewrites = _walk(plan, graph)
+    if not rewrites:
+        return program, []
+    contexts = name_contexts([item for _, item in contexts_of(rewrites)], type(plan.module).__name__.lower())
+    return _retrace(plan, graph, rewrites, contexts), contexts
+
+
+def _walk(plan: Plan, graph: GraphModule) -> Rewrites:
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    timed = next(index for index, name in enumerate(plan.inputs) if plan.layout.axes[name].time is not None)
+    batch, time = placeholders[timed].meta["val"].shape[:2]
+    check_guards(batch, time)
+    lengths = placeholders[len(plan.inputs)].name
+    return TimeWalk(graph, TimeSymbol(time, batch), lengths, [item.name for item in plan.outputs]).run()
+
+
+def _retrace(plan: Plan, graph: nn.Module, rewrites: Rewrites, contexts: Sequence[Context]) -> ExportedProgram:
+    assert isinstance(graph, GraphModule)
+    args, dynamic = trace_arguments(plan)
+    rows = {0: Dim.DYNAMIC}
+    values = tuple(context.row.expand(BATCH, *context.row.shape).clone() for context in contexts)
+    whole = (*args, values)
+    rewritten = RewrittenGraph(graph, rewrites, lambda inputs, others: same_sizes(inputs, timed_inputs(plan), others))
+    return export_graph(rewritten, whole, (*dynamic, tuple(rows for _ in contexts)), plan.module)

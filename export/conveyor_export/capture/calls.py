@@ -20,6 +20,10 @@ _KINDS = {
     "lstm": spec_pb2.LAYER_KIND_LSTM,
     "gru": spec_pb2.LAYER_KIND_GRU,
 }
+# The function over a whole sequence, by kind.
+RECURRENT: dict[spec_pb2.LayerKind.ValueType, Callable[..., Any]] = {
+    kind: getattr(torch, name) for name, kind in _KINDS.items()
+}
 _FUNCTIONS = {getattr(torch, name + suffix) for name in _KINDS for suffix in ("", "_cell")}
 _SEQUENCE = ("input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first")
 _PACKED = ("data", "batch_sizes", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional")

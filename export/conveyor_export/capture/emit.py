@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from conveyor_export.capture.errors import CaptureError
 from conveyor_export.capture.graph import rename_values, strip
 from conveyor_export.capture.layers import LAYER_KEY, OPSET
+from conveyor_export.capture.projection import expand_projections
 from conveyor_export.capture.quiet import quiet
 
 
@@ -43,6 +44,7 @@ def emit(program: ExportedProgram, constants: Mapping[str, str]) -> GraphProto:
             if item.key == LAYER_KEY:
                 node.name = item.value
     strip(graph)
+    expand_projections(graph)
     rename_values(graph, _initializer_names(graph, constants))
     return graph
 
@@ -51,9 +53,11 @@ def _initializer_names(graph: GraphProto, constants: Mapping[str, str]) -> dict[
     """`lstm.0.W` for recurrent weights, the user's own parameter names for the others."""
     names = {}
     for initializer in graph.initializer:
-        if initializer.name in constants:
-            names[initializer.name] = constants[initializer.name]
-        elif initializer.name.startswith("module."):
-            names[initializer.name] = initializer.name.removeprefix("module.")
+        # A second trace holds the first as its submodule `traced`.
+        name = initializer.name.removeprefix("traced.")
+        if name in constants:
+            names[initializer.name] = constants[name]
+        elif name.startswith("module."):
+            names[initializer.name] = name.removeprefix("module.")
     taken = {name for node in graph.node for name in node.output} | {value.name for value in graph.input}
     return {old: new for old, new in names.items() if new not in taken}

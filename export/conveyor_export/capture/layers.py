@@ -8,7 +8,7 @@ import torch
 from conveyor_proto.v1 import spec_pb2
 from torch import Tensor
 
-from conveyor_export.capture.calls import CELL, HIDDEN, LayerWeights
+from conveyor_export.capture.calls import CELL, HIDDEN, RECURRENT, LayerStates, LayerWeights, RecurrentCall
 
 # Opset of the emitted operators; LSTM, GRU and RNN are unchanged since 14.
 OPSET = 20
@@ -103,6 +103,17 @@ def run_layer(
         metadata_props={LAYER_KEY: layer.path},
     )
     return y.squeeze(1), {role: value.squeeze(0) for role, value in zip(roles, new, strict=True)}
+
+
+def run_torch(call: RecurrentCall, layer: int, x: Tensor, state: LayerStates) -> tuple[Tensor, LayerStates]:
+    """What `run_layer` computes, by torch's own function on the observed weights."""
+    weights = call.weights[layer]
+    params = [tensor for tensor in weights.tensors if tensor is not None]
+    stacks = tuple(state[role].unsqueeze(0) for role in call.roles)
+    y, *new = RECURRENT[call.kind](
+        x, stacks if len(stacks) > 1 else stacks[0], params, weights.b_ih is not None, 1, 0.0, False, False, False
+    )
+    return y, {role: value.squeeze(0) for role, value in zip(call.roles, new, strict=True)}
 
 
 def _operator(layer: OnnxLayer) -> tuple[str, dict[str, Any]]:

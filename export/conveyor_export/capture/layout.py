@@ -18,6 +18,9 @@ from conveyor_export.capture.paths import ModulePaths
 from conveyor_export.capture.signature import Leaf, Signature
 
 BATCH = 3
+# Sequences are probed and traced at this length or more: what forward() does with fewer steps (an `if` for one step, a
+# slice that leaves one) is the same function written otherwise, and no reason to refuse it.
+MIN_TIME = 8
 _MAX_ASSIGNMENTS = 64
 
 
@@ -174,7 +177,7 @@ def _probe_time(leaves: list[Leaf], axes: Mapping[str, Axes]) -> int:
     for leaf in leaves:
         time = axes[leaf.name].time
         if time is not None:
-            return min(max(leaf.value.shape[time], 5), 32)
+            return min(max(leaf.value.shape[time], MIN_TIME), 4 * MIN_TIME)
     return 1
 
 

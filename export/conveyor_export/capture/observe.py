@@ -29,13 +29,19 @@ LOOKBACK = {
 
 @dataclass(frozen=True, slots=True)
 class LookbackCall:
-    """One call of a LOOKBACK function; `ordinal` counts the calls of that operator under that path."""
+    """One call of a LOOKBACK function.
+
+    Attributes:
+        ordinal: counts the calls of that operator under that path.
+        uncut: by id of a tensor that is a slice, the tensor that it was cut from.
+    """
 
     operator: str
     path: str
     ordinal: int
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    uncut: Mapping[int, Tensor]
 
 
 @dataclass(slots=True)
@@ -71,6 +77,9 @@ class _Observer(TorchFunctionMode):
         super().__init__()
         self._seen = observation
         self._paths = paths
+        # The slices are kept alive, so that no id is used twice.
+        self._uncut: dict[int, Tensor] = {}
+        self._slices: list[Tensor] = []
         self._ordinals: Counter[tuple[str, str]] = Counter()
 
     def __torch_function__(
@@ -92,9 +101,13 @@ class _Observer(TorchFunctionMode):
         elif name == "sort" and args[0].dim() == 1 and not args[0].is_floating_point() and len(args) == 1:
             # The order of equal lengths must not change the rows of final states.
             return torch.sort(args[0], stable=True, **kwargs)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if name in {"__getitem__", "narrow"} and isinstance(result, Tensor):
+            self._uncut[id(result)] = args[0]
+            self._slices.append(result)
+        return result
 
     def _look_back(self, operator: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         key = (operator, self._paths.current)
-        self._seen.lookbacks.append(LookbackCall(operator, key[1], self._ordinals[key], args, kwargs))
+        self._seen.lookbacks.append(LookbackCall(operator, key[1], self._ordinals[key], args, kwargs, self._uncut))
         self._ordinals[key] += 1

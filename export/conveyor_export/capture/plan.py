@@ -12,6 +12,7 @@ from conveyor_proto.v1 import spec_pb2
 from torch import Tensor, nn
 
 from conveyor_export.capture.calls import CELL, HIDDEN, RecurrentCall
+from conveyor_export.capture.errors import CaptureError
 from conveyor_export.capture.layout import Layout
 from conveyor_export.capture.outputs import OutputLeaf
 from conveyor_export.capture.signature import Signature
@@ -131,3 +132,14 @@ def name_layers(calls: tuple[RecurrentCall, ...], root: str) -> dict[tuple[int, 
         for layer in range(len(call.weights)):
             names[index, layer] = f"{path}.{layer}{suffix}"
     return names
+
+
+def no_state(plan: Plan) -> CaptureError:
+    """The refusal of a module that remembers nothing."""
+    omitted = ", ".join(map(repr, plan.signature.omitted))
+    hint = f" (also {omitted}, which the example leaves out)" if omitted else ""
+    return CaptureError(
+        "it has no recurrent state: no RNN, LSTM or GRU call, no cell, no causal convolution and no state in its signature",
+        advice="A module without memory needs no sessions. If it computes its recurrence by hand, pass the state "
+        f"through forward's signature, give it in the example inputs{hint} and return the new one",
+    )

@@ -11,8 +11,9 @@ from conveyor_export.capture.custom import find_custom, returned_as
 from conveyor_export.capture.errors import CaptureError
 from conveyor_export.capture.layout import BATCH, Layout, Pace, Prober, find_layout
 from conveyor_export.capture.outputs import OutputLeaf, find_outputs, flatten, output_name, returned_stacks
-from conveyor_export.capture.plan import CustomState, Plan, StateArgument, UserOutput, name_layers
+from conveyor_export.capture.plan import CustomState, Plan, StateArgument, UserOutput, name_layers, no_state
 from conveyor_export.capture.signature import Signature
+from conveyor_export.capture.stepping import refuse, steps_add_up
 from conveyor_export.capture.states import Flows, check_time, find_flows, find_states, parameter_of
 
 
@@ -57,7 +58,7 @@ def make_plan(
         for leaf in prober.signature.leaves
         if leaf.name not in state_leaves | {layout.lengths} and layout.axes[leaf.name].batch is not None
     )
-    return Plan(
+    plan = Plan(
         module=module,
         name=name or root,
         signature=prober.signature,
@@ -72,6 +73,11 @@ def make_plan(
         arguments=arguments,
         layer_paths=name_layers(calls, root),
     )
+    if scan and not states and not custom:
+        raise no_state(plan)
+    if scan and layout.pace is not Pace.SINGLE and not steps_add_up(plan, prober):
+        raise refuse(plan, prober)
+    return plan
 
 
 def _check_module(module: nn.Module) -> None:

@@ -18,6 +18,8 @@ _WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     (UserWarning, r"# 'dynamic_axes'"),
     # The weights are taken from the observed call instead.
     (UserWarning, r"RNN module weights are not part of single contiguous chunk"),
+    # Torch's CPU library lacks projections and falls back; the answers are the same.
+    (UserWarning, r"LSTM with projections is not supported with oneDNN"),
     (UserWarning, r"While exporting, we found certain side effects"),
 )
 # torchvision's operators are missing: a recurrent model has none. Failed traces are raised as errors.

@@ -14,10 +14,11 @@ from conveyor_export.capture.layout import Pace
 from conveyor_export.capture.observe import Observation, observe
 from conveyor_export.capture.outputs import flatten
 from conveyor_export.capture.plan import Plan
+from conveyor_export.capture.quiet import quiet
 from conveyor_export.step_model import Arrays, Reference
 
 # Reads further final states, by name, off one observed run.
-Contexts = Callable[[Observation, int], Mapping[str, Tensor]]
+Contexts = Callable[[Observation], Mapping[str, Tensor]]
 
 
 def make_reference(plan: Plan, contexts: Contexts) -> Callable[[Arrays], Reference]:
@@ -25,7 +26,7 @@ def make_reference(plan: Plan, contexts: Contexts) -> Callable[[Arrays], Referen
 
     def reference(inputs: Arrays) -> Reference:
         tensors = {name: torch.from_numpy(np.ascontiguousarray(inputs[plan.input_names[name]])) for name in plan.inputs}
-        with isolated(plan.module):
+        with isolated(plan.module), quiet():
             if plan.layout.pace is Pace.SINGLE:
                 return _stepped(plan, tensors)
             return _whole(plan, tensors, contexts)
@@ -55,7 +56,7 @@ def _whole(plan: Plan, inputs: Mapping[str, Tensor], contexts: Contexts) -> Refe
     returned = flatten(observation.output)
     outputs = {item.name: _array(item.leaf.axes.to_public(returned[item.leaf.index], batch)) for item in plan.outputs}
     states = {name: _array(value) for name, value in layer_finals(plan, observation.calls, time).items()}
-    states |= {name: _array(value) for name, value in contexts(observation, time).items()}
+    states |= {name: _array(value) for name, value in contexts(observation).items()}
     for custom in plan.custom_states:
         states[custom.name] = _array(plan.layout.axes[custom.leaf].to_public(returned[custom.output], batch))
     return Reference(outputs, states)

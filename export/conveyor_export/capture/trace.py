@@ -9,7 +9,7 @@ from torch.export import Dim, ExportedProgram
 
 from conveyor_export.capture.calls import LayerStates, LayerWeights
 from conveyor_export.capture.errors import CaptureError
-from conveyor_export.capture.layers import OnnxLayer, run_layer, to_onnx
+from conveyor_export.capture.layers import OnnxLayer, run_layer, run_torch, to_onnx
 from conveyor_export.capture.layout import BATCH
 from conveyor_export.capture.lift import Lift
 from conveyor_export.capture.outputs import flatten
@@ -23,12 +23,16 @@ class StepGraph(nn.Module):
 
     In sequence form forward() takes `[batch, time, *row]` inputs and runs all time steps; in scan form it takes
     `[batch, *row]` and runs one.
+
+    Args:
+        plan: of the module. eager: compute recurrent calls by torch's own functions, to run without tracing.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, eager: bool = False) -> None:
         super().__init__()
         self.module = plan.module
         self._plan = plan
+        self._eager = eager
         self.layers: dict[tuple[int, int], OnnxLayer] = {}
         self._names: dict[tuple[int, int], dict[str, str]] = {}
         tied: dict[tuple[int, ...], tuple[int, int]] = {}
@@ -75,11 +79,14 @@ class StepGraph(nn.Module):
     ) -> tuple[Tensor, ...]:
         """User outputs, then new layer states, then new custom states, all with batch first."""
         plan = self._plan
+        same_sizes(inputs, timed_inputs(plan), (lengths, *states, *customs))
         batch = inputs[0].shape[0]
         given = {state.key: value for state, value in zip(plan.layer_states, states, strict=True)}
         values = self._arguments(inputs, lengths, given, customs, batch)
 
         def run(index: int, number: int, x: Tensor, state: LayerStates) -> tuple[Tensor, LayerStates]:
+            if self._eager:
+                return run_torch(plan.calls[index % len(plan.calls)], number, x, state)
             constants = {part: getattr(self, name) for part, name in self._names[index, number].items()}
             return run_layer(self.layers[index, number], constants, x, state, lengths)
 
@@ -128,14 +135,24 @@ class StepGraph(nn.Module):
         return new if lengths is None else torch.where((lengths > 0).unsqueeze(1), new, old)
 
 
+def timed_inputs(plan: Plan) -> list[bool]:
+    """Which of the step graph's inputs are `[batch, time, *row]`."""
+    return [not plan.scan and plan.layout.axes[name].time is not None for name in plan.inputs]
+
+
 def trace(plan: Plan, graph: StepGraph) -> ExportedProgram:
     """Exports the step graph with batch, and in sequence form time, dynamic.
 
     Raises:
         CaptureError: torch.export cannot follow forward().
     """
+    args, dynamic = trace_arguments(plan)
+    return export_graph(graph, args, dynamic, plan.module)
+
+
+def trace_arguments(plan: Plan) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Arguments of StepGraph.forward to trace with, and their dynamic shapes."""
     time = 1 if plan.scan else plan.layout.time
-    batch_dim, time_dim = Dim("batch", min=1), Dim("time", min=1)
     inputs, input_dims = [], []
     for name in plan.inputs:
         leaf = next(leaf for leaf in plan.signature.leaves if leaf.name == name)
@@ -144,18 +161,28 @@ def trace(plan: Plan, graph: StepGraph) -> ExportedProgram:
         timed = axes.time is not None and not plan.scan
         public = leaf.value.new_zeros((BATCH, time, *row) if timed else (BATCH, *row))
         inputs.append(public)
-        input_dims.append({0: batch_dim, 1: time_dim} if timed else {0: batch_dim})
+        input_dims.append({0: Dim.DYNAMIC, 1: Dim.DYNAMIC} if timed else {0: Dim.DYNAMIC})
     states = tuple(state.initial.expand(BATCH, -1).clone() for state in plan.layer_states)
     customs = tuple(state.initial.expand(BATCH, *state.initial.shape).clone() for state in plan.custom_states)
     lengths = None if plan.scan else torch.full((BATCH,), time, dtype=torch.int32)
-    rows = {0: batch_dim}
+    rows = {0: Dim.DYNAMIC}
     dynamic = (
         tuple(input_dims),
         None if lengths is None else rows,
         tuple(rows for _ in states),
         tuple(rows for _ in customs),
     )
-    return export_graph(graph, (tuple(inputs), lengths, states, customs), dynamic, plan.module)
+    return (tuple(inputs), lengths, states, customs), dynamic
+
+
+def same_sizes(inputs: Sequence[Tensor], timed: Sequence[bool], others: Sequence[Tensor | None]) -> None:
+    """Tells the trace that all tensors have the same rows, and all sequences the same time steps."""
+    tensors = [*inputs, *(item for item in others if item is not None)]
+    for item in tensors[1:]:
+        torch._check(item.shape[0] == tensors[0].shape[0])
+    sequences = [item for item, has_time in zip(inputs, timed, strict=True) if has_time]
+    for item in sequences[1:]:
+        torch._check(item.shape[1] == sequences[0].shape[1])
 
 
 def export_graph(graph: nn.Module, args: tuple[Any, ...], dynamic: Any, module: nn.Module) -> ExportedProgram:
@@ -180,16 +207,10 @@ def _refusal(error: Exception, path: str) -> CaptureError:
             path=path,
             advice="Replace the branch or loop by tensor operations such as torch.where",
         )
-    if "Constraints violated" in text or "specialized" in text:
+    if "specialized" in text:
         return CaptureError(
-            "forward() depends on the number of rows or time steps in a way that fixes it, so a chunk of another "
-            f"size would be computed otherwise ({_violation(text)})",
+            f"forward() works for one number of rows or time steps alone ({first})",
             path=path,
-            advice="Do not branch on, or reshape by a fixed number of, rows or time steps",
+            advice="Do not reshape by a fixed number of rows or time steps, and write x.shape[0] for len(x)",
         )
     return CaptureError(f"torch.export cannot follow forward(): {kind}: {first}", path=path)
-
-
-def _violation(text: str) -> str:
-    lines = [line.strip(" -") for line in text.splitlines() if line.strip().startswith("-")]
-    return lines[0] if lines else text.splitlines()[0]
