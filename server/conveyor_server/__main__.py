@@ -35,7 +35,13 @@ async def _serve(settings: settings_module.Settings) -> int:
     # Here, so that --help and a wrong flag answer without loading onnxruntime.
     from conveyor_server.app import App
 
-    return await App(settings).run()
+    app = App(settings)
+    status = await app.run()
+    if app.stuck:
+        # Python would wait for the thread of the run that does not come back.
+        logging.shutdown()
+        os._exit(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -63,7 +63,10 @@ class App:
         )
         self.port = 0
         self.pages: MetricsServer | None = None
-        self._warm = False
+        # Set once every model that can be served is warm.
+        self.warm = asyncio.Event()
+        # A run did not come back: its thread still holds the model.
+        self.stuck = False
         self._stop = asyncio.Event()
         self._failed = False
 
@@ -108,7 +111,7 @@ class App:
         self.pages.start()
         await self.grpc.start()
         await self._load()
-        self._warm = True
+        self.warm.set()
         await self._say(serving=True)
         _log.info(
             "ready: grpc on %s:%d%s, metrics on %s:%d",
@@ -129,10 +132,13 @@ class App:
         if not self._failed and not await self.grpc.drain(stops_at, now):
             _log.warning("the drain time is over: what is left is cut off, and clients resume elsewhere or later")
         await self.grpc.stop()
-        await self.driver.stop()
-        for item in self.repository.versions():
-            if item.engine is not None:
-                item.engine.runner.close()
+        if await self.driver.stop(_LAST_S / 2):
+            for item in self.repository.versions():
+                if item.engine is not None:
+                    item.engine.runner.close()
+        else:
+            self.stuck = True
+            _log.warning("a run of a model did not come back: it is left behind")
         if self.pages is not None:
             await asyncio.to_thread(self.pages.stop)
         _log.info("stopped")
@@ -182,7 +188,7 @@ class App:
     def _not_ready(self) -> str:
         if self.directory.draining:
             return "draining"
-        return "" if self._warm else "loading models"
+        return "" if self.warm.is_set() else "loading models"
 
     def _fail(self) -> None:
         self._failed = True

@@ -22,6 +22,8 @@ from conveyor_server.metrics import Sample
 T = TypeVar("T")
 # Longer than any run that goes inline; a core thread that takes more is as good as dead.
 ANSWER_S = 5.0
+# How often the accepting thread looks whether it should stop.
+_LOOK_S = 0.1
 
 
 class MetricsServer:
@@ -53,14 +55,14 @@ class MetricsServer:
         except OSError as error:
             raise StartError(f"cannot listen on {host}:{port} for metrics: {error.strerror}") from error
         self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(_LOOK_S,), name="metrics", daemon=True)
 
     def start(self) -> None:
         """Serves from now on."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Lets go of the port. Blocks for up to half a second; not for the core thread."""
+        """Lets go of the port. Blocks for a moment; not for the core thread."""
         if self._thread.is_alive():
             self._server.shutdown()
         self._server.server_close()

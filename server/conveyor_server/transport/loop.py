@@ -127,12 +127,17 @@ class Driver:
         """Calls `flush` once, after the events at hand were handed out."""
         self._flushes.append(flush)
 
-    async def stop(self) -> None:
-        """Waits for batches that are out and stops the timer and the threads."""
-        for engine in list(self._lanes):
-            await self.remove(engine)
+    async def stop(self, patience_s: float) -> bool:
+        """Waits for what still runs and stops the timer and the threads; False: a run did not come back in time."""
         if self._timer is not None:
             self._timer.cancel()
+        try:
+            async with asyncio.timeout(patience_s):
+                for engine in list(self._lanes):
+                    await self.remove(engine)
+        except TimeoutError:
+            return False
+        return True
 
     # ------------------------------------------------------------ within
 

@@ -183,7 +183,7 @@ class Server:
             runner.gate.set()
         await self.channel.close()
         await self.grpc.stop()
-        await self.driver.stop()
+        assert await self.driver.stop(20.0)
         assert not self.driver.failed.done()
 
 
