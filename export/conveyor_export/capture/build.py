@@ -11,9 +11,10 @@ from torch.fx import GraphModule
 from conveyor_export.capture.context import Context, name_contexts, observed_contexts
 from conveyor_export.capture.describe import IR_VERSION, LENGTHS, add_state, complete, describe
 from conveyor_export.capture.emit import emit
+from conveyor_export.capture.errors import CaptureError
 from conveyor_export.capture.facts import TimeSymbol
 from conveyor_export.capture.graph import make_model, name_ports, value_info
-from conveyor_export.capture.guards import check_guards
+from conveyor_export.capture.guards import check_guards, check_symbolic
 from conveyor_export.capture.layers import OPSET
 from conveyor_export.capture.layout import BATCH
 from conveyor_export.capture.plan import Plan, no_state
@@ -60,6 +61,7 @@ def build_scan(plan: Plan, *, allow_non_finite_inputs: bool) -> StepModel:
     stepper = StepGraph(plan)
     program = trace(plan, stepper)
     sizes = [node.meta["val"].shape[0] for node in program.graph.nodes if node.name == program.graph_signature.user_inputs[0]]
+    check_symbolic(sizes[0], None)
     check_guards(sizes[0], None)
     step = emit(program, stepper.constant_names)
     spec.lengths_input = LENGTHS
@@ -94,9 +96,14 @@ def _walk(plan: Plan, graph: GraphModule) -> Rewrites:
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     timed = next(index for index, name in enumerate(plan.inputs) if plan.layout.axes[name].time is not None)
     batch, time = placeholders[timed].meta["val"].shape[:2]
-    check_guards(batch, time)
+    check_symbolic(batch, time)
     lengths = placeholders[len(plan.inputs)].name
-    return TimeWalk(graph, TimeSymbol(time, batch), lengths, [item.name for item in plan.outputs]).run()
+    rewrites = TimeWalk(graph, TimeSymbol(time, batch), lengths, [item.name for item in plan.outputs]).run()
+    check_guards(batch, time)
+    for item in plan.outputs:
+        if item.leaf.problem:
+            raise CaptureError(item.leaf.problem, advice="Return one value for each time step, or the last one")
+    return rewrites
 
 
 def _retrace(plan: Plan, graph: nn.Module, rewrites: Rewrites, contexts: Sequence[Context]) -> ExportedProgram:
@@ -106,4 +113,4 @@ def _retrace(plan: Plan, graph: nn.Module, rewrites: Rewrites, contexts: Sequenc
     values = tuple(context.row.expand(BATCH, *context.row.shape).clone() for context in contexts)
     whole = (*args, values)
     rewritten = RewrittenGraph(graph, rewrites, lambda inputs, others: same_sizes(inputs, timed_inputs(plan), others))
-    return export_graph(rewritten, whole, (*dynamic, tuple(rows for _ in contexts)), plan.module)
+    return export_graph(rewritten, whole, (*dynamic, tuple(rows for _ in contexts)))

@@ -77,10 +77,8 @@ def _expr(size: Any) -> Any:
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
 
 
-def path_of(node: Node, root: str = "module") -> str:
-    """Path, inside the user's module, of the submodule that made a node; `root` is the user's module in the trace."""
+def path_of(node: Node) -> str:
+    """Path, inside the user's module, of the submodule that made a node; a trace holds the user's as `module`."""
     stack = [str(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
     path = stack[-1] if stack else ""
-    if not root:
-        return path
-    return path.removeprefix(f"{root}.") if path.startswith(f"{root}.") else ""
+    return path.removeprefix("module.") if path.startswith("module.") else ""

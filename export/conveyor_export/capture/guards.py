@@ -16,6 +16,17 @@ _TRIED = ((1, 8), (2, 9), (5, 11), (1, 16), (7, 33), (2, 100), (64, 257))
 _ROWS = (1, 2, 5, 7, 64)
 
 
+def check_symbolic(batch: Any, time: Any) -> None:
+    """Refuses a trace in which a size became a number; arguments as for `check_guards`.
+
+    Raises:
+        CaptureError: the trace holds for one size only.
+    """
+    for what, size in (("rows", batch), ("time steps", time)):
+        if size is not None and not isinstance(size, torch.SymInt):
+            raise _fixed(what, f"it must be {size}")
+
+
 def check_guards(batch: Any, time: Any) -> None:
     """Refuses a trace that holds for some numbers of rows or time steps only.
 
@@ -25,10 +36,6 @@ def check_guards(batch: Any, time: Any) -> None:
     Raises:
         CaptureError: an assumption is false at some size.
     """
-    sizes = {"rows": batch} if time is None else {"rows": batch, "time steps": time}
-    for what, size in sizes.items():
-        if not isinstance(size, torch.SymInt):
-            raise _fixed(what, f"it must be {size}")
     environment = batch.node.shape_env
     tried = [(rows, None) for rows in _ROWS] if time is None else list(_TRIED)
     for guard in environment.guards:
@@ -41,7 +48,7 @@ def check_guards(batch: Any, time: Any) -> None:
                 values[time.node.expr] = steps
             if expression.subs(values) == False:  # noqa: E712  sympy's false, not Python's
                 names = {batch.node.expr: "rows"} | ({} if time is None else {time.node.expr: "time"})
-                raise _fixed(" or ".join(sizes), f"it needs {expression.subs(names)}")
+                raise _fixed("rows or time steps", f"it needs {expression.subs(names)}")
 
 
 def _fixed(what: str, detail: str) -> CaptureError:

@@ -193,12 +193,9 @@ def _confirm(prober: Prober, layout: Layout) -> Layout | None:
     if not calls:
         return layout
     if len(calls) == len(more):
-        rows = {(call.batch, call.time) for call in calls}
-        return (
-            layout
-            if (BATCH, time) in rows and (BATCH + 1, other) in {(call.batch, call.time) for call in more}
-            else None
-        )
+        rows = [(call.batch, again.batch) for call, again in zip(calls, more, strict=True)]
+        steps = any(call.time != again.time for call, again in zip(calls, more, strict=True))
+        return layout if (BATCH, BATCH + 1) in rows and steps else None
     per_step = (len(more) - len(calls)) / 2
     if calls[-1].batch == BATCH and more[-1].batch == BATCH + 1 and per_step == int(per_step) > 0:
         return Layout(layout.axes, layout.lengths, Pace.LOOP, time)

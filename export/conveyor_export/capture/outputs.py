@@ -25,6 +25,7 @@ class OutputLeaf:
         axes: batch and time.
         has_time: it has a value at every time step.
         shape, dtype: as returned in the probe.
+        problem: why it is not one value for each time step, if it is not; a better reason may be found in the trace.
     """
 
     index: int
@@ -33,6 +34,7 @@ class OutputLeaf:
     has_time: bool
     shape: tuple[int, ...]
     dtype: torch.dtype
+    problem: str = ""
 
 
 def flatten(output: Any) -> list[Tensor]:
@@ -83,7 +85,10 @@ def find_outputs(prober: Prober, layout: Layout) -> list[OutputLeaf]:
             advice="Stack the answers of all time steps into one tensor",
         )
     leaves = [_leaf(i, item, rows[i][1], steps[i][1], layout) for i, item in enumerate(base)]
-    return [_with_order(prober, layout, leaf) if leaf.axes.merged is not None else leaf for leaf in leaves]
+    return [
+        _with_order(prober, layout, leaf) if leaf.axes.merged is not None and not leaf.problem else leaf
+        for leaf in leaves
+    ]
 
 
 _Item = tuple[tuple[str | int, ...], Tensor]
@@ -113,14 +118,14 @@ def _leaf(index: int, item: _Item, rows: Tensor, steps: Tensor, layout: Layout) 
         return OutputLeaf(index, keys, Axes(batch), single, shape, base.dtype)
     merged = batch == time
     expected = layout.time * (BATCH if merged else 1)
+    problem = ""
     if shape[time] != expected:
-        raise CaptureError(
+        problem = (
             f"output {name!r} has {shape[time]} steps for {expected} time steps: an answer is not at its own time step, "
-            "as after a convolution over time without left padding, or with a stride",
-            advice="Return one value for each time step, or the last one",
+            "as after a convolution over time without left padding, or with a stride"
         )
     axes = Axes(batch, None, True) if merged else Axes(batch, time)
-    return OutputLeaf(index, keys, axes, True, shape, base.dtype)
+    return OutputLeaf(index, keys, axes, True, shape, base.dtype, problem)
 
 
 def _with_order(prober: Prober, layout: Layout, leaf: OutputLeaf) -> OutputLeaf:

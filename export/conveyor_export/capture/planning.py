@@ -45,7 +45,7 @@ def make_plan(
         return make_plan(module, _omit(prober, arguments, ambiguous), name, input_names, output_names)
     calls = tuple(flows.observation.calls)
     if layout.pace is Pace.SEQUENCE:
-        check_time(calls, layout, 1 if scan else layout.time)
+        check_time(calls, 1 if scan else layout.time)
     if layout.pace is Pace.SINGLE and {state.key for state in states} != {key for a in arguments for key in a.pieces}:
         raise CaptureError(
             "forward() takes one time step and makes the state anew inside: nothing is remembered between calls",
@@ -73,6 +73,9 @@ def make_plan(
         arguments=arguments,
         layer_paths=name_layers(calls, root),
     )
+    problem = next((item.leaf.problem for item in plan.outputs if item.leaf.problem), "") if scan else ""
+    if problem:
+        raise CaptureError(problem, advice="Return one value for each time step, or the last one")
     if scan and not states and not custom:
         raise no_state(plan)
     if scan and layout.pace is not Pace.SINGLE and not steps_add_up(plan, prober):

@@ -116,16 +116,22 @@ def check_call(call: RecurrentCall) -> None:
         )
 
 
-def check_time(calls: Sequence[RecurrentCall], layout: Layout, time: int) -> None:
-    """Refuses a call that does not run once along time over the rows of the batch."""
+def check_time(calls: Sequence[RecurrentCall], time: int) -> None:
+    """Refuses a call that does not run along time over the rows of the batch; steps gone astray are the trace's matter."""
     for call in calls:
-        if (call.batch, call.time) == (BATCH, time):
-            continue
-        if call.batch == BATCH:
-            what = f"it is called on {call.time} steps where the input has {time}: once per chunk, not along time"
-        else:
-            what = f"it is called on {call.batch} rows of {call.time} steps where the batch has {BATCH} rows: along another axis than time"
-        raise CaptureError(what, path=call.path, advice="Only recurrence along the input's time axis can be streamed")
+        if call.batch != BATCH:
+            raise CaptureError(
+                f"it is called on {call.batch} rows of {call.time} steps where the batch has {BATCH} rows of {time}: "
+                "it runs along another axis than time",
+                path=call.path,
+                advice="Only recurrence along the input's time axis can be streamed",
+            )
+        if call.time == 1 < time:
+            raise CaptureError(
+                f"it is called on one step where the input has {time}: once per chunk, not along time",
+                path=call.path,
+                advice="Call recurrent layers on whole sequences, or cells once for each time step",
+            )
 
 
 def _initials(observation: Observation) -> dict[Key, Tensor]:

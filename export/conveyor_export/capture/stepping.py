@@ -3,8 +3,10 @@
 Where they do not, the module does more with time than its recurrent state tells, and this says what.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conveyor_export.capture.calls import RecurrentCall
 from conveyor_export.capture.errors import CaptureError
@@ -14,8 +16,7 @@ from conveyor_export.capture.mixing import mixing_reason
 from conveyor_export.capture.observe import Observation
 from conveyor_export.capture.outputs import flatten
 from conveyor_export.capture.plan import Plan
-from conveyor_export.capture.quiet import quiet
-from conveyor_export.capture.trace import StepGraph
+from conveyor_export.capture.trace import StepGraph, export_graph, run_traced
 
 _TIME = 5
 _TOLERANCE = 1e-4
@@ -75,11 +76,10 @@ def _mixing(plan: Plan, prober: Prober) -> CaptureError | None:
     sizes = {size for tensor in plan.module.state_dict().values() for size in tensor.shape}
     sizes |= {size for leaf in plan.signature.leaves for size in leaf.value.shape}
     time = next(number for number in (11, 13, 17, 19, 23, 29, 31, 37, 41, 43) if number not in sizes)
-    args, kwargs = plan.signature.call(_values(plan, prober, time))
     try:
-        with quiet():
-            program = torch.export.export(plan.module, args, kwargs, strict=False)
-    except Exception:  # noqa: BLE001  a module that cannot be traced at a fixed size gets the general reason
+        program = export_graph(_Whole(plan), (_values(plan, prober, time),), None)
+    except CaptureError:
+        # A module that cannot be traced at a fixed size gets the general reason.
         return None
     axes: dict[torch.fx.Node, tuple[int, ...]] = {}
     ranks: dict[torch.fx.Node, int] = {}
@@ -91,8 +91,20 @@ def _mixing(plan: Plan, prober: Prober) -> CaptureError | None:
         reason = mixing_reason(node, axes, ranks) if node.op == "call_function" else None
         if reason:
             advice = "Only what depends on past time steps can be streamed"
-            return CaptureError(reason, path=path_of(node, root=""), advice=advice)
+            return CaptureError(reason, path=path_of(node), advice=advice)
     return None
+
+
+class _Whole(nn.Module):
+    """The user's module on named inputs."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.module = plan.module
+        self._plan = plan
+
+    def forward(self, values: dict[str, Tensor]) -> Any:
+        return run_traced(self._plan, values)
 
 
 def _first_difference(plan: Plan, prober: Prober) -> RecurrentCall | None:

@@ -67,10 +67,18 @@ class TimeWalk:
         reason = mixing_reason(node, axes | {node: self._axes(node)}, ranks)
         if reason:
             self._refuse(node, reason)
+        if node.users and (operator.startswith(_RANDOM) or self._drops_out(node, operator)):
+            self._refuse(node, "it draws random numbers, so its answers are not repeatable")
+        if operator == "squeeze" and "dim" not in arguments_of(node) and self._rank(node.args[0]) > 1:
+            self._refuse(node, "it squeezes all axes of size 1, which takes the batch away where there is one row")
         key = (operator, path_of(node))
         fact = handler(self, node) if handler else None
         self._ordinals[key] += 1
         return fact if fact is not None else self._plain(node, operator)
+
+    @staticmethod
+    def _drops_out(node: Node, operator: str) -> bool:
+        return "dropout" in operator and bool(arguments_of(node).get("train"))
 
     # ------------------------------------------------------------ operators without a rule of their own
 
@@ -106,8 +114,6 @@ class TimeWalk:
 
     def _made(self, node: Node, operator: str, axes: tuple[int, ...], position: Node | None) -> Fact:
         """A time axis out of nothing: constant along time, counted, or drawn at random."""
-        if operator.startswith(_RANDOM):
-            self._refuse(node, "it draws random numbers")
         constant = operator in {*_FILLS, "full", "new_full", "full_like", "expand", "repeat", "expand_as", "empty_like"}
         return Fact(axes, self._extra(node, axes), position=position if constant else node, fill=_fill(node, operator))
 
@@ -137,6 +143,8 @@ class TimeWalk:
         x = node.args[0][0]  # type: ignore[index]
         assert isinstance(x, Node)
         fact = self._facts.get(x, Fact())
+        if not fact.axes:
+            self._refuse(node, "it runs along another axis than time")
         if fact.axes != (0,) or not fact.aligned:
             self._refuse(
                 node, "its input is padded, cut or shifted over time, so that its steps are not those of the input"

@@ -1,6 +1,6 @@
 """The step graph as an exported program: the module's own forward with its states as inputs and outputs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -90,10 +90,9 @@ class StepGraph(nn.Module):
             constants = {part: getattr(self, name) for part, name in self._names[index, number].items()}
             return run_layer(self.layers[index, number], constants, x, state, lengths)
 
-        args, kwargs = plan.signature.call(values)
         lift = Lift(plan.calls, given, run, values.get(plan.layout.lengths or ""))
         with lift:
-            returned = flatten(self.module(*args, **kwargs))
+            returned = flatten(run_traced(plan, values))
         outputs = [self._output(returned[item.leaf.index], item.leaf.axes, batch) for item in plan.outputs]
         new = [self._guard(lift.new[state.key], given[state.key], lengths) for state in plan.layer_states]
         custom = [plan.layout.axes[state.leaf].to_public(returned[state.output], batch) for state in plan.custom_states]
@@ -135,6 +134,19 @@ class StepGraph(nn.Module):
         return new if lengths is None else torch.where((lengths > 0).unsqueeze(1), new, old)
 
 
+def run_traced(plan: Plan, values: Mapping[str, Tensor]) -> Any:
+    """The user's forward; what it raises becomes a CaptureError here, before torch.export prints the graph so far."""
+    paths = ModulePaths(plan.module)
+    args, kwargs = plan.signature.call(values)
+    try:
+        with paths.watch():
+            return plan.module(*args, **kwargs)
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise _refusal(error, paths.current) from error
+
+
 def timed_inputs(plan: Plan) -> list[bool]:
     """Which of the step graph's inputs are `[batch, time, *row]`."""
     return [not plan.scan and plan.layout.axes[name].time is not None for name in plan.inputs]
@@ -147,7 +159,7 @@ def trace(plan: Plan, graph: StepGraph) -> ExportedProgram:
         CaptureError: torch.export cannot follow forward().
     """
     args, dynamic = trace_arguments(plan)
-    return export_graph(graph, args, dynamic, plan.module)
+    return export_graph(graph, args, dynamic)
 
 
 def trace_arguments(plan: Plan) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -185,16 +197,15 @@ def same_sizes(inputs: Sequence[Tensor], timed: Sequence[bool], others: Sequence
         torch._check(item.shape[1] == sequences[0].shape[1])
 
 
-def export_graph(graph: nn.Module, args: tuple[Any, ...], dynamic: Any, module: nn.Module) -> ExportedProgram:
-    """torch.export without its noise; its refusals become CaptureErrors that name the submodule."""
-    paths = ModulePaths(module)
+def export_graph(graph: nn.Module, args: tuple[Any, ...], dynamic: Any) -> ExportedProgram:
+    """torch.export without its noise; its refusals become CaptureErrors."""
     try:
-        with quiet(), torch.no_grad(), paths.watch():
+        with quiet(), torch.no_grad():
             return torch.export.export(graph, args, dynamic_shapes=dynamic, strict=False)
     except CaptureError:
         raise
     except Exception as error:
-        raise _refusal(error, paths.current) from error
+        raise _refusal(error, "") from error
 
 
 def _refusal(error: Exception, path: str) -> CaptureError:
