@@ -1,0 +1,89 @@
+"""The Conveyor server under test, as `conveyor serve` runs it, in a process of its own."""
+
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.worker import WorkerError
+
+_HOST = "127.0.0.1"
+_READY_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 20.0
+_BATCH_METRIC = "conveyor_batch_rows"
+
+
+class Service:
+    """A running server; ready when the constructor returns.
+
+    Args:
+        repository: model repository.
+        folder: where its log goes.
+    """
+
+    def __init__(self, repository: Path, folder: Path) -> None:
+        port, metrics_port = _free_ports(2)
+        self.address = f"{_HOST}:{port}"
+        self._metrics_url = f"http://{_HOST}:{metrics_port}/metrics"
+        self._log = folder / "server.log"
+        command = [sys.executable, "-m", "conveyor_server", "--models", str(repository), "--host", _HOST]
+        command += ["--port", str(port), "--metrics-port", str(metrics_port), "--threads", "1", "--device", "cpu"]
+        with self._log.open("wb") as log:
+            # A session of its own: Ctrl-C is for the bench, which ends the server after its clients.
+            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            self._wait_until_serving()
+        except grpc.RpcError as error:
+            self.stop()
+            raise WorkerError(f"the server did not start: {error}\n{self._log.read_text()[-4000:]}") from error
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def batches(self) -> tuple[float, float]:
+        """Runs of the model so far, and the sessions in them, as the server counts."""
+        with urllib.request.urlopen(self._metrics_url, timeout=_READY_TIMEOUT_S) as response:  # noqa: S310 - our own
+            text = response.read().decode()
+        samples = {
+            sample.name: sample.value
+            for family in text_string_to_metric_families(text)
+            if family.name == _BATCH_METRIC
+            for sample in family.samples
+        }
+        return samples[f"{_BATCH_METRIC}_count"], samples[f"{_BATCH_METRIC}_sum"]
+
+    def stop(self) -> None:
+        """Ends the server: in order, or not at all."""
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _wait_until_serving(self) -> None:
+        with grpc.insecure_channel(self.address) as channel:
+            # The published types know only Check.
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            watch = stub.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=_READY_TIMEOUT_S)
+            for response in watch:
+                if response.status == health_pb2.HealthCheckResponse.SERVING:
+                    watch.cancel()
+                    return
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    sockets = [socket.create_server((_HOST, 0)) for _ in range(count)]
+    ports = [item.getsockname()[1] for item in sockets]
+    for item in sockets:
+        item.close()
+    return ports
