@@ -21,7 +21,7 @@ S = TypeVar("S", bound=_Sent)
 async def pipeline(
     source: Source[I],
     *,
-    send: Callable[[I], Awaitable[S]],
+    send: Callable[[I], Awaitable[S | None]],
     may_send: Callable[[int], bool],
     answer: Callable[[S], Awaitable[O]],
     pending: deque[S],
@@ -30,7 +30,7 @@ async def pipeline(
 
     Args:
         source: where items come from; closed at the end.
-        send: sends one, once `may_send` said so.
+        send: sends one, once `may_send` said so; None: it was not sent, because something pending has failed.
         may_send: whether one more may be sent, given how many are pending.
         answer: waits for the outcome of one that was sent.
         pending: what is on its way; the caller's, to look into after an error.
@@ -46,6 +46,8 @@ async def pipeline(
             pulled = await source.pull(pending[0].ticket if pending else None)
             exhausted = pulled == ()
             for item in pulled or ():
-                pending.append(await send(item))
+                sent = await send(item)
+                if sent is not None:
+                    pending.append(sent)
     finally:
         await source.close()

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import aclosing
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -114,8 +114,9 @@ class AsyncPopulation:
         chosen = self._rows(rows)
         pending: deque[FrameStep] = deque()
 
-        async def send(item: Any) -> FrameStep:
-            return await self._submit(chosen, prepare_batch(self._signature, item, len(chosen)), timeout_s)
+        async def send(item: Any) -> FrameStep | None:
+            follows = pending[-1] if pending and on_error == "raise" else None
+            return await self._submit(chosen, prepare_batch(self._signature, item, len(chosen)), timeout_s, follows)
 
         outcomes = pipeline(
             self._opener.io.source(items),
@@ -147,13 +148,14 @@ class AsyncPopulation:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Closes the sessions, or detaches. What ended the block is never hidden by what ends the population."""
-        how = Leaving.DETACH if self._detach_on_exit else Leaving.CLOSE
-        if error is None:
-            await self._leave(how)
+        if self._core.error is not None:
+            await self._opener.release(self._link)
             return
         try:
-            await self._leave(how)
+            await (self.detach() if self._detach_on_exit else self.close())
         except ConveyorError as second:
+            if error is None:
+                raise
             error.add_note(f"the population could not be left in order: {second}")
 
     # ------------------------------------------------------------ helpers
@@ -178,10 +180,23 @@ class AsyncPopulation:
         with self._link:
             return self._core.error is None and self._core.blocker(rows) is None
 
-    async def _submit(self, rows: NDArray[np.intp], batch: Batch, timeout_s: float | None) -> FrameStep:
+    @overload
+    async def _submit(self, rows: NDArray[np.intp], batch: Batch, timeout_s: float | None) -> FrameStep: ...
+
+    @overload
+    async def _submit(
+        self, rows: NDArray[np.intp], batch: Batch, timeout_s: float | None, follows: FrameStep | None
+    ) -> FrameStep | None: ...
+
+    async def _submit(
+        self, rows: NDArray[np.intp], batch: Batch, timeout_s: float | None, follows: FrameStep | None = None
+    ) -> FrameStep | None:
+        """Sends a step once there is credit. None: rows of `follows` failed, and nothing after it may be applied."""
         timeout_ms = 0 if timeout_s is None else max(1, round(timeout_s * 1000))
         while True:
             with self._link:
+                if follows is not None and (follows.errors or follows.ticket.failed):
+                    return None
                 blocker = self._core.blocker(rows)
                 if blocker is None:
                     return self._core.submit(rows, batch, timeout_ms)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, overload
 
 from conveyor_proto.v1 import session_pb2 as pb
 
@@ -20,7 +20,15 @@ from conveyor._info import SessionInfo
 from conveyor._link import Link
 from conveyor._opening import Opening
 from conveyor._pipeline import pipeline
-from conveyor.errors import CallTimeout, ClientClosed, ConnectionLost, ConveyorError, SessionNotFound, StepTimeout
+from conveyor.errors import (
+    CallTimeout,
+    ClientClosed,
+    ConnectionLost,
+    ConveyorError,
+    SessionNotFound,
+    SessionTakenOver,
+    StepTimeout,
+)
 
 if TYPE_CHECKING:
     from conveyor._opener import Opener
@@ -88,7 +96,8 @@ class AsyncSession:
 
         Cancelling the task does not take the step back: it is applied, and its answer dropped.
         """
-        return await self._answer(await self._submit(self._signature.prepare(inputs), timeout_s), timeout_s)
+        sent = await self._submit(self._signature.prepare(inputs), timeout_s)
+        return await self._answer(sent, timeout_s)
 
     async def stream(
         self,
@@ -108,16 +117,18 @@ class AsyncSession:
         Raises:
             ConveyorError: as `step`, at the place of the answer. Steps after it were not applied.
         """
+        pending: deque[_Sent] = deque()
 
-        async def send(chunk: Inputs) -> _Sent:
-            return await self._submit(self._signature.prepare(chunk), timeout_s)
+        async def send(chunk: Inputs) -> _Sent | None:
+            follows = pending[-1].ticket if pending else None
+            return await self._submit(self._signature.prepare(chunk), timeout_s, follows)
 
         answers = pipeline(
             self._opener.io.source(chunks),
             send=send,
             may_send=lambda pending: self._may_send(pending, in_flight),
             answer=lambda sent: self._answer(sent, timeout_s),
-            pending=deque(),
+            pending=pending,
         )
         async with aclosing(answers):
             async for answer in answers:
@@ -154,18 +165,19 @@ class AsyncSession:
             ConnectionLost: nobody could be told; it lives until its idle limit.
         """
         if isinstance(self._core.error, (ConnectionLost, CallTimeout)):
+            await self._opener.release(self._link)
             await self._opener.close_session(self.id)
-        else:
-            try:
-                await self._leave(Leaving.CLOSE)
-            except (SessionNotFound, ClientClosed):
-                return
+            return
+        try:
+            await self._leave(Leaving.CLOSE)
+        except (SessionNotFound, ClientClosed):
+            return
 
     async def detach(self) -> None:
         """Lets go of the session, which lives on until it is resumed, closed or idle for too long."""
         try:
             await self._leave(Leaving.DETACH)
-        except ClientClosed:
+        except (SessionTakenOver, ClientClosed):
             return
 
     async def __aenter__(self) -> Self:
@@ -175,15 +187,19 @@ class AsyncSession:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Closes the session, or detaches from it. What ended the block is never hidden by what ends the session."""
-        leave = self.detach if self._detach_on_exit else self.close
-        if error is None:
-            await leave()
-        elif self._core.error is None:
-            try:
-                await leave()
-            except ConveyorError as second:
-                error.add_note(f"session {self.id!r} could not be left in order: {second}")
+        """Closes the session, or detaches from it; does nothing to one that was lost, which may have been resumed.
+
+        What ended the block is never hidden by what ends the session.
+        """
+        if self._core.error is not None:
+            await self._opener.release(self._link)
+            return
+        try:
+            await (self.detach() if self._detach_on_exit else self.close())
+        except ConveyorError as second:
+            if error is None:
+                raise
+            error.add_note(f"session {self.id!r} could not be left in order: {second}")
 
     # ------------------------------------------------------------ helpers
 
@@ -193,11 +209,24 @@ class AsyncSession:
         with self._link:
             return self._core.error is None and self._core.blocker() is None
 
-    async def _submit(self, prepared: Prepared, timeout_s: float | None) -> _Sent:
+    @overload
+    async def _submit(self, prepared: Prepared, timeout_s: float | None) -> _Sent: ...
+
+    @overload
+    async def _submit(
+        self, prepared: Prepared, timeout_s: float | None, follows: Ticket[pb.StepResult] | None
+    ) -> _Sent | None: ...
+
+    async def _submit(
+        self, prepared: Prepared, timeout_s: float | None, follows: Ticket[pb.StepResult] | None = None
+    ) -> _Sent | None:
+        """Sends a step once there is credit. None: `follows` has failed, and nothing after it may be applied."""
         timeout_ms = 0 if timeout_s is None else max(1, round(timeout_s * 1000))
         tensors = prepared.tensors()
         while True:
             with self._link:
+                if follows is not None and follows.failed:
+                    return None
                 blocker = self._core.blocker()
                 if blocker is None:
                     return _Sent(self._core.submit(tensors, timeout_ms), prepared)

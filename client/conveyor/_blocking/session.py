@@ -115,5 +115,8 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Closes the session, or detaches from it. What ended the block is never hidden by what ends the session."""
+        """Closes the session, or detaches from it; does nothing to one that was lost, which may have been resumed.
+
+        What ended the block is never hidden by what ends the session.
+        """
         drive(self._session.__aexit__(kind, error, traceback))

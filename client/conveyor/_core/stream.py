@@ -11,7 +11,7 @@ from conveyor_proto.v1 import session_pb2 as pb
 
 from conveyor._core.frame import Rows, decode_rows
 from conveyor._core.member import Member
-from conveyor._core.retry import Backoff, RetryPolicy, is_cut
+from conveyor._core.retry import PASSING, Backoff, RetryPolicy, is_cut
 from conveyor.errors import ClientClosed, ConnectionLost, ConveyorError, Draining, ProtocolError, from_rpc_status
 
 
@@ -187,7 +187,8 @@ class StreamCore:
                 raise ProtocolError(f"the server refused a message: {error}", reason=error.reason, code=error.code)
             return
         if member.failed(handle, seq, error):
-            self._refusal = error
+            if error.reason in PASSING:
+                self._refusal = error
             self._finish()
         elif seq:
             self._progressed()

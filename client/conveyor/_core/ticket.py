@@ -34,6 +34,11 @@ class Ticket(Generic[T]):
             self._error = error
             self._settle()
 
+    @property
+    def failed(self) -> bool:
+        """Settled with an error."""
+        return self._error is not None
+
     def when_done(self, callback: Callable[[], None]) -> None:
         """Calls back once the ticket is settled: at once, if it is."""
         if self.done:

@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser(brought).parse_args(given)
     try:
         code: int = arguments.run(arguments)
+        sys.stdout.flush()
     except commands.UsageError as error:
         return _fail(str(error), 2)
     except conveyor.ConveyorError as error:

@@ -1,4 +1,4 @@
-"""A server of the session rules, small enough to be read at once: without I/O for the core, behind gRPC for the clients.
+"""A server of the session rules, small enough to be read at once: bare for the core, behind gRPC for the clients.
 
 Its models add: `sum` answers the running sum of what a session was given, so that a token applied twice, lost or out of
 order shows in every later answer.
@@ -6,6 +6,7 @@ order shows in every later answer.
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
@@ -13,7 +14,13 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 import pytest
-
+from conveyor._core.attachment import Attachment, Claim, Opening
+from conveyor._core.population import PopulationCore
+from conveyor._core.retry import RetryPolicy
+from conveyor._core.session import SessionCore
+from conveyor._core.signature import Signature
+from conveyor._core.stream import StreamCore
+from conveyor.errors import ConnectionLost
 from conveyor_proto.codec import decode_column, decode_input, decode_integers
 from conveyor_proto.reasons import Fault, to_status
 from conveyor_proto.v1 import errors_pb2 as e
@@ -79,7 +86,7 @@ class FakeSession:
             max_in_flight=self.credit,
         )
 
-    def step(self, seq: int, inputs: list[np.ndarray], replay: bool = True) -> tuple[list[bytes], bool]:
+    def step(self, seq: int, inputs: list[np.ndarray]) -> tuple[list[bytes], bool]:
         """Outputs as bytes, and whether they were replayed."""
         content = [array.tobytes() for array in inputs]
         if seq <= self.applied:
@@ -131,6 +138,7 @@ class FakeServer:
             raise Refused(e.ERROR_REASON_MODEL_NOT_FOUND, model=model, available="sum, mix")
         if session_id in self.sessions:
             raise Refused(e.ERROR_REASON_SESSION_EXISTS, session_id=session_id)
+        self.gone.pop(session_id, None)
         self.sessions[session_id] = FakeSession(session_id, model, credit=self.credit)
         return self.sessions[session_id]
 
@@ -148,14 +156,17 @@ class FakeStream:
         self.server = server
         self.out = out
         self.handles: dict[int, FakeSession] = {}
+        self.dead = False
 
     def receive(self, request: pb.StreamRequest) -> None:
+        if self.dead:
+            return
         kind = request.WhichOneof("kind")
         message = getattr(request, kind)
         try:
             getattr(self, "_" + kind)(message)
         except Refused as refused:
-            self._error(message.handle, getattr(message, "seq", 0), refused)
+            self._error(getattr(message, "handle", 0), getattr(message, "seq", 0), refused)
 
     def end(self) -> None:
         """The client half-closed."""
@@ -165,6 +176,7 @@ class FakeStream:
 
     def broken(self) -> None:
         """The connection is gone, and with it whatever would be sent."""
+        self.dead = True
         self.out = lambda message: None
         for session in self.handles.values():
             session.holder = None
@@ -188,9 +200,7 @@ class FakeStream:
         else:
             session = self.server.find(attach.session_id)
             if attach.max_epoch and session.epoch > attach.max_epoch:
-                raise Refused(
-                    e.ERROR_REASON_SESSION_TAKEN_OVER, session_id=attach.session_id, epoch=str(session.epoch)
-                )
+                raise Refused(e.ERROR_REASON_SESSION_TAKEN_OVER, session_id=attach.session_id, epoch=str(session.epoch))
         if session.holder is not None:
             session.holder._let_go(session.handle, pb.DETACH_CAUSE_TAKEN_OVER)
         session.holder, session.handle = self, attach.handle
@@ -286,6 +296,8 @@ class GrpcServer(session_pb2_grpc.SessionServiceServicer, model_pb2_grpc.ModelSe
         mute: receive and never answer.
         metadata: invocation metadata of every stream so far.
     """
+
+    _stream_type = FakeStream
 
     def __init__(self) -> None:
         self.fake = FakeServer()
@@ -465,24 +477,80 @@ def grpc_server():
     server.stop()
 
 
-@pytest.fixture
-def fake():
-    """The rules without I/O: FakeServer, FakeStream and Refused."""
-    return FakeServer()
+class Cable:
+    """A client's stream core and a fake server, with two queues of messages between them that can be cut."""
+
+    def __init__(self) -> None:
+        self.server = FakeServer()
+        self.core = StreamCore(RetryPolicy())
+        self.up: deque[pb.StreamRequest] = deque()
+        self.down: deque[pb.StreamResponse] = deque()
+        self.connect()
+
+    def connect(self) -> None:
+        self.up.clear()
+        self.down.clear()
+        self.end = FakeStream(self.server, self.down.append)
+        self.core.opened()
+
+    def pump_up(self) -> bool:
+        """Delivers one message to the server."""
+        self.up.extend(self.core.take_outgoing())
+        if not self.up:
+            return False
+        self.end.receive(self.up.popleft())
+        return True
+
+    def pump_down(self) -> bool:
+        """Delivers one message to the client; where all was said on a stream that takes no more, ends it."""
+        if self.down:
+            self.core.receive(self.down.popleft())
+            return True
+        if self.core.finishing:
+            self.cut()
+            return True
+        return False
+
+    def cut(self) -> None:
+        """Loses what is on its way, and connects again."""
+        self.end.broken()
+        assert self.core.lost(ConnectionLost("cut", code=grpc.StatusCode.UNAVAILABLE), 0.0, 0.5) is not None
+        self.connect()
+
+    def farewell(self) -> None:
+        """The server says that it goes, and lets go of every handle; what is still on its way up is refused."""
+        if not self.core.finishing:
+            self.end.go_away()
+            self.end.end()
+
+    def settle(self) -> None:
+        """Delivers everything."""
+        while self.pump_up() or self.pump_down():
+            pass
+
+    def session(self, session_id: str = "s", model: str = "sum", opening: Opening = Opening.CREATE) -> SessionCore:
+        """A session's core, added to the stream."""
+        handle = self.core.reserve(1)[0]
+        session = SessionCore(Attachment(handle, Claim(session_id, model, opening=opening)), self.core.send)
+        self.core.add(session)
+        return session
+
+    def population(self, rows: int, model: str = "sum", prefix: str = "p") -> PopulationCore:
+        """A population's core, added to the stream."""
+        claims = [Claim(f"{prefix}{row}", model) for row in range(rows)]
+        population = PopulationCore(self.core.reserve(rows), claims, self.core.send)
+        population.use(Signature(SPECS[model]))
+        self.core.add(population)
+        return population
 
 
-@pytest.fixture
-def open_fake_stream(fake):
-    """Opens the server's end of a stream: (what it has sent, its end)."""
-
-    def opened() -> tuple[list[pb.StreamResponse], FakeStream]:
-        sent: list[pb.StreamResponse] = []
-        return sent, FakeStream(fake, sent.append)
-
-    return opened
+@pytest.fixture(scope="session")
+def new_cable():
+    """Makes a cable to a fresh fake server: client and server core without I/O."""
+    return Cable
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def refused():
     """Makes refusals: `refused("MODEL_FAILED", seq="1")`."""
 
@@ -492,7 +560,7 @@ def refused():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def specs():
     """The models' descriptions by name."""
     return SPECS
