@@ -28,7 +28,7 @@ _aten = torch.ops.aten
 
 # ATen overload -> the function of torch with the same arguments: capture watches these, and they take any sizes.
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    **{getattr(getattr(_aten, name), form): getattr(torch, name) for name in _RECURRENT for form in ("input", "data")},
+    **{getattr(_aten, name).input: getattr(torch, name) for name in _RECURRENT},
     **{getattr(_aten, f"{name}_cell").default: getattr(torch, f"{name}_cell") for name in _RECURRENT},
     _aten.conv1d.default: torch.conv1d,
     _aten.conv1d.padding: torch.conv1d,
@@ -40,7 +40,16 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
 }
 _SEQUENCES = {getattr(_aten, name).input for name in _RECURRENT}
 _CELLS = {getattr(_aten, f"{name}_cell").default for name in _RECURRENT}
-_CREATORS = {_aten.zeros.default, _aten.ones.default, _aten.full.default}
+# These take no value from their input.
+_FACTORIES = {
+    _aten.new_zeros.default,
+    _aten.new_ones.default,
+    _aten.new_full.default,
+    _aten.zeros_like.default,
+    _aten.ones_like.default,
+    _aten.full_like.default,
+    _aten.sym_size.int,
+}
 
 
 def load_pt2(file: Path) -> tuple[nn.Module, Any]:
@@ -70,11 +79,12 @@ def from_program(program: ExportedProgram) -> nn.Module:
     """
     graph = program.graph
     _check_recurrent(graph)
+    user_inputs = frozenset(program.graph_signature.user_inputs)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
         if node.target in _SEQUENCES | _CELLS:
-            _free_batch(graph, node)
+            _free_batch(graph, node, user_inputs)
         node.target = _FUNCTIONS.get(node.target, node.target)
     with _quiet():
         module = unflatten(program)
@@ -91,9 +101,18 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_recurrent(graph: fx.Graph) -> None:
-    """Refuses a program in which a recurrent module's call is no longer one."""
-    functions = [_FUNCTIONS.get(node.target) for node in graph.nodes if node.op == "call_function"]
-    if any(function is not None and function.__name__.removesuffix("_cell") in _RECURRENT for function in functions):
+    """Refuses a program whose recurrent calls are gone, or are those of the example's sizes alone."""
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    cells = [(node.target, *node.args[2:]) for node in calls if node.target in _CELLS]
+    unrolled = [node for node in calls if cells.count((node.target, *node.args[2:])) > 1]
+    if unrolled:
+        raise CaptureError(
+            f"its loop over time is unrolled in this file into {len(unrolled)} calls of a cell, the time steps of the "
+            "example",
+            path=_path(unrolled[0]),
+            advice="Give MODULE:FACTORY and --weights",
+        )
+    if any(node.target in _SEQUENCES | _CELLS for node in calls):
         return
     gone = sorted({f"{path or 'the module'} ({kind.rpartition('.')[2]})" for path, kind in _recurrent_modules(graph)})
     if gone:
@@ -104,6 +123,12 @@ def _check_recurrent(graph: fx.Graph) -> None:
         )
 
 
+def _path(node: fx.Node) -> str:
+    """The submodule that a call was made in."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
 def _recurrent_modules(graph: fx.Graph) -> Iterable[tuple[str, str]]:
     for node in graph.nodes:
         for path, kind in (node.meta.get("nn_module_stack") or {}).values():
@@ -112,25 +137,53 @@ def _recurrent_modules(graph: fx.Graph) -> Iterable[tuple[str, str]]:
                 yield path, name
 
 
-def _free_batch(graph: fx.Graph, call: fx.Node) -> None:
-    """Frees the batch of an initial state that forward() makes for this call, where it was frozen to a number."""
+def _free_batch(graph: fx.Graph, call: fx.Node, user_inputs: frozenset[Any]) -> None:
+    """Lets the initial states of a recurrent call follow the batch of its input, where they were frozen to a number."""
     sequence, initial = call.args[0], call.args[1]
     if not isinstance(sequence, fx.Node) or sequence.meta["val"].dim() != (3 if call.target in _SEQUENCES else 2):
         return  # one row without a batch axis
-    batch_first = call.target not in _SEQUENCES or call.args[-1] is True
+    axis = 0 if call.target not in _SEQUENCES or call.args[-1] is True else 1
     for state in initial if isinstance(initial, list | tuple) else [initial]:
-        if not isinstance(state, fx.Node) or state.target not in _CREATORS:
+        if not isinstance(state, fx.Node):
             continue
-        size: list[Any] = list(state.args[0])  # type: ignore[arg-type]
-        if not isinstance(size[-2], int):
-            continue
+        frozen = isinstance(state.meta["val"].shape[-2], int) and not _depends_on(state, user_inputs)
         with graph.inserting_before(call):
-            batch = graph.call_function(_aten.sym_size.int, (sequence, 0 if batch_first else 1))
-            sizes = [*size[:-2], batch, size[-1]]
-            fresh = graph.call_function(state.target, (sizes, *state.args[1:]), dict(state.kwargs))
-        batch.meta |= {**call.meta, "val": size[-2]}
-        fresh.meta |= {**call.meta, "val": state.meta["val"]}
-        call.replace_input_with(state, fresh)
+            followed = graph.call_function(initial_state, (state, sequence, axis, frozen))
+        followed.meta |= {**call.meta, "val": state.meta["val"]}
+        call.replace_input_with(state, followed)
+
+
+def _depends_on(node: fx.Node, inputs: frozenset[Any]) -> bool:
+    """Whether a value depends on what the user gives, more than by its shape or type."""
+    if node.op == "placeholder":
+        return node.name in inputs
+    return node.target not in _FACTORIES and any(_depends_on(source, inputs) for source in node.all_input_nodes)
+
+
+def initial_state(state: torch.Tensor, sequence: torch.Tensor, axis: int, frozen: bool) -> torch.Tensor:
+    """The state that a recurrent call starts from, for as many rows as its input has now.
+
+    torch's recurrent functions do not compare the two as `nn.LSTM` does: they read beyond the end of a state that is
+    too small. So nothing reaches them unchecked.
+
+    Args:
+        state: `[layers, batch, size]` or `[batch, size]`.
+        sequence: the call's input.
+        axis: of the batch in `sequence`.
+        frozen: the state is the same for any input, and was written for the example's batch.
+
+    Raises:
+        RuntimeError: the state has another batch than the input, or rows that differ.
+    """
+    batch = sequence.shape[axis]
+    row = state.narrow(-2, 0, 1)
+    if torch.compiler.is_exporting():
+        return row.expand(*state.shape[:-2], batch, state.shape[-1]) if frozen else state
+    if state.shape[-2] == batch:
+        return state
+    if not frozen or not torch.equal(row.expand_as(state), state):
+        raise RuntimeError(f"an initial state has {state.shape[-2]} rows and the input {batch}")
+    return row.expand(*state.shape[:-2], batch, state.shape[-1]).contiguous()
 
 
 def _with_signature(module: UnflattenedModule, program: ExportedProgram) -> nn.Module:
@@ -150,10 +203,11 @@ def _with_signature(module: UnflattenedModule, program: ExportedProgram) -> nn.M
         except RuntimeError as error:
             if torch.compiler.is_exporting() or _shapes((given, keywords)) == frozen:
                 raise
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise RuntimeError(
-                f"{error}\nThis .pt2 file holds sizes of the example that it was exported with ({frozen}). Export it "
-                "again with dynamic_shapes={...: {0: torch.export.Dim.AUTO}} for the batch, and without sizes of the "
-                "time axis in forward() beyond the recurrent calls, such as reshape(batch, time, -1)."
+                f"the .pt2 file holds sizes of the example that it was exported with, {frozen}: {first}. Export it "
+                "again with dynamic_shapes={...: {0: torch.export.Dim.AUTO}} for the batch, and with no size of the "
+                "time axis in forward() outside recurrent calls, such as reshape(batch, time, -1)"
             ) from error
 
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

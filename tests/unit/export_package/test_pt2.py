@@ -172,9 +172,72 @@ def test_decomposed_program_is_refused_with_what_to_do(save: Callable[..., Path]
 def test_frozen_time_axis_says_what_to_change(save: Callable[..., Path]) -> None:
     loaded, example = load_pt2(save(Frozen(), (torch.randn(2, 5, 4),)))
     loaded(*example)
-    with pytest.raises(RuntimeError, match=r"holds sizes of the example.*\[\[2, 5, 4\]\]") as error:
+    with pytest.raises(
+        RuntimeError, match=r"holds sizes of the example that it was exported with, \[\[2, 5, 4\]\]"
+    ) as error:
         loaded(torch.randn(2, 7, 4))
     assert "dynamic_shapes" in str(error.value)
+
+
+class Starts(nn.Module):
+    """Starts from a state that is not zeros, made in one of several ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.rnn = nn.LSTM(4, 6, batch_first=True)
+        self.first = nn.Parameter(torch.randn(1, 1, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch = x.shape[0]
+        state = {
+            "learned": lambda: self.first.expand(1, batch, 6).contiguous(),
+            "repeated": lambda: self.first.repeat(1, batch, 1),
+            "new": lambda: x.new_full((1, batch, 6), 0.5),
+            "computed": lambda: x.mean(dim=1)[None, :, :1].expand(1, batch, 6).contiguous(),
+            "rows": lambda: torch.arange(batch)[None, :, None].expand(1, batch, 6).float(),
+        }[self.how]()
+        return self.rnn(x, (state, state * 2))[0]
+
+
+@pytest.mark.parametrize("how", ["learned", "repeated", "new", "computed"])
+def test_initial_state_follows_a_batch_that_was_frozen(how: str, save: Callable[..., Path]) -> None:
+    module = Starts(how).eval()
+    loaded, _ = load_pt2(save(module, (torch.randn(2, 5, 4),)))
+    for batch in (1, 2, 6):
+        x = torch.randn(batch, 3, 4)
+        if how == "computed" and batch != 2:
+            # Frozen by an operation that is not the start of a recurrent call.
+            with pytest.raises(RuntimeError, match="holds sizes of the example"):
+                loaded(x)
+        else:
+            torch.testing.assert_close(loaded(x), module(x))
+
+
+def test_initial_state_too_small_never_reaches_torch(save: Callable[..., Path]) -> None:
+    """torch's own functions would read beyond its end."""
+    loaded, _ = load_pt2(save(Starts("rows"), (torch.randn(2, 5, 4),)))
+    with pytest.raises(RuntimeError, match="an initial state has 2 rows and the input 64"):
+        loaded(torch.randn(64, 5, 4))
+
+
+class Loop(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(4, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state, answers = x.new_zeros(x.shape[0], 6), []
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+            answers.append(state)
+        return torch.stack(answers, 1)
+
+
+def test_unrolled_loop_is_refused(save: Callable[..., Path]) -> None:
+    file = save(Loop(), (torch.randn(2, 5, 4),))
+    with pytest.raises(CaptureError, match=r"module 'cell': its loop over time is unrolled in this file into 5 calls"):
+        load_pt2(file)
 
 
 def test_file_that_is_none_is_refused(tmp_path: Path) -> None:
