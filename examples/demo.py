@@ -74,6 +74,7 @@ def run() -> None:
     show.title("7. The worst difference from PyTorch, which was given each whole sequence at once")
     for what, difference in differences.items():
         show.say(f"  {what:<24} {difference:.1e}")
+    show.say("  (two neighbouring float32 are 3.1e-05 apart at 370 ppm)")
     next_steps()
 
 
