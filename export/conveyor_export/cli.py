@@ -4,6 +4,7 @@ Invariant: a refusal exits with 2 and one message on standard error; a traceback
 """
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -84,6 +85,10 @@ def _add_debug(parser: argparse.ArgumentParser) -> None:
 def _guarded(command: str, arguments: argparse.Namespace, run: Callable[[argparse.Namespace], None]) -> int:
     try:
         run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has seen enough, as `head` has; what is still buffered must not raise at exit again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if arguments.debug:
             traceback.print_exc()

@@ -129,6 +129,17 @@ def test_inspect_imports_neither_torch_nor_onnxruntime(written: Path) -> None:
     assert "the file matches" in ran.stdout
 
 
+def test_reader_that_leaves_early_is_no_error(written: Path) -> None:
+    script = f"import sys; from conveyor_export.cli import inspect_command as i; sys.exit(i([{str(written)!r}]))"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 0
+
+
 @pytest.mark.parametrize(
     ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1024 B (1.0 KiB)"), (5 << 30, "5368709120 B (5.0 GiB)")]
 )
