@@ -31,12 +31,10 @@ class Axes:
     def to_public(self, own: Tensor, batch: int) -> Tensor:
         """From the module's own order to `[batch, time, *row]` (or `[batch, *row]`); `batch` splits a merged axis."""
         if self.merged is not None:
-            assert self.batch is not None
-            if self.merged:
-                split = own.unflatten(self.batch, (batch, -1))
-                return torch.movedim(split, (self.batch, self.batch + 1), (0, 1))
-            split = own.unflatten(self.batch, (-1, batch))
-            return torch.movedim(split, (self.batch + 1, self.batch), (0, 1))
+            axis = self.batch or 0
+            shape = list(own.shape)
+            shape[axis : axis + 1] = [batch, -1] if self.merged else [-1, batch]
+            return torch.movedim(own.reshape(shape), (axis, axis + 1), (0, 1) if self.merged else (1, 0))
         if self.batch is None:
             return own
         if self.time is None:

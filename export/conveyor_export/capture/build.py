@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from conveyor_proto.v1 import spec_pb2, tensor_pb2
 from onnx import ValueInfoProto
-from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
@@ -19,7 +18,7 @@ from conveyor_export.capture.layers import OPSET
 from conveyor_export.capture.layout import BATCH
 from conveyor_export.capture.plan import Plan, no_state
 from conveyor_export.capture.reference import example_arrays, make_reference
-from conveyor_export.capture.rewrite import RewrittenGraph, Rewrites, contexts_of
+from conveyor_export.capture.rewrite import Rewrites, RewrittenGraph, contexts_of
 from conveyor_export.capture.scan import has_scan, wrap
 from conveyor_export.capture.timewalk import TimeWalk
 from conveyor_export.capture.trace import StepGraph, export_graph, same_sizes, timed_inputs, trace, trace_arguments
@@ -60,7 +59,9 @@ def build_scan(plan: Plan, *, allow_non_finite_inputs: bool) -> StepModel:
     spec = describe(plan, allow_non_finite_inputs=allow_non_finite_inputs)
     stepper = StepGraph(plan)
     program = trace(plan, stepper)
-    sizes = [node.meta["val"].shape[0] for node in program.graph.nodes if node.name == program.graph_signature.user_inputs[0]]
+    sizes = [
+        node.meta["val"].shape[0] for node in program.graph.nodes if node.name == program.graph_signature.user_inputs[0]
+    ]
     check_symbolic(sizes[0], None)
     check_guards(sizes[0], None)
     step = emit(program, stepper.constant_names)
@@ -68,7 +69,7 @@ def build_scan(plan: Plan, *, allow_non_finite_inputs: bool) -> StepModel:
     graph = wrap(step, spec, *ports(spec))
     complete(spec, graph, [layer.spec("") for layer in stepper.layers.values()], "scan")
     model = make_model(graph, OPSET, IR_VERSION)
-    return StepModel(model, spec, make_reference(plan, lambda observation: {}), example_arrays(plan))
+    return StepModel(model, spec, make_reference(plan, lambda _: {}), example_arrays(plan))
 
 
 def ports(spec: spec_pb2.ModelSpec) -> tuple[list[ValueInfoProto], list[ValueInfoProto]]:
@@ -84,7 +85,6 @@ def ports(spec: spec_pb2.ModelSpec) -> tuple[list[ValueInfoProto], list[ValueInf
 def _stream(plan: Plan, program: ExportedProgram) -> tuple[ExportedProgram, list[Context]]:
     """Follows time through the trace; traces again where something must be computed otherwise."""
     graph = program.module(check_guards=False)
-    assert isinstance(graph, GraphModule)
     rewrites = _walk(plan, graph)
     if not rewrites:
         return program, []
@@ -106,8 +106,7 @@ def _walk(plan: Plan, graph: GraphModule) -> Rewrites:
     return rewrites
 
 
-def _retrace(plan: Plan, graph: nn.Module, rewrites: Rewrites, contexts: Sequence[Context]) -> ExportedProgram:
-    assert isinstance(graph, GraphModule)
+def _retrace(plan: Plan, graph: GraphModule, rewrites: Rewrites, contexts: Sequence[Context]) -> ExportedProgram:
     args, dynamic = trace_arguments(plan)
     rows = {0: Dim.DYNAMIC}
     values = tuple(context.row.expand(BATCH, *context.row.shape).clone() for context in contexts)

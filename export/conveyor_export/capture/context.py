@@ -29,7 +29,7 @@ def name_contexts(look_backs: Sequence[LookBack], root: str) -> list[Context]:
         path = item.path or root
         seen[path] += 1
         suffix = f"#{seen[path]}" if seen[path] > 1 else ""
-        row = torch.full(item.row_shape, item.fill, dtype=torch.float32)
+        row = torch.full(item.row_shape, item.fill, dtype=item.dtype)
         named.append(Context(f"{path}.context{suffix}", item, row))
     return named
 
@@ -54,9 +54,6 @@ def observed_contexts(contexts: Sequence[Context], observation: Observation) -> 
 
 def _padded_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any], item: LookBack) -> Tensor:
     """The sequence among a call's arguments; of a cat, the longest part."""
-    first = args[0] if args else kwargs.get("input", kwargs.get("tensors"))
-    if isinstance(first, Tensor):
-        return first
-    assert first is not None
-    longest: Tensor = max(first, key=lambda part: part.shape[item.axis])
-    return longest
+    first = args[0] if args else kwargs.get("input", kwargs.get("tensors", ()))
+    parts: Sequence[Tensor] = (first,) if isinstance(first, Tensor) else first
+    return max(parts, key=lambda part: int(part.shape[item.axis]))

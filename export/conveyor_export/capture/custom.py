@@ -35,7 +35,7 @@ def returned_as(
     for keys, part in _parts(output):
         positions = tuple(leaf.index for leaf in leaves if leaf.keys[: len(keys)] == keys)
         if positions and _shapes(part) == wanted and len(positions) == len(names):
-            if layout.pace is not Pace.SINGLE and any(leaves[index].has_time for index in positions):
+            if layout.pace is not Pace.SINGLE and any(leaf.has_time for leaf in leaves if leaf.index in positions):
                 continue
             candidates.append((keys[-1:] == (parameter,), positions))
     if not candidates:
@@ -58,13 +58,16 @@ def find_custom(
     Raises:
         CaptureError: the example rows of such a state differ, so a fresh session's row is unknown.
     """
-    states = []
-    for parameter in parameters:
-        positions = returned_as(prober, layout, parameter, output, leaves)
+    states: list[CustomState] = []
+    # Backwards: of several alike, the last parameter is renewed by the last output.
+    for parameter in reversed(parameters):
+        taken = {state.output for state in states}
+        free = [leaf for leaf in leaves if leaf.index not in taken]
+        positions = returned_as(prober, layout, parameter, output, free)
         if positions is None or not _is_state(prober, layout, parameter, positions, recurrent=recurrent):
             continue
         names = [leaf.name for leaf in prober.signature.leaves if leaf.parameter == parameter]
-        for name, position in zip(names, positions, strict=True):
+        for name, position in reversed(list(zip(names, positions, strict=True))):
             leaf = next(leaf for leaf in prober.signature.leaves if leaf.name == name)
             public = layout.axes[name].to_public(leaf.value, BATCH)
             if not all(torch.equal(row, public[0]) for row in public):
@@ -73,11 +76,11 @@ def find_custom(
                     advice="Give the state that a sequence starts from, usually zeros",
                 )
             states.append(CustomState(name, name, position, public[0].clone()))
-    return tuple(states)
+    return tuple(reversed(states))
 
 
 def _is_state(prober: Prober, layout: Layout, parameter: str, positions: tuple[int, ...], *, recurrent: bool) -> bool:
-    """True where two half runs with the value handed over give the whole run; else by name, where that cannot be run."""
+    """True where two half runs with the value handed over give the whole run; by name, where that cannot be run."""
     if layout.pace is Pace.SINGLE or recurrent:
         return not recurrent or bool(_STATE_LIKE.search(parameter))
     values = prober.draw(layout, BATCH, _TIME)

@@ -1,10 +1,11 @@
 """From an exported program to an ONNX graph with weights as constants and names that mean something."""
 
+from collections import Counter
 from collections.abc import Mapping
 
-import onnx
 import torch
 from onnx import GraphProto
+from onnx.inliner import inline_local_functions
 from torch.export import ExportedProgram
 
 from conveyor_export.capture.errors import CaptureError
@@ -34,15 +35,16 @@ def emit(program: ExportedProgram, constants: Mapping[str, str]) -> GraphProto:
             f"torch.onnx cannot write it as ONNX: {lines[0] if lines else type(error).__name__}",
             advice="Replace the operator that it names by one that ONNX has",
         ) from error
-    assert made is not None
-    model: onnx.ModelProto = made.model_proto
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+    if made is None:
+        raise CaptureError("torch.onnx wrote nothing")
+    model = inline_local_functions(made.model_proto)
     graph = model.graph
+    seen: Counter[str] = Counter()
     for node in graph.node:
         for item in node.metadata_props:
             if item.key == LAYER_KEY:
-                node.name = item.value
+                seen[item.value] += 1
+                node.name = item.value + (f"~{seen[item.value]}" if seen[item.value] > 1 else "")
     strip(graph)
     expand_projections(graph)
     rename_values(graph, _initializer_names(graph, constants))

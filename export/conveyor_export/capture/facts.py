@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch.fx import Node
 
@@ -62,7 +62,7 @@ class TimeSymbol:
         """True where a size depends on T."""
         return isinstance(size, torch.SymInt) and self._time in size.node.expr.free_symbols
 
-    def extra(self, size: Any) -> int | None:
+    def surplus(self, size: Any) -> int | None:
         """A size minus T where that is a number."""
         difference = sympy.simplify(_expr(size) - self._time)
         return int(difference) if difference.is_Integer else None

@@ -31,7 +31,8 @@ def check_guards(batch: Any, time: Any) -> None:
     """Refuses a trace that holds for some numbers of rows or time steps only.
 
     Args:
-        batch: rows as the trace's shapes have them. time: time steps likewise, or None in scan form.
+        batch: rows as the trace's shapes have them.
+        time: time steps likewise, or None in scan form.
 
     Raises:
         CaptureError: an assumption is false at some size.
@@ -43,9 +44,7 @@ def check_guards(batch: Any, time: Any) -> None:
         for _ in range(len(environment.replacements) + 1):
             expression = expression.subs(environment.replacements)
         for rows, steps in tried:
-            values = {batch.node.expr: rows}
-            if time is not None:
-                values[time.node.expr] = steps
+            values = {batch.node.expr: rows} | ({} if time is None else {time.node.expr: steps})
             if expression.subs(values) == False:  # noqa: E712  sympy's false, not Python's
                 names = {batch.node.expr: "rows"} | ({} if time is None else {time.node.expr: "time"})
                 raise _fixed("rows or time steps", f"it needs {expression.subs(names)}")
@@ -53,6 +52,7 @@ def check_guards(batch: Any, time: Any) -> None:
 
 def _fixed(what: str, detail: str) -> CaptureError:
     return CaptureError(
-        f"forward() does something else for other numbers of {what} ({detail}), so chunks would not add up to the sequence",
+        f"forward() does something else for other numbers of {what} ({detail}), "
+        "so chunks would not add up to the sequence",
         advice="Do not branch on, or reshape by a fixed number of, rows or time steps, and write x.shape[0] for len(x)",
     )

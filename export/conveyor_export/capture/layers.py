@@ -28,9 +28,13 @@ _GATES = {
 
 @dataclass(frozen=True, slots=True)
 class OnnxLayer:
-    """A layer's constants: w `[1, gates * hidden, input]`, r `[1, gates * hidden, hidden]`, b `[1, 2 * gates * hidden]`.
+    """A layer's constants in ONNX's gate order.
 
-    A projected layer has `r [1, gates * hidden, projected]` and `p [projected, hidden]`.
+    Attributes:
+        w: `[1, gates * hidden, input]`.
+        r: `[1, gates * hidden, hidden]`, or `[1, gates * hidden, projected]`.
+        b: `[1, 2 * gates * hidden]`, or None without biases.
+        p: `[projected, hidden]`, or None.
     """
 
     path: str

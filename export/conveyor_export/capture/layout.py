@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+import torch
 from torch import Tensor, nn
 
 from conveyor_export.capture.axes import Axes, resize
+from conveyor_export.capture.calls import RecurrentCall
 from conveyor_export.capture.errors import CaptureError
 from conveyor_export.capture.observe import Observation, observe
 from conveyor_export.capture.paths import ModulePaths
@@ -71,9 +73,9 @@ class Prober:
                 values[leaf.name] = resize(leaf.value, layout.axes[leaf.name], batch, time, seed)
         return values
 
-    def run(self, values: Mapping[str, Tensor], without: frozenset[str] = frozenset()) -> Observation:
+    def run(self, values: Mapping[str, Tensor]) -> Observation:
         """One observed run; exceptions of the module pass through."""
-        args, kwargs = self.signature.call(values, without=without)
+        args, kwargs = self.signature.call(values)
         return observe(self.module, args, kwargs, self.paths)
 
 
@@ -102,13 +104,14 @@ def find_layout(prober: Prober) -> Layout:
     detail = f" (at other sizes it raised {type(first_error).__name__}: {first_error})" if first_error else ""
     raise CaptureError(
         f"no batch and time axis found in its inputs{detail}",
-        advice="Give inputs as [batch, time, ...] or [time, batch, ...] with a batch axis, and accept any batch and time",
+        advice="Give inputs as [batch, time, ...] or [time, batch, ...], and let forward() take any batch and time",
     )
 
 
 def _run_example(prober: Prober) -> Observation:
+    values = {leaf.name: leaf.value for leaf in prober.signature.leaves}
     try:
-        observation = prober.run({leaf.name: leaf.value.clone() for leaf in prober.signature.leaves})
+        observation, again = (prober.run({name: value.clone() for name, value in values.items()}) for _ in range(2))
     except Exception as error:
         where = prober.paths.current
         reason = f"forward raised {type(error).__name__} on the example inputs: {error}"
@@ -121,7 +124,23 @@ def _run_example(prober: Prober) -> Observation:
                 path=call.path,
                 advice="Train a unidirectional layer to stream",
             )
+    for call, repeated in zip(observation.calls, again.calls, strict=False):
+        if not _same_start(call, repeated):
+            raise CaptureError(
+                "its initial state differs between two runs on the same input: it is random, or the module keeps "
+                "it in an attribute between calls",
+                path=call.path,
+                advice="Start from zeros or from a parameter inside forward(), or pass the state through its signature",
+            )
     return observation
+
+
+def _same_start(call: RecurrentCall, other: RecurrentCall) -> bool:
+    return all(
+        torch.equal(states[role], again[role])
+        for states, again in zip(call.initial, other.initial, strict=True)
+        for role in call.roles
+    )
 
 
 def _lengths_leaf(leaves: list[Leaf], example: Observation) -> str | None:
@@ -144,13 +163,13 @@ def _assignments(leaves: list[Leaf], lengths: str | None) -> Iterator[dict[str, 
         orders.append((0, rank - 1))
     for batch_axis, time_axis in orders:
         batch, time = primary.value.shape[batch_axis], primary.value.shape[time_axis]
-        yield from _fill(leaves, lengths, primary, Axes(batch_axis, time_axis), batch, time)
+        yield from _fill(leaves, lengths, primary, Axes(batch_axis, time_axis), batch=batch, time=time)
     if rank >= 1:
-        yield from _fill(leaves, lengths, primary, Axes(0), primary.value.shape[0], None)
+        yield from _fill(leaves, lengths, primary, Axes(0), batch=primary.value.shape[0], time=None)
 
 
 def _fill(
-    leaves: list[Leaf], lengths: str | None, primary: Leaf, axes: Axes, batch: int, time: int | None
+    leaves: list[Leaf], lengths: str | None, primary: Leaf, axes: Axes, *, batch: int, time: int | None
 ) -> Iterator[dict[str, Axes]]:
     choices: list[list[Axes]] = []
     for leaf in leaves:

@@ -1,7 +1,8 @@
 """The trace's stand-in for torch's recurrent functions: every call gets its state from outside and hands it back.
 
 Call k of the trace is call k of the observed run. Packed sequences never exist here: the step graph's rows are padded
-and its operators know the lengths, so packing is a reshape, sorting by length does nothing, and padding undoes the reshape.
+and its operators know the lengths, so packing is a reshape, sorting by length does nothing, and padding undoes the
+reshape.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -72,7 +73,7 @@ class Lift(TorchFunctionMode):
         batch, time = call.batch, call.time
         if call.packed:
             time, batch = self._packing.sizes(call.batch_sizes)
-            x = call.input.unflatten(0, (time, batch))
+            x = call.input.reshape(time, batch, *call.input.shape[1:])
         elif call.cell:
             x = call.input.unsqueeze(0)
         else:
@@ -105,7 +106,9 @@ class _Packing:
         """Time and batch of a packed call."""
         return self._sizes[id(batch_sizes)][1]
 
-    def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bool, Any]:
+    def handle(  # noqa: PLR0911  one return for each function that packing goes through
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[bool, Any]:
         """(True, result) where this call is about packing."""
         name = getattr(func, "__name__", "")
         if name == "_pack_padded_sequence":
@@ -158,5 +161,5 @@ class _Packing:
         self, data: Tensor, batch_sizes: Tensor, batch_first: bool, padding_value: float, total_length: Any
     ) -> tuple[Tensor, Tensor | None]:
         del padding_value, total_length
-        steps = data.unflatten(0, self.sizes(batch_sizes))
+        steps = data.reshape(*self.sizes(batch_sizes), *data.shape[1:])
         return (steps.transpose(0, 1) if batch_first else steps), self._last_lengths

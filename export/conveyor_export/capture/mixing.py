@@ -82,12 +82,15 @@ def arguments_of(node: Node) -> dict[str, Any]:
     return values
 
 
-def mixing_reason(node: Node, time_axes: Mapping[Node, Sequence[int]], ranks: Mapping[Node, int]) -> str | None:
+def mixing_reason(  # noqa: PLR0911  one return for each family of operators
+    node: Node, time_axes: Mapping[Node, Sequence[int]], ranks: Mapping[Node, int]
+) -> str | None:
     """Why this node needs more than one time step, or None.
 
     Args:
         node: the node.
-        time_axes: time axes of its inputs. ranks: their ranks.
+        time_axes: time axes of it and its inputs.
+        ranks: their ranks.
     """
     operator, given = operator_of(node), arguments_of(node)
     first = given.get("self", given.get("input"))

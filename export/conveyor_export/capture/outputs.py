@@ -1,4 +1,4 @@
-"""What forward() returns: its tensors by name, with their batch and time axes, and which of them are only the new state."""
+"""What forward() returns: its tensors by name, their batch and time axes, and which of them are only the new state."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,8 +121,8 @@ def _leaf(index: int, item: _Item, rows: Tensor, steps: Tensor, layout: Layout) 
     problem = ""
     if shape[time] != expected:
         problem = (
-            f"output {name!r} has {shape[time]} steps for {expected} time steps: an answer is not at its own time step, "
-            "as after a convolution over time without left padding, or with a stride"
+            f"output {name!r} has {shape[time]} steps for {expected} time steps: an answer is not at its own time "
+            "step, as after a convolution over time without left padding, or with a stride"
         )
     axes = Axes(batch, None, True) if merged else Axes(batch, time)
     return OutputLeaf(index, keys, axes, True, shape, base.dtype, problem)

@@ -85,6 +85,8 @@ class Plan:
 
     Attributes:
         calls: recurrent calls of one trace, in order. scan: the step graph runs at one time step, inside a Scan.
+        carried: the module's loop changes states between its calls, so that a step's new states are those that the next
+            step's calls start from.
         inputs: leaf names of the user's inputs, in order.
     """
 
@@ -101,6 +103,7 @@ class Plan:
     custom_states: tuple[CustomState, ...] = ()
     arguments: tuple[StateArgument, ...] = ()
     layer_paths: dict[tuple[int, int], str] = field(default_factory=dict)
+    carried: bool = False
 
     def initial_arguments(self, batch: int) -> dict[str, Tensor]:
         """Explicit state arguments of fresh sessions, in the module's own order of axes."""
@@ -139,7 +142,7 @@ def no_state(plan: Plan) -> CaptureError:
     omitted = ", ".join(map(repr, plan.signature.omitted))
     hint = f" (also {omitted}, which the example leaves out)" if omitted else ""
     return CaptureError(
-        "it has no recurrent state: no RNN, LSTM or GRU call, no cell, no causal convolution and no state in its signature",
+        "it has no recurrent state: no RNN, LSTM or GRU call, no cell, no causal convolution, no state in forward()",
         advice="A module without memory needs no sessions. If it computes its recurrence by hand, pass the state "
         f"through forward's signature, give it in the example inputs{hint} and return the new one",
     )

@@ -1,6 +1,7 @@
 """From a module and one example to its Plan: signature, axes, session state, user outputs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,12 +10,12 @@ from torch import nn
 from conveyor_export.capture.calls import CELL
 from conveyor_export.capture.custom import find_custom, returned_as
 from conveyor_export.capture.errors import CaptureError
-from conveyor_export.capture.layout import BATCH, Layout, Pace, Prober, find_layout
+from conveyor_export.capture.layout import Layout, Pace, Prober, find_layout
 from conveyor_export.capture.outputs import OutputLeaf, find_outputs, flatten, output_name, returned_stacks
 from conveyor_export.capture.plan import CustomState, Plan, StateArgument, UserOutput, name_layers, no_state
 from conveyor_export.capture.signature import Signature
-from conveyor_export.capture.stepping import refuse, steps_add_up
 from conveyor_export.capture.states import Flows, check_time, find_flows, find_states, parameter_of
+from conveyor_export.capture.stepping import every_step_calls_all, refuse, steps_add_up
 
 
 def make_plan(
@@ -40,7 +41,7 @@ def make_plan(
         flows = find_flows(prober, layout, 1)
     root = type(module).__name__.lower()
     custom_leaves = frozenset(state.leaf for state in custom)
-    states, ambiguous = find_states(prober, layout, flows, arguments, custom_leaves, root)
+    states, ambiguous = find_states(prober, layout, flows, arguments, custom=custom_leaves, root=root)
     if ambiguous:
         return make_plan(module, _omit(prober, arguments, ambiguous), name, input_names, output_names)
     calls = tuple(flows.observation.calls)
@@ -67,7 +68,7 @@ def make_plan(
         scan=scan,
         inputs=inputs,
         input_names=_rename(inputs, input_names),
-        outputs=_user_outputs(prober, layout, flows, leaves, arguments, custom, output_names),
+        outputs=_user_outputs(prober, layout, flows, leaves, arguments=arguments, custom=custom, names=output_names),
         layer_states=states,
         custom_states=custom,
         arguments=arguments,
@@ -78,9 +79,12 @@ def make_plan(
         raise CaptureError(problem, advice="Return one value for each time step, or the last one")
     if scan and not states and not custom:
         raise no_state(plan)
-    if scan and layout.pace is not Pace.SINGLE and not steps_add_up(plan, prober):
-        raise refuse(plan, prober)
-    return plan
+    if not scan or layout.pace is Pace.SINGLE or steps_add_up(plan, prober):
+        return plan
+    carried = replace(plan, carried=True)
+    if layout.pace is Pace.LOOP and not custom and every_step_calls_all(plan, prober) and steps_add_up(carried, prober):
+        return carried
+    raise refuse(plan, prober)
 
 
 def _check_module(module: nn.Module) -> None:
@@ -103,7 +107,9 @@ def _explicit(
 ) -> tuple[tuple[StateArgument, ...], tuple[CustomState, ...]]:
     """Arguments that are states of layers, and those that are states of the module's own making."""
     output = flows.observation.output
-    arguments = tuple(item for item in flows.arguments if _returns_calls_state(prober, layout, flows, item, leaves))
+    arguments = tuple(
+        item for item in flows.arguments if _layer_outputs(prober, layout, flows, item, leaves) is not None
+    )
     layer_leaves = {item.leaf for item in arguments}
     parameters = []
     for leaf in prober.signature.leaves:
@@ -112,10 +118,13 @@ def _explicit(
             continue
         if leaf.parameter not in parameters and not _is_primary(prober, layout, leaf.name):
             parameters.append(leaf.parameter)
+    taken = _argument_outputs(prober, layout, flows, arguments, leaves)
     recurrent = bool(flows.observation.calls)
-    custom = find_custom(prober, layout, parameters, output, leaves, recurrent=recurrent)
-    taken = {state.leaf for state in custom}
-    return tuple(item for item in arguments if item.leaf not in taken), custom
+    custom = find_custom(
+        prober, layout, parameters, output, [leaf for leaf in leaves if leaf.index not in taken], recurrent=recurrent
+    )
+    own = {state.leaf for state in custom}
+    return tuple(item for item in arguments if item.leaf not in own), custom
 
 
 def _is_primary(prober: Prober, layout: Layout, name: str) -> bool:
@@ -123,20 +132,29 @@ def _is_primary(prober: Prober, layout: Layout, name: str) -> bool:
     return name == next(leaf.name for leaf in prober.signature.leaves if leaf.name != layout.lengths)
 
 
-def _returns_calls_state(
+def _layer_outputs(
     prober: Prober, layout: Layout, flows: Flows, argument: StateArgument, leaves: list[OutputLeaf]
-) -> bool:
-    """False where forward() returns something else in the argument's place than its layers' new state."""
-    parameter = parameter_of(prober, argument.leaf)
-    positions = returned_as(prober, layout, parameter, flows.observation.output, leaves)
-    if positions is None:
-        return True
-    names = [leaf.name for leaf in prober.signature.leaves if leaf.parameter == parameter]
-    returned = flatten(flows.observation.output)[positions[names.index(argument.leaf)]]
-    public = layout.axes[argument.leaf].to_public(returned, BATCH)
-    rows = public.unbind(1) if argument.stacked else (public,)
+) -> set[int] | None:
+    """Positions of returned tensors that are the new state of an argument's layers.
+
+    None where forward() returns something else in the argument's place: the module then changes the state itself.
+    """
+    axes = layout.axes[argument.leaf]
     finals = [flows.observation.calls[call].final[layer][role] for call, layer, role in argument.pieces]
-    return all(row.shape == final.shape and torch.equal(row, final) for row, final in zip(rows, finals, strict=True))
+    expected = axes.to_module(torch.stack(finals, dim=1) if argument.stacked else finals[0])
+    values = flatten(flows.observation.output)
+    same = {
+        index for index, value in enumerate(values) if value.shape == expected.shape and torch.equal(value, expected)
+    }
+    parameter = parameter_of(prober, argument.leaf)
+    alike = returned_as(prober, layout, parameter, flows.observation.output, leaves)
+    return None if alike and not same else same
+
+
+def _argument_outputs(
+    prober: Prober, layout: Layout, flows: Flows, arguments: Sequence[StateArgument], leaves: list[OutputLeaf]
+) -> set[int]:
+    return {position for item in arguments for position in _layer_outputs(prober, layout, flows, item, leaves) or ()}
 
 
 def _omit(prober: Prober, arguments: Sequence[StateArgument], ambiguous: frozenset[str]) -> dict[str, Any]:
@@ -157,6 +175,7 @@ def _user_outputs(
     layout: Layout,
     flows: Flows,
     leaves: list[OutputLeaf],
+    *,
     arguments: Sequence[StateArgument],
     custom: Sequence[CustomState],
     names: Sequence[str] | None,
@@ -164,8 +183,7 @@ def _user_outputs(
     """The outputs that are not merely the new state; where nothing else is returned, the hidden state is the output."""
     observation = flows.observation
     hidden = {state.output for state in custom} | returned_stacks(observation)
-    for parameter in {parameter_of(prober, item.leaf) for item in arguments}:
-        hidden |= set(returned_as(prober, layout, parameter, observation.output, leaves) or ())
+    hidden |= _argument_outputs(prober, layout, flows, arguments, leaves)
     visible = [leaf for leaf in leaves if leaf.index not in hidden]
     if not visible:
         cells = _cell_positions(flows)

@@ -32,7 +32,13 @@ def expand_projections(graph: GraphProto) -> None:
     del graph.node[:]
     graph.node.extend(nodes)
     used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    used |= {name for node in graph.node for attribute in node.attribute for inner in attribute.g.node for name in inner.input}
+    used |= {
+        name
+        for node in graph.node
+        for attribute in node.attribute
+        for inner in attribute.g.node
+        for name in inner.input
+    }
     kept = [item for item in graph.initializer if item.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)
@@ -71,17 +77,18 @@ def _expand(node: NodeProto, values: _Weights) -> tuple[list[NodeProto], list[Te
     return nodes, made
 
 
-def _body(
-    path: str, names: Mapping[str, str], lengths: str, recurrent: tuple[int, ...], hidden: int
-) -> GraphProto:
+def _body(path: str, names: Mapping[str, str], lengths: str, recurrent: tuple[int, ...], hidden: int) -> GraphProto:
     """One time step; ONNX's gate order i, o, f, c."""
 
     def value(name: str) -> str:
         return f"{path}.step.{name}"
 
-    def node(operator: str, inputs: list[str], output: str, **attributes: int) -> NodeProto:
+    def node(operator: str, inputs: list[str], output: str) -> NodeProto:
         return helper.make_node(
-            operator, [item if "." in item else value(item) for item in inputs], [value(output)], name=value(output), **attributes
+            operator,
+            [item if "." in item else value(item) for item in inputs],
+            [value(output)],
+            name=value(output),
         )
 
     split = helper.make_node(

@@ -55,7 +55,8 @@ def _whole(plan: Plan, inputs: Mapping[str, Tensor], contexts: Contexts) -> Refe
     observation = observe(plan.module, args, kwargs)
     returned = flatten(observation.output)
     outputs = {item.name: _array(item.leaf.axes.to_public(returned[item.leaf.index], batch)) for item in plan.outputs}
-    states = {name: _array(value) for name, value in layer_finals(plan, observation.calls, time).items()}
+    finals = _carried(plan, values, time) if plan.carried else layer_finals(plan, observation.calls, time)
+    states = {name: _array(value) for name, value in finals.items()}
     states |= {name: _array(value) for name, value in contexts(observation).items()}
     for custom in plan.custom_states:
         states[custom.name] = _array(plan.layout.axes[custom.leaf].to_public(returned[custom.output], batch))
@@ -116,6 +117,19 @@ def layer_finals(plan: Plan, calls: Sequence[RecurrentCall], time: int) -> dict[
         last[index] = made[(len(made) - each if looped else 0) + ordinal[call.path]]
         ordinal[call.path] += 1
     return {state.name: last[state.call].final[state.layer][state.role] for state in plan.layer_states}
+
+
+def _carried(plan: Plan, values: Mapping[str, Tensor], time: int) -> dict[str, Tensor]:
+    """The states that one more step would start from; its input is the last step's, and does not matter."""
+    longer = {}
+    for name, value in values.items():
+        axis = plan.layout.axes[name].time
+        longer[name] = value if axis is None else torch.cat([value, value.narrow(axis, time - 1, 1)], axis)
+        if name == plan.layout.lengths:
+            longer[name] = value + 1
+    args, kwargs = plan.signature.call(longer)
+    calls = observe(plan.module, args, kwargs).calls[len(plan.calls) * time :]
+    return {state.name: calls[state.call].initial[state.layer][state.role] for state in plan.layer_states}
 
 
 def _array(value: Tensor) -> NDArray[np.generic]:

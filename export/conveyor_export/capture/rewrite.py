@@ -22,7 +22,7 @@ class LookBack:
     Attributes:
         operator, path, ordinal: which call of the module it is, as observe counts them.
         axis, batch_axis: of the padded tensor. steps: context length. fill: what a fresh context holds.
-        row_shape: shape of one session's context.
+        row_shape, dtype: of one session's context.
         source: node that is padded. untrimmed: the same before `trimmed` steps were cut off its end, or empty.
     """
 
@@ -34,6 +34,7 @@ class LookBack:
     steps: int
     fill: float
     row_shape: tuple[int, ...]
+    dtype: torch.dtype
     source: str
     untrimmed: str = ""
     trimmed: int = 0
@@ -93,13 +94,12 @@ class RewrittenGraph(nn.Module):
 
 
 class _Rewriter(Interpreter):
-    def __init__(
-        self, graph: GraphModule, rewrites: Rewrites, lengths: Tensor, contexts: Mapping[str, Tensor]
-    ) -> None:
+    def __init__(self, graph: GraphModule, rewrites: Rewrites, lengths: Tensor, contexts: Mapping[str, Tensor]) -> None:
         super().__init__(graph, garbage_collect_values=False)
         self._rewrites = rewrites
         self._lengths = lengths.to(torch.int64)
         self._contexts = contexts
+        self._by_name: dict[str, Node] = {node.name: node for node in graph.graph.nodes}
         self.renewed: dict[str, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
@@ -109,13 +109,13 @@ class _Rewriter(Interpreter):
         if isinstance(rewrite, LastStep):
             return self._last_step(self._value(arguments_of(n)["self"]), rewrite)
         if isinstance(rewrite, Trim):
-            x = self._value(arguments_of(n)["self"])
+            x: Tensor = self._value(arguments_of(n)["self"])
             return x.narrow(rewrite.axis, rewrite.start, x.shape[rewrite.axis] - rewrite.start - rewrite.cut)
         return self._look_back(n, rewrite)
 
     def _value(self, item: Any) -> Any:
         """An argument with nodes replaced by their values."""
-        return self.map_nodes_to_values(item, next(iter(self.module.graph.nodes)))
+        return torch.fx.node.map_arg(item, self.env.__getitem__)
 
     def _last_step(self, x: Tensor, rewrite: LastStep) -> Tensor:
         """Each row's element at its own length; any element for a row of no time steps."""
@@ -129,7 +129,7 @@ class _Rewriter(Interpreter):
 
     def _look_back(self, node: Node, rewrite: LookBack) -> Tensor:
         given = {name: self._value(value) for name, value in arguments_of(node).items()}
-        x = self.env[self._node(rewrite.source)]
+        x: Tensor = self.env[self._node(rewrite.source)]
         if rewrite.steps:
             x = self._extended(node, rewrite, x)
         if "tensors" in given:
@@ -139,7 +139,8 @@ class _Rewriter(Interpreter):
         pads = list(given["pad"])
         index = 2 * (x.dim() - 1 - rewrite.axis)
         pads[index : index + 2] = [0, 0]
-        return F.pad(x, pads, value=rewrite.fill) if any(pads) else x
+        fill = rewrite.fill if x.is_floating_point() else int(rewrite.fill)
+        return F.pad(x, pads, value=fill) if any(pads) else x
 
     def _extended(self, node: Node, rewrite: LookBack, x: Tensor) -> Tensor:
         """The context before the sequence; keeps each row's last steps as its new context."""
@@ -155,7 +156,7 @@ class _Rewriter(Interpreter):
         return whole.narrow(rewrite.axis, 0, whole.shape[rewrite.axis] - rewrite.trimmed) if rewrite.trimmed else whole
 
     def _node(self, name: str) -> Node:
-        return next(node for node in self.module.graph.nodes if node.name == name)
+        return self._by_name[name]
 
 
 def _convolve(x: Tensor, given: Mapping[str, Any], axis: int) -> Tensor:

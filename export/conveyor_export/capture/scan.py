@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
+from conveyor_proto.codec import to_numpy_dtype
 from conveyor_proto.v1 import spec_pb2
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
@@ -17,12 +18,16 @@ _STEP = "step"
 _INNER = "step."
 
 
-def wrap(step: GraphProto, spec: spec_pb2.ModelSpec, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]) -> GraphProto:
+def wrap(
+    step: GraphProto, spec: spec_pb2.ModelSpec, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
+) -> GraphProto:
     """The graph over whole chunks.
 
     Args:
         step: inputs `[batch, *row]` then states; outputs `[batch, *row]` then new states, in the order of `spec`.
-        spec: inputs, outputs and states. inputs, outputs: the ports of the graph over chunks.
+        spec: inputs, outputs and states.
+        inputs: ports of the graph over chunks.
+        outputs: likewise.
     """
     body = _Body(step, spec)
     nodes, initializers = body.outer_nodes, [*step.initializer, *body.outer_initializers]
@@ -32,7 +37,12 @@ def wrap(step: GraphProto, spec: spec_pb2.ModelSpec, inputs: Sequence[ValueInfoP
     timed_outputs = [item.name for item in spec.outputs if item.has_time]
     scan = helper.make_node(
         "Scan",
-        [f"{_STEP}.zero", *(state.input_name for state in spec.states), *(f"{name}.zero" for name in lasts), *timed_inputs],
+        [
+            f"{_STEP}.zero",
+            *(state.input_name for state in spec.states),
+            *(f"{name}.zero" for name in lasts),
+            *timed_inputs,
+        ],
         [f"{_STEP}.count", *(state.output_name for state in spec.states), *lasts, *timed_outputs],
         name="scan",
         body=body.graph,
@@ -80,7 +90,9 @@ class _Body:
                 outputs.append(value_info(kept, item.dtype, item.shape))
                 self._zero(item)
         inputs += [value_info(f"{_INNER}{item.name}", item.dtype, item.shape) for item in spec.inputs if item.has_time]
-        outputs += [value_info(f"{_INNER}{item.name}", item.dtype, item.shape) for item in spec.outputs if item.has_time]
+        outputs += [
+            value_info(f"{_INNER}{item.name}", item.dtype, item.shape) for item in spec.outputs if item.has_time
+        ]
         return helper.make_graph(self._nodes, _STEP, inputs, outputs)
 
     def _name_step(self) -> None:
@@ -103,7 +115,9 @@ class _Body:
             axes = numpy_helper.from_array(np.arange(1, rank, dtype=np.int64), f"{_STEP}.axes.{rank}")
             self.outer_initializers.append(axes)
             self._active[rank] = f"{_INNER}active.{rank}"
-            node = helper.make_node("Unsqueeze", [self._active[1], axes.name], [self._active[rank]], name=f"step.active.{rank}")
+            node = helper.make_node(
+                "Unsqueeze", [self._active[1], axes.name], [self._active[rank]], name=f"step.active.{rank}"
+            )
             self._nodes.append(node)
         kept = f"{new}.kept"
         self._nodes.append(helper.make_node("Where", [self._active[rank], new, old], [kept], name=kept))
@@ -113,7 +127,7 @@ class _Body:
         """Zeros `[batch, *shape]` outside of the Scan: what an output without time is before the first step."""
         row = numpy_helper.from_array(np.array(item.shape, np.int64), f"{item.name}.row")
         self.outer_initializers.append(row)
-        dtype = helper.np_dtype_to_tensor_dtype(_numpy_dtype(item))
+        dtype = helper.np_dtype_to_tensor_dtype(to_numpy_dtype(item.dtype))
         zero = helper.make_tensor("value", dtype, [1], [0])
         rows, shape = f"{item.name}.rows", f"{item.name}.shape"
         self.outer_nodes += [
@@ -121,12 +135,6 @@ class _Body:
             helper.make_node("Concat", [rows, row.name], [shape], name=shape, axis=0),
             helper.make_node("ConstantOfShape", [shape], [f"{item.name}.zero"], name=f"{item.name}.zero", value=zero),
         ]
-
-
-def _numpy_dtype(item: spec_pb2.TensorSpec) -> np.dtype[np.generic]:
-    from conveyor_proto.codec import to_numpy_dtype
-
-    return to_numpy_dtype(item.dtype)
 
 
 def has_scan(graph: onnx.GraphProto) -> bool:

@@ -1,4 +1,4 @@
-"""The forward signature of a module with one set of example inputs: its tensors by name, and calls rebuilt from others."""
+"""The forward signature of a module with one set of example inputs: its tensors by name, and other such calls."""
 
 import inspect
 from collections.abc import Mapping
@@ -70,17 +70,12 @@ class Signature:
         """True where the module can be called without this parameter."""
         return self._signature.parameters[parameter].default is None
 
-    def call(self, values: Mapping[str, Tensor], *, without: frozenset[str] = frozenset()) -> tuple[Any, Any]:
-        """Arguments and keyword arguments with each leaf's tensor from `values`; parameters in `without` are omitted."""
+    def call(self, values: Mapping[str, Tensor], *, traced: bool = False) -> tuple[Any, Any]:
+        """Arguments and keyword arguments with each leaf's tensor from `values`; a trace keeps lists as tensors."""
         flat = [
-            (values[item.name].tolist() if item.listed and _is_real(values[item.name]) else values[item.name])
-            if isinstance(item, Leaf)
-            else item
-            for item in self._flat
+            self._own(item, values[item.name], traced=traced) if isinstance(item, Leaf) else item for item in self._flat
         ]
         arguments = pytree.tree_unflatten(flat, self._treespec)
-        for name in without:
-            del arguments[name]
         bound = inspect.BoundArguments(self._signature, type(self._bound.arguments)(arguments))
         positional: list[Any] = []
         keywords: dict[str, Any] = {}
@@ -100,13 +95,16 @@ class Signature:
 
     def without(self, parameters: frozenset[str]) -> dict[str, Any]:
         """Keyword example inputs with some parameters left at their default."""
-        arguments = {name: value for name, value in self._bound.arguments.items() if name not in parameters}
-        return arguments
+        return {name: value for name, value in self._bound.arguments.items() if name not in parameters}
 
     def argument(self, parameter: str, values: Mapping[str, Any]) -> Any:
         """The value of one parameter, its leaves taken from `values`."""
         flat = [values.get(item.name) if isinstance(item, Leaf) else item for item in self._flat]
         return pytree.tree_unflatten(flat, self._treespec)[parameter]
+
+    @staticmethod
+    def _own(leaf: Leaf, value: Tensor, *, traced: bool) -> Any:
+        return value.tolist() if leaf.listed and not traced else value
 
     def _leaf(self, keys: Any, value: Any) -> Leaf:
         parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in keys]
@@ -139,7 +137,3 @@ def _split(module: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dic
 def _is_integers(value: Any) -> bool:
     """A list of integers is one leaf: lengths as pack_padded_sequence takes them."""
     return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
-
-
-def _is_real(tensor: Tensor) -> bool:
-    return type(tensor) is Tensor

@@ -35,6 +35,12 @@ def steps_add_up(plan: Plan, prober: Prober) -> bool:
     return True
 
 
+def every_step_calls_all(plan: Plan, prober: Prober) -> bool:
+    """True where a second step repeats all recurrent calls of the first, and nothing else."""
+    calls = prober.run(_values(plan, prober, 2)).calls
+    return [call.path for call in calls] == 2 * [call.path for call in plan.calls]
+
+
 def refuse(plan: Plan, prober: Prober) -> CaptureError:
     """Why the steps do not add up: an operator over time, or something carried beside the recurrent state."""
     reason = _mixing(plan, prober)

@@ -1,6 +1,7 @@
 """The step graph as an exported program: the module's own forward with its states as inputs and outputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from conveyor_export.capture.calls import LayerStates, LayerWeights
 from conveyor_export.capture.errors import CaptureError
 from conveyor_export.capture.layers import OnnxLayer, run_layer, run_torch, to_onnx
 from conveyor_export.capture.layout import BATCH
-from conveyor_export.capture.lift import Lift
+from conveyor_export.capture.lift import Lift, RunLayer
 from conveyor_export.capture.outputs import flatten
 from conveyor_export.capture.paths import ModulePaths
 from conveyor_export.capture.plan import Plan
@@ -87,16 +88,38 @@ class StepGraph(nn.Module):
         def run(index: int, number: int, x: Tensor, state: LayerStates) -> tuple[Tensor, LayerStates]:
             if self._eager:
                 return run_torch(plan.calls[index % len(plan.calls)], number, x, state)
-            constants = {part: getattr(self, name) for part, name in self._names[index, number].items()}
-            return run_layer(self.layers[index, number], constants, x, state, lengths)
+            key = (index % len(plan.calls), number)
+            constants = {part: getattr(self, name) for part, name in self._names[key].items()}
+            return run_layer(self.layers[key], constants, x, state, lengths)
 
         lift = Lift(plan.calls, given, run, values.get(plan.layout.lengths or ""))
         with lift:
             returned = flatten(run_traced(plan, values))
+        new_states = self._carried(values, given, run) if plan.carried else lift.new
         outputs = [self._output(returned[item.leaf.index], item.leaf.axes, batch) for item in plan.outputs]
-        new = [self._guard(lift.new[state.key], given[state.key], lengths) for state in plan.layer_states]
+        new = [self._guard(new_states[state.key], given[state.key], lengths) for state in plan.layer_states]
         custom = [plan.layout.axes[state.leaf].to_public(returned[state.output], batch) for state in plan.custom_states]
         return (*outputs, *new, *custom)
+
+    def _carried(
+        self, values: dict[str, Tensor], given: dict[tuple[int, int, str], Tensor], run: RunLayer
+    ) -> dict[tuple[int, int, str], Tensor]:
+        """The states that a second step starts from, where the module's loop changes them between its calls.
+
+        The second step's input does not matter: nothing that it computes is used.
+        """
+        plan, axes = self._plan, self._plan.layout.axes
+        twice = {
+            name: torch.cat([value, value], axes[name].time or 0) if axes[name].time is not None else value
+            for name, value in values.items()
+        }
+        if plan.layout.lengths is not None:
+            twice[plan.layout.lengths] = 2 * values[plan.layout.lengths]
+        lift = Lift(plan.calls * 2, given, run, twice.get(plan.layout.lengths or ""))
+        with lift:
+            run_traced(plan, twice)
+        each = len(plan.calls)
+        return {key: lift.begun[key[0] + each, key[1], key[2]] for key in given}
 
     def _arguments(
         self,
@@ -137,14 +160,30 @@ class StepGraph(nn.Module):
 def run_traced(plan: Plan, values: Mapping[str, Tensor]) -> Any:
     """The user's forward; what it raises becomes a CaptureError here, before torch.export prints the graph so far."""
     paths = ModulePaths(plan.module)
-    args, kwargs = plan.signature.call(values)
+    args, kwargs = plan.signature.call(values, traced=True)
     try:
-        with paths.watch():
+        with paths.watch(), _unchecked(plan.module):
             return plan.module(*args, **kwargs)
     except CaptureError:
         raise
     except Exception as error:
         raise _refusal(error, paths.current) from error
+
+
+@contextmanager
+def _unchecked(module: nn.Module) -> Iterator[None]:
+    """No size checks in torch's recurrent modules: with packed input they turn the batch into a number.
+
+    The observed run has passed them.
+    """
+    parts = [part for part in module.modules() if isinstance(part, nn.RNNBase)]
+    for part in parts:
+        part.__dict__["check_forward_args"] = lambda *_: None
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.__dict__["check_forward_args"]
 
 
 def timed_inputs(plan: Plan) -> list[bool]:
@@ -191,10 +230,10 @@ def same_sizes(inputs: Sequence[Tensor], timed: Sequence[bool], others: Sequence
     """Tells the trace that all tensors have the same rows, and all sequences the same time steps."""
     tensors = [*inputs, *(item for item in others if item is not None)]
     for item in tensors[1:]:
-        torch._check(item.shape[0] == tensors[0].shape[0])
+        torch._check(item.shape[0] == tensors[0].shape[0])  # type: ignore[no-untyped-call]
     sequences = [item for item, has_time in zip(inputs, timed, strict=True) if has_time]
     for item in sequences[1:]:
-        torch._check(item.shape[1] == sequences[0].shape[1])
+        torch._check(item.shape[1] == sequences[0].shape[1])  # type: ignore[no-untyped-call]
 
 
 def export_graph(graph: nn.Module, args: tuple[Any, ...], dynamic: Any) -> ExportedProgram:
