@@ -26,7 +26,7 @@ from benchmarks.cases import MIN_SESSIONS, MODEL, Case, Target, cases
 from benchmarks.load import LoadDriver
 from benchmarks.plot import draw
 from benchmarks.report import Row, rows_of
-from benchmarks.segments import Rig, Segment, measure, measure_rounds
+from benchmarks.segments import Plan, Rig, Segment, measure, measure_rounds
 from benchmarks.service import Service
 from benchmarks.table import format_ratios, format_rows, format_void
 from benchmarks.worker import Child, Worker
@@ -37,19 +37,17 @@ _WARM_UP_S = 0.2
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
-    """How much is measured.
+    """What the command line says.
 
     Attributes:
-        rounds: times that each case runs.
-        seconds: length of a segment.
+        plan: how much is measured.
         sessions: the largest population.
         out: folder of bench.json and the plots.
     """
 
-    rounds: int = 5
-    seconds: float = 1.0
-    sessions: int = 256
-    out: Path = _OUT
+    plan: Plan
+    sessions: int
+    out: Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,9 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = cases(settings.sessions)
     with _rig(chosen) as rig:
         for case in chosen:
-            measure(rig, case, -1, min(_WARM_UP_S, settings.seconds))
-        segments = measure_rounds(rig, chosen, settings.rounds, settings.seconds, _tell)
-    print(file=sys.stderr)
+            measure(rig, case, -1, min(_WARM_UP_S, settings.plan.seconds))
+        segments = measure_rounds(rig, chosen, settings.plan, _tell)
     rows = rows_of(chosen, segments)
     machine = describe_machine()
     _print(rows, segments, settings, machine)
@@ -114,10 +111,11 @@ def describe_machine() -> dict[str, Any]:
 def _print(rows: Sequence[Row], segments: Sequence[Segment], settings: Settings, machine: dict[str, Any]) -> None:
     print(f"{machine['processor']}, {machine['cores']} cores; ", end="")
     print(", ".join(f"{name} {value}" for name, value in machine.items() if name not in {"processor", "cores"}))
-    print(f"{settings.rounds} rounds of {settings.seconds:g} s, medians; server, client, others: cores in use\n")
-    print(format_rows(rows, settings.rounds))
+    rounds = settings.plan.rounds
+    print(f"{rounds} rounds of {settings.plan.seconds:g} s, medians; server, client, others: cores in use\n")
+    print(format_rows(rows, rounds))
     print("\nConveyor's tokens per server CPU second against the others' (speed: per second), median (lowest-highest)")
-    print(format_ratios(rows, settings.rounds))
+    print(format_ratios(rows, rounds))
     print(f"\n{format_void(segments)}")
 
 
@@ -125,7 +123,7 @@ def _write(rows: Sequence[Row], segments: Sequence[Segment], settings: Settings,
     settings.out.mkdir(parents=True, exist_ok=True)
     report = {
         "machine": machine,
-        "settings": {"rounds": settings.rounds, "seconds": settings.seconds, "sessions": settings.sessions},
+        "settings": {**dataclasses.asdict(settings.plan), "sessions": settings.sessions},
         "rows": [dataclasses.asdict(row) for row in rows],
         "segments": [dataclasses.asdict(segment) for segment in segments],
     }
@@ -147,18 +145,24 @@ def _say(text: str) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> Settings:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
-    default = Settings()
-    parser.add_argument("--rounds", type=int, default=default.rounds, help="times that each case runs (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=default.seconds, help="of one segment (%(default)s)")
-    parser.add_argument("--sessions", type=int, default=default.sessions, help="largest population (%(default)s)")
-    parser.add_argument("--out", type=Path, default=default.out, help="folder for bench.json and plots (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="times that each case runs (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one segment (%(default)s)")
+    parser.add_argument("--sessions", type=int, default=256, help="largest population (%(default)s)")
+    parser.add_argument("--out", type=Path, default=_OUT, help="folder for bench.json and plots (%(default)s)")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="seconds that a segment may wait for a free machine, and be measured again if disturbed (%(default)s)",
+    )
     parser.add_argument("--quick", action="store_true", help="2 rounds of 0.3 s: does it work, not how fast is it")
     given = parser.parse_args(arguments)
     if given.rounds < 1 or given.seconds <= 0 or given.sessions < MIN_SESSIONS:
         parser.error(f"at least 1 round, some seconds and {MIN_SESSIONS} sessions are needed")
     if given.quick:
         given.rounds, given.seconds = 2, 0.3
-    return Settings(given.rounds, given.seconds, given.sessions, given.out)
+    return Settings(Plan(given.rounds, given.seconds, given.patience), given.sessions, given.out)
 
 
 if __name__ == "__main__":

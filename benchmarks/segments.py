@@ -4,16 +4,19 @@ Invariant: in a round every case runs once, in the order of cases.py; a segment 
 the reasons why it does not count.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.accounting import Meter, Usage
+from benchmarks.accounting import Meter, Usage, machine_cpu_s
 from benchmarks.cases import Case, Client, Target
 from benchmarks.figures import Done, Figures
 from benchmarks.worker import Worker
 
 # Share of one core that others may use while a segment counts.
 MAX_FOREIGN_CORES = 0.10
+# The machine's clock has ticks of 10 ms.
+_LOOK_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,21 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        rounds: times that each case runs.
+        seconds: length of a segment.
+        patience_s: for so long a segment may wait for a free machine, and be measured again when it was disturbed.
+    """
+
+    rounds: int
+    seconds: float
+    patience_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Rig:
     """Who takes part.
 
@@ -103,16 +121,31 @@ def measure(rig: Rig, case: Case, round_: int, seconds: float) -> Segment:
     return Segment(case.name, round_, done, usage, figures, mean_batch, tuple(_why_void(usage, figures)))
 
 
-def measure_rounds(
-    rig: Rig, cases: Sequence[Case], rounds: int, seconds: float, told: Callable[[Segment], None]
-) -> list[Segment]:
-    """Runs all cases in each of the rounds; `told` hears of each segment as it ends."""
+def measure_rounds(rig: Rig, cases: Sequence[Case], plan: Plan, told: Callable[[Segment], None]) -> list[Segment]:
+    """Runs all cases in each of the rounds; `told` hears of each segment as it ends.
+
+    With patience, a segment that is void is followed by another of the same case and round, which counts in its place.
+    """
     segments = []
-    for round_ in range(rounds):
+    for round_ in range(plan.rounds):
         for case in cases:
-            segments.append(measure(rig, case, round_, seconds))
-            told(segments[-1])
+            give_up_at = time.monotonic() + plan.patience_s
+            while True:
+                wait_until_free(give_up_at)
+                segments.append(measure(rig, case, round_, plan.seconds))
+                told(segments[-1])
+                if not segments[-1].void or time.monotonic() >= give_up_at:
+                    break
     return segments
+
+
+def wait_until_free(give_up_at: float) -> None:
+    """Returns once the machine is idle, or at that time (monotonic). Nothing tells when it is, so this looks often."""
+    while time.monotonic() < give_up_at:
+        began, (busy_s, _) = time.perf_counter(), machine_cpu_s()
+        time.sleep(_LOOK_S)
+        if machine_cpu_s()[0] - busy_s <= MAX_FOREIGN_CORES * (time.perf_counter() - began):
+            return
 
 
 def _why_void(usage: Usage, figures: Figures) -> list[str]:
