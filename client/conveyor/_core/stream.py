@@ -95,7 +95,6 @@ class StreamCore:
         """A new stream is open: everybody attaches."""
         self.open = True
         self.finishing = False
-        self._outgoing.clear()
         self._resting = False
         for member in list(self._each()):
             member.attach()
@@ -183,7 +182,7 @@ class StreamCore:
         error = from_rpc_status(message.error.status)
         member = self._members.get(handle)
         if member is None:
-            if handle == 0:
+            if handle == 0 and not self.finishing:
                 raise ProtocolError(f"the server refused a message: {error}", reason=error.reason, code=error.code)
             return
         if member.failed(handle, seq, error):

@@ -13,8 +13,8 @@ from conveyor.errors import ModelFailed, StepAborted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-ACTIONS = ["submit"] * 4 + ["up"] * 4 + ["down"] * 4 + ["cut", "farewell", "refuse"]
-schedules = st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=120)
+ACTIONS = ["submit"] * 5 + ["up"] * 4 + ["down"] * 4 + ["cut", "farewell", "refuse", "drain"]
+schedules = st.lists(st.sampled_from(ACTIONS), min_size=50, max_size=150)
 
 
 class App:
@@ -30,16 +30,19 @@ class App:
         self.answers = []
 
     def submit(self):
+        if self.pending and self.pending[-1][1].failed:
+            # As a stream does: what comes after a failure is not sent before the failure was taken.
+            return
         if self.session.opened.done and self.session.blocker() is None:
             self.number += 1
             tensors = self.signature.prepare([self.number, 0]).tensors()
             self.pending.append((self.number, self.session.submit(tensors)))
 
-    def refuse(self):
+    def refuse(self, reason="MODEL_FAILED"):
         """The server shall refuse the step that is submitted next."""
         seq = self.session.applied_seq + len(self.pending) + 1
         if self.session.opened.done and self.session.blocker() is None:
-            self.cable.server.failures["s", seq] = self.refused("MODEL_FAILED", seq=str(seq))
+            self.cable.server.failures["s", seq] = self.refused(reason, seq=str(seq))
 
     def collect(self):
         """Takes what is answered, in order; a refused number is the next to be sent."""
@@ -61,6 +64,7 @@ def test_a_session_applies_each_step_once_whatever_the_cable_does(schedule, new_
     actions = {
         "submit": app.submit,
         "refuse": app.refuse,
+        "drain": lambda: app.refuse("DRAINING"),
         "up": cable.pump_up,
         "down": cable.pump_down,
         "cut": cable.cut,
@@ -99,6 +103,8 @@ class Gateway:
 
     def submit(self, rows):
         chosen = np.array(sorted(rows))
+        if any(step.errors for _, step in self.pending):
+            return
         if not self.population.opened.done or self.population.blocker(chosen) is not None:
             return
         for row in chosen:
@@ -110,9 +116,10 @@ class Gateway:
         numbers = [self.numbers[row] for row in chosen]
         self.pending.append((numbers, self.population.submit(chosen, batch)))
 
-    def refuse(self, row):
-        seq = self.cable.server.sessions[f"p{row}"].applied + 2 if f"p{row}" in self.cable.server.sessions else 1
-        self.cable.server.failures[f"p{row}", seq] = self.refused("MODEL_FAILED", seq=str(seq))
+    def refuse(self, row, reason):
+        """The server shall refuse the row's step that is submitted next."""
+        seq = int(self.population._next_seqs[row])
+        self.cable.server.failures[f"p{row}", seq] = self.refused(reason, seq=str(seq))
 
     def collect(self):
         while self.pending and self.pending[0][1].ticket.done:
@@ -133,13 +140,14 @@ class Gateway:
 row_sets = st.sets(st.integers(0, Gateway.rows - 1), min_size=1)
 events = st.one_of(
     st.tuples(st.just("submit"), row_sets),
-    st.tuples(st.sampled_from(["up", "up", "down", "down", "cut", "farewell"]), st.none()),
-    st.tuples(st.just("refuse"), st.integers(0, Gateway.rows - 1)),
+    st.tuples(st.just("submit"), st.just(set(range(Gateway.rows)))),
+    st.tuples(st.sampled_from(["up", "up", "up", "down", "down", "down", "down", "cut", "farewell"]), st.none()),
+    st.tuples(st.sampled_from(["MODEL_FAILED", "MODEL_FAILED", "DRAINING"]), st.integers(0, Gateway.rows - 1)),
 )
 
 
 @settings(max_examples=300, deadline=None)
-@given(schedule=st.lists(events, min_size=1, max_size=120))
+@given(schedule=st.lists(events, min_size=50, max_size=150))
 def test_a_population_applies_each_rows_step_once_whatever_the_cable_does(schedule, new_cable, refused, specs):
     cable = new_cable()
     app = Gateway(cable, refused, specs)
@@ -147,10 +155,10 @@ def test_a_population_applies_each_rows_step_once_whatever_the_cable_does(schedu
     for action, argument in schedule:
         if action == "submit":
             app.submit(argument)
-        elif action == "refuse":
-            app.refuse(argument)
-        else:
+        elif action in actions:
             actions[action]()
+        else:
+            app.refuse(argument, action)
         app.collect()
     cable.settle()
     app.collect()

@@ -99,6 +99,38 @@ def test_a_refused_row_waits_for_what_followed_it_and_the_others_do_not(cable, s
     assert population.blocker(np.array([0, 2])) is None
 
 
+def test_a_refused_row_is_pipelined_again_once_all_is_told(cable, step, refused):
+    population = opened(cable)
+    cable.server.failures["p1", 1] = refused("MODEL_FAILED")
+    step(population)
+    cable.settle()
+    step(population)
+    assert population.blocker(np.array([1])) is None
+
+
+def test_a_cut_after_a_refusal_aborts_what_followed_in_that_row_alone(cable, step, totals, refused):
+    population = opened(cable)
+    cable.server.failures["p1", 1] = refused("MODEL_FAILED")
+    first, second = step(population), step(population)
+    cable.pump_up()
+    while cable.down:
+        cable.pump_down()
+    assert list(first.errors) == [1]
+    cable.cut()
+    assert isinstance(second.errors[1], StepAborted)
+    cable.settle()
+    assert totals(second) == [2, 0, 2]
+    assert [session.applied for session in cable.server.sessions.values()] == [2, 0, 2]
+
+
+def test_a_draining_refusal_of_a_row_is_kept_for_the_next_stream(cable, step, totals, refused):
+    population = opened(cable)
+    cable.server.failures["p1", 1] = refused("DRAINING")
+    first, second = step(population), step(population)
+    cable.settle()
+    assert (totals(first), totals(second)) == ([1, 1, 1], [2, 2, 2])
+
+
 def test_a_row_whose_session_is_lost_fails_from_then_on(cable, step, totals, refused):
     population = opened(cable)
     waiting = step(population)
