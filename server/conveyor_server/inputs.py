@@ -89,7 +89,7 @@ def decode_frame(frame: session_pb2.StepFrame, spec: spec_pb2.ModelSpec, *, max_
     count = len(handles)
     if count == 0:
         raise _error(e.ERROR_REASON_FRAME_INVALID, "a frame without rows: send at least one handle", field="handles")
-    if len(np.unique(handles)) != count:
+    if len(set(handles.tolist())) != count:
         message = "a frame holds a handle twice: send a session's steps in frames of their own"
         raise _error(e.ERROR_REASON_FRAME_INVALID, message, field="handles")
     seqs = decode_integers(frame.seqs, np.uint64, count, "seqs")
