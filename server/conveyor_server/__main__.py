@@ -33,8 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def _serve(settings: settings_module.Settings) -> int:
     # Here, so that --help and a wrong flag answer without loading onnxruntime.
-    from conveyor_server.app import App
-
+    try:
+        from conveyor_server.app import App
+    except ModuleNotFoundError as error:
+        raise StartError(f"{error}: install the server with pip install 'conveyor[server]'") from error
     app = App(settings)
     status = await app.run()
     if app.stuck:
