@@ -124,10 +124,11 @@ class App:
 
     async def close(self) -> None:
         """Drains for up to drain_s and lets go of everything."""
+        await self._say(serving=False)
         now = self.driver.now()
         stops_at = now + max(0.0, self.settings.drain_s - _LAST_S)
+        # In one turn with the streams' GoAway, so that a client is told before a step of its is refused.
         self.directory.draining = True
-        await self._say(serving=False)
         _log.info("draining: %d streams, %d sessions", self.metrics.streams, len(self.directory.sessions))
         if not self._failed and not await self.grpc.drain(stops_at, now):
             _log.warning("the drain time is over: what is left is cut off, and clients resume elsewhere or later")

@@ -35,12 +35,14 @@ class Loader:
             OSError: the folder cannot be read.
         """
         on_disk = await asyncio.to_thread(self._core.repository.on_disk)
-        for name, versions in on_disk.items():
-            for version in versions:
-                try:
-                    await self.load(name, version)
-                except Refused as refusal:
-                    _log.error("%s", refusal.fault.message)
+        versions = [(name, version) for name, numbers in on_disk.items() for version in numbers]
+        # All at first, so that whoever asks for one that is not there yet is told to come again.
+        begun = [item for item in versions if self._core.repository.begin(*item)]
+        for name, version in begun:
+            try:
+                await self._loading(name, version)
+            except Refused as refusal:
+                _log.error("%s", refusal.fault.message)
 
     async def load(self, name: str, version: str = "") -> ModelVersion[Engine]:
         """Loads a version, or the newest in the folder, and returns it READY. One that is READY is left as it is.
@@ -51,11 +53,7 @@ class Loader:
         version = version or await asyncio.to_thread(self._core.repository.newest_on_disk, name)
         if not self._core.repository.begin(name, version):
             return self._core.repository.find(name, version)
-        load = asyncio.create_task(self._load(name, version))
-        self._loads.add(load)
-        load.add_done_callback(self._loaded)
-        # A caller that goes away does not stop what others may wait for.
-        return await asyncio.shield(load)
+        return await self._loading(name, version)
 
     async def unload(self, name: str, version: str, *, force: bool) -> int:
         """Takes a version out of service and returns how many sessions that closed.
@@ -87,6 +85,13 @@ class Loader:
         await self._core.remove(engine)
         self._metrics.unloaded(engine)
         await asyncio.to_thread(engine.runner.close)
+
+    async def _loading(self, name: str, version: str) -> ModelVersion[Engine]:
+        """Loads a version that was begun. A caller that goes away does not stop what others may wait for."""
+        load = asyncio.create_task(self._load(name, version))
+        self._loads.add(load)
+        load.add_done_callback(self._loaded)
+        return await asyncio.shield(load)
 
     async def _load(self, name: str, version: str) -> ModelVersion[Engine]:
         repository = self._core.repository

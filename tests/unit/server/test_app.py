@@ -84,6 +84,9 @@ async def test_reflection_names_the_services(models) -> None:
 
 
 async def test_not_serving_while_models_load(models, runner) -> None:
+    later = models / "later" / "1" / "model.onnx"
+    later.parent.mkdir(parents=True)
+    later.touch()
     runner.gate.clear()
     app = App(settings(models))
     run = asyncio.create_task(app.run())
@@ -92,9 +95,10 @@ async def test_not_serving_while_models_load(models, runner) -> None:
         assert await health(channel) == NOT_SERVING
         assert app._not_ready() == "loading models"
         stub = session_pb2_grpc.SessionServiceStub(channel)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.CreateSession(session_pb2.CreateSessionRequest(model="last"))
-        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        for name in ("last", "later"):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.CreateSession(session_pb2.CreateSessionRequest(model=name))
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == NOT_SERVING
         runner.gate.set()
