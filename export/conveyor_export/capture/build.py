@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from conveyor_proto.v1 import spec_pb2, tensor_pb2
-from onnx import ValueInfoProto
+from onnx import GraphProto, ValueInfoProto
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
@@ -34,7 +34,7 @@ def build_sequence(plan: Plan, *, allow_non_finite_inputs: bool) -> StepModel:
     spec = describe(plan, allow_non_finite_inputs=allow_non_finite_inputs)
     stepper = StepGraph(plan)
     program = trace(plan, stepper)
-    program, contexts = _stream(plan, program)
+    program, contexts, order = _stream(plan, program)
     if not contexts and not plan.layer_states:
         raise no_state(plan)
     graph = emit(program, stepper.constant_names)
@@ -42,6 +42,7 @@ def build_sequence(plan: Plan, *, allow_non_finite_inputs: bool) -> StepModel:
     for context in contexts:
         add_state(spec, context.name, context.row, spec_pb2.STATE_ROLE_CONTEXT, context.look_back.path)
     name_ports(graph, *ports(spec))
+    _sort_states(graph, spec, order)
     graph.name = plan.name
     layers = [layer.spec("" if layer.p is not None else layer.path) for layer in stepper.layers.values()]
     complete(spec, graph, layers, "scan" if has_scan(graph) else "sequence")
@@ -82,28 +83,46 @@ def ports(spec: spec_pb2.ModelSpec) -> tuple[list[ValueInfoProto], list[ValueInf
     return inputs, outputs
 
 
-def _stream(plan: Plan, program: ExportedProgram) -> tuple[ExportedProgram, list[Context]]:
-    """Follows time through the trace; traces again where something must be computed otherwise."""
+def _stream(plan: Plan, program: ExportedProgram) -> tuple[ExportedProgram, list[Context], list[str]]:
+    """Follows time through the trace; traces again where something must be computed otherwise.
+
+    Also returns the layers and contexts, by path and by name, as they run.
+    """
     graph = program.module(check_guards=False)
-    rewrites = _walk(plan, graph)
+    rewrites, order = _walk(plan, graph)
     if not rewrites:
-        return program, []
-    contexts = name_contexts([item for _, item in contexts_of(rewrites)], type(plan.module).__name__.lower())
-    return _retrace(plan, graph, rewrites, contexts), contexts
+        return program, [], order
+    nodes = contexts_of(rewrites)
+    contexts = name_contexts([item for _, item in nodes], type(plan.module).__name__.lower())
+    names = {node: context.name for (node, _), context in zip(nodes, contexts, strict=True)}
+    return _retrace(plan, graph, rewrites, contexts), contexts, [names.get(item, item) for item in order]
 
 
-def _walk(plan: Plan, graph: GraphModule) -> Rewrites:
+def _sort_states(graph: GraphProto, spec: spec_pb2.ModelSpec, order: Sequence[str]) -> None:
+    """Puts the states, and their graph inputs and outputs, in the order in which the layers run."""
+    place = {name: index for index, name in enumerate(order)}
+    states = sorted(spec.states, key=lambda state: place.get(state.layer, place.get(state.name, len(place))))
+    del spec.states[:]
+    spec.states.extend(states)
+    inputs, outputs = ports(spec)
+    del graph.input[:], graph.output[:]
+    graph.input.extend(inputs)
+    graph.output.extend(outputs)
+
+
+def _walk(plan: Plan, graph: GraphModule) -> tuple[Rewrites, list[str]]:
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     timed = next(index for index, name in enumerate(plan.inputs) if plan.layout.axes[name].time is not None)
     batch, time = placeholders[timed].meta["val"].shape[:2]
     check_symbolic(batch, time)
     lengths = placeholders[len(plan.inputs)].name
-    rewrites = TimeWalk(graph, TimeSymbol(time, batch), lengths, [item.name for item in plan.outputs]).run()
+    walk = TimeWalk(graph, TimeSymbol(time, batch), lengths, [item.name for item in plan.outputs])
+    rewrites = walk.run()
     check_guards(batch, time)
     for item in plan.outputs:
         if item.leaf.problem:
             raise CaptureError(item.leaf.problem, advice="Return one value for each time step, or the last one")
-    return rewrites
+    return rewrites, walk.order
 
 
 def _retrace(plan: Plan, graph: GraphModule, rewrites: Rewrites, contexts: Sequence[Context]) -> ExportedProgram:

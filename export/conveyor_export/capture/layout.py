@@ -101,6 +101,14 @@ def find_layout(prober: Prober) -> Layout:
                 continue
             if confirmed is not None:
                 return confirmed
+    if first_error is None and example.calls:
+        call = example.calls[0]
+        raise CaptureError(
+            f"it is called on {call.batch} rows of {call.time} steps, which are not batch and time of any input: "
+            "it runs along another axis than time",
+            path=call.path,
+            advice="Only recurrence along the input's time axis can be streamed",
+        )
     detail = f" (at other sizes it raised {type(first_error).__name__}: {first_error})" if first_error else ""
     raise CaptureError(
         f"no batch and time axis found in its inputs{detail}",

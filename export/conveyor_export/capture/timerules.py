@@ -33,6 +33,7 @@ def _recurrent(walk: Walk, node: Node) -> Fact:
     if fact.axes != (0,) or not fact.aligned:
         walk.refuse(node, "its input is padded, cut or shifted over time, so that its steps are not those of the input")
     walk.refuse_position(fact)
+    walk.order += cast(list[str], node.kwargs["metadata_props_values"])
     return Fact((0,), 0, fact.shift)
 
 
@@ -200,6 +201,8 @@ def _look_back(  # noqa: PLR0917  the operators' own words: what is padded, wher
     made = replace(fact, extra=(fact.extra or 0) + left + right, shift=fact.shift - left, fill=None, untrimmed=None)
     operator = operator_of(node)
     key = (operator, path_of(node))
+    if left:
+        walk.order.append(node.name)
     if left or right:
         walk.rewrites[node.name] = LookBack(
             operator=operator,

@@ -48,9 +48,10 @@ class TimeWalk(Walk):
         if reason:
             self.refuse(node, reason)
         if node.users and (operator.startswith(_RANDOM) or self._drops_out(node, operator)):
-            self.refuse(node, "it draws random numbers, so its answers are not repeatable")
+            self.refuse(node, "it draws random numbers", "Let forward() be deterministic in eval mode")
         if operator == "squeeze" and "dim" not in arguments_of(node) and rank(node.args[0]) > 1:
-            self.refuse(node, "it squeezes all axes of size 1, which takes the batch away where there is one row")
+            reason = "it squeezes all axes of size 1, which takes the batch away where there is one row"
+            self.refuse(node, reason, "Name the axis: squeeze(-1)")
         key = (operator, path_of(node))
         fact = handler(self, node) if handler else None
         self.ordinals[key] += 1

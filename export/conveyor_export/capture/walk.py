@@ -11,6 +11,7 @@ from conveyor_export.capture.errors import CaptureError
 from conveyor_export.capture.facts import Fact, TimeSymbol, path_of
 from conveyor_export.capture.rewrite import Rewrites
 
+_ADVICE = "Only what depends on past time steps can be streamed"
 AHEAD = "so an answer would need later steps"
 
 
@@ -32,14 +33,16 @@ class Walk:
         self.facts: dict[Node, Fact] = {}
         self.ordinals: Counter[tuple[str, str]] = Counter()
         self.rewrites: Rewrites = {}
+        # Recurrent layers by path and contexts by node, as they run.
+        self.order: list[str] = []
 
     def fact(self, item: Any) -> Fact:
         """What is known of an argument; nothing of time is in what is no node."""
         return self.facts.get(item, Fact()) if isinstance(item, Node) else Fact()
 
-    def refuse(self, node: Node, reason: str) -> NoReturn:
+    def refuse(self, node: Node, reason: str, advice: str = _ADVICE) -> NoReturn:
         """Refuses the module on account of one node."""
-        raise CaptureError(reason, path=path_of(node), advice="Only what depends on past time steps can be streamed")
+        raise CaptureError(reason, path=path_of(node), advice=advice)
 
     def refuse_position(self, fact: Fact) -> None:
         """Refuses a value that depends on the absolute time step."""
