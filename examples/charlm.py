@@ -1,9 +1,10 @@
-"""A character language model as anyone would write it: nothing in here knows about serving.
+r"""A character language model as anyone would write it: nothing in here knows about serving.
 
 The hidden and cell state are made inside `forward`, where they are hard to reach; `conveyor export` lifts them out.
 Trained on the documentation that ships inside every Python, so nothing has to be downloaded.
 
-    conveyor export examples.charlm:model --weights charlm.pt --example examples.charlm:example --out models/charlm/1
+    conveyor export examples.charlm:model --weights charlm.pt --example examples.charlm:example --tolerance 1e-4 \
+        --out models/charlm/1
 """
 
 import math

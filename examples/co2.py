@@ -1,9 +1,10 @@
-"""A one-step forecaster of carbon dioxide in the air: weekly ppm in, the next week's ppm out.
+r"""A one-step forecaster of carbon dioxide in the air: weekly ppm in, the next week's ppm out.
 
 Everything a forecast needs is inside the module, normalising included, so that an app sends the reading as it comes
 and gets ppm back. The state is made inside `forward`: the GRU's, and the last reading that the differences need.
 
-    conveyor export examples.co2:model --weights co2.pt --example examples.co2:example --out models/co2/1
+    conveyor export examples.co2:model --weights co2.pt --example examples.co2:example --tolerance 1e-4 \
+        --out models/co2/1
 """
 
 from collections.abc import Callable
