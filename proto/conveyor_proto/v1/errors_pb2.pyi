@@ -63,13 +63,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INPUT_REPEATED: _ErrorReason.ValueType  # 48
     """The same input twice."""
     ERROR_REASON_FRAME_INVALID: _ErrorReason.ValueType  # 60
-    """INVALID_ARGUMENT. A columnar frame without rows, or whose columns disagree."""
+    """INVALID_ARGUMENT. metadata: field. A columnar frame without rows, or whose columns disagree."""
     ERROR_REASON_HANDLE_UNKNOWN: _ErrorReason.ValueType  # 61
     """INVALID_ARGUMENT. metadata: handle. No session is attached to this stream under that handle."""
     ERROR_REASON_HANDLE_IN_USE: _ErrorReason.ValueType  # 62
     """INVALID_ARGUMENT. metadata: handle."""
     ERROR_REASON_MESSAGE_INVALID: _ErrorReason.ValueType  # 63
-    """INVALID_ARGUMENT. A message that says nothing, or lacks a field that it needs."""
+    """INVALID_ARGUMENT. metadata: field. A message that says nothing, or lacks a field that it needs."""
     ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 80
     """NOT_FOUND. metadata: model (and version, available)."""
     ERROR_REASON_MODEL_NOT_READY: _ErrorReason.ValueType  # 81
@@ -79,7 +79,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_MODEL_MISMATCH: _ErrorReason.ValueType  # 83
     """FAILED_PRECONDITION. metadata: model, digest, snapshot_digest. A snapshot of another model."""
     ERROR_REASON_STATE_NON_FINITE: _ErrorReason.ValueType  # 84
-    """FAILED_PRECONDITION. metadata: session_id, seq, state. The step would have made the state non-finite; nothing moved."""
+    """FAILED_PRECONDITION. metadata: session_id, seq. The step would have made the state non-finite; nothing moved."""
     ERROR_REASON_MODEL_INVALID: _ErrorReason.ValueType  # 85
     """FAILED_PRECONDITION. metadata: model, version. The file cannot be served."""
     ERROR_REASON_MODEL_IN_USE: _ErrorReason.ValueType  # 86
@@ -89,7 +89,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_SESSIONS_EXHAUSTED: _ErrorReason.ValueType  # 120
     """RESOURCE_EXHAUSTED with RetryInfo. metadata: max_sessions."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 121
-    """RESOURCE_EXHAUSTED with RetryInfo. metadata: model, max_queued_steps. Refused before it is latency."""
+    """RESOURCE_EXHAUSTED with RetryInfo. metadata: model, queue_s. Refused before it is latency."""
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 122
     """UNAVAILABLE with RetryInfo. The server is draining: connect to another, or again."""
 
@@ -139,13 +139,13 @@ ERROR_REASON_INPUT_TOO_LONG: ErrorReason.ValueType  # 47
 ERROR_REASON_INPUT_REPEATED: ErrorReason.ValueType  # 48
 """The same input twice."""
 ERROR_REASON_FRAME_INVALID: ErrorReason.ValueType  # 60
-"""INVALID_ARGUMENT. A columnar frame without rows, or whose columns disagree."""
+"""INVALID_ARGUMENT. metadata: field. A columnar frame without rows, or whose columns disagree."""
 ERROR_REASON_HANDLE_UNKNOWN: ErrorReason.ValueType  # 61
 """INVALID_ARGUMENT. metadata: handle. No session is attached to this stream under that handle."""
 ERROR_REASON_HANDLE_IN_USE: ErrorReason.ValueType  # 62
 """INVALID_ARGUMENT. metadata: handle."""
 ERROR_REASON_MESSAGE_INVALID: ErrorReason.ValueType  # 63
-"""INVALID_ARGUMENT. A message that says nothing, or lacks a field that it needs."""
+"""INVALID_ARGUMENT. metadata: field. A message that says nothing, or lacks a field that it needs."""
 ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 80
 """NOT_FOUND. metadata: model (and version, available)."""
 ERROR_REASON_MODEL_NOT_READY: ErrorReason.ValueType  # 81
@@ -155,7 +155,7 @@ ERROR_REASON_MODEL_FAILED: ErrorReason.ValueType  # 82
 ERROR_REASON_MODEL_MISMATCH: ErrorReason.ValueType  # 83
 """FAILED_PRECONDITION. metadata: model, digest, snapshot_digest. A snapshot of another model."""
 ERROR_REASON_STATE_NON_FINITE: ErrorReason.ValueType  # 84
-"""FAILED_PRECONDITION. metadata: session_id, seq, state. The step would have made the state non-finite; nothing moved."""
+"""FAILED_PRECONDITION. metadata: session_id, seq. The step would have made the state non-finite; nothing moved."""
 ERROR_REASON_MODEL_INVALID: ErrorReason.ValueType  # 85
 """FAILED_PRECONDITION. metadata: model, version. The file cannot be served."""
 ERROR_REASON_MODEL_IN_USE: ErrorReason.ValueType  # 86
@@ -165,7 +165,7 @@ ERROR_REASON_SNAPSHOT_INVALID: ErrorReason.ValueType  # 100
 ERROR_REASON_SESSIONS_EXHAUSTED: ErrorReason.ValueType  # 120
 """RESOURCE_EXHAUSTED with RetryInfo. metadata: max_sessions."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 121
-"""RESOURCE_EXHAUSTED with RetryInfo. metadata: model, max_queued_steps. Refused before it is latency."""
+"""RESOURCE_EXHAUSTED with RetryInfo. metadata: model, queue_s. Refused before it is latency."""
 ERROR_REASON_DRAINING: ErrorReason.ValueType  # 122
 """UNAVAILABLE with RetryInfo. The server is draining: connect to another, or again."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
