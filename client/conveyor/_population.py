@@ -170,7 +170,9 @@ class AsyncPopulation:
             raise ValueError(f"rows are one or more indices below {len(self)}, or a mask of {len(self)}")
         if given.min() < 0 or given.max() >= len(self):
             raise ValueError(f"rows are indices from 0 to {len(self) - 1}, not {given.min()} to {given.max()}")
-        if len(np.unique(given)) != len(given):
+        named = np.zeros(len(self), np.bool_)
+        named[given] = True
+        if int(named.sum()) != len(given):
             raise ValueError("a row takes one step at a time: each may be named once")
         return given.astype(np.intp)
 

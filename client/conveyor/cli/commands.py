@@ -27,7 +27,12 @@ def connected(arguments: argparse.Namespace) -> conveyor.Client:
     tls = None
     try:
         if arguments.tls or arguments.ca or arguments.cert or arguments.key:
-            tls = conveyor.TLS(root_certificates=arguments.ca, certificate=arguments.cert, private_key=arguments.key)
+            tls = conveyor.TLS(
+                root_certificates=arguments.ca,
+                certificate=arguments.cert,
+                private_key=arguments.key,
+                server_name=arguments.server_name,
+            )
         return conveyor.connect(
             arguments.target,
             tls=tls,

@@ -117,6 +117,7 @@ def _common_options() -> argparse.ArgumentParser:
     group.add_argument("--ca", metavar="PEM", help="encrypt, and trust these root certificates")
     group.add_argument("--cert", metavar="PEM", help="the client's certificate, where the server asks for one")
     group.add_argument("--key", metavar="PEM", help="the key to --cert")
+    group.add_argument("--server-name", metavar="NAME", help="the name in the server's certificate; default: the host")
     common.add_argument("--json", action="store_true", help="print JSON")
     return common
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 import pytest
+import trustme
 from conveyor._core.attachment import Attachment, Claim, Opening
 from conveyor._core.population import PopulationCore
 from conveyor._core.retry import RetryPolicy
@@ -300,7 +301,7 @@ class GrpcServer(session_pb2_grpc.SessionServiceServicer, model_pb2_grpc.ModelSe
 
     _stream_type = FakeStream
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self.fake = FakeServer()
         self.lock = threading.Lock()
         self.cut_after: int | None = None
@@ -313,7 +314,10 @@ class GrpcServer(session_pb2_grpc.SessionServiceServicer, model_pb2_grpc.ModelSe
         self._server = grpc.server(futures.ThreadPoolExecutor(32), options=[("grpc.so_reuseport", 0)])
         session_pb2_grpc.add_SessionServiceServicer_to_server(self, self._server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        if credentials is None:
+            self.port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            self.port = self._server.add_secure_port("127.0.0.1:0", credentials)
         self.target = f"127.0.0.1:{self.port}"
         self._server.start()
 
@@ -474,6 +478,25 @@ class GrpcServer(session_pb2_grpc.SessionServiceServicer, model_pb2_grpc.ModelSe
 def grpc_server():
     """A fake server behind gRPC."""
     server = GrpcServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def authority():
+    """A certificate authority of this test run."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls_server(authority):
+    """A fake server that is called models.example, and asks for certificates that its authority signed."""
+    certificate = authority.issue_cert("models.example")
+    chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
+    credentials = grpc.ssl_server_credentials(
+        [(certificate.private_key_pem.bytes(), chain)], authority.cert_pem.bytes(), require_client_auth=True
+    )
+    server = GrpcServer(credentials)
     yield server
     server.stop()
 
