@@ -129,7 +129,8 @@ class App:
         stops_at = now + max(0.0, self.settings.drain_s - _LAST_S)
         # In one turn with the streams' GoAway, so that a client is told before a step of its is refused.
         self.directory.draining = True
-        _log.info("draining: %d streams, %d sessions", self.metrics.streams, len(self.directory.sessions))
+        if self.warm.is_set():
+            _log.info("draining: %d streams, %d sessions", self.metrics.streams, len(self.directory.sessions))
         if not self._failed and not await self.grpc.drain(stops_at, now):
             _log.warning("the drain time is over: what is left is cut off, and clients resume elsewhere or later")
         await self.grpc.stop()

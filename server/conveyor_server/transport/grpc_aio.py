@@ -168,7 +168,8 @@ class GrpcServer:
                 return self.server.add_insecure_port(address)
             return self.server.add_secure_port(address, _credentials(tls))
         except RuntimeError as error:
-            raise StartError(f"cannot listen on {address}: it is in use or not an address of this machine") from error
+            why = "it is in use or not an address of this machine" + (", or the TLS files do not fit" if tls else "")
+            raise StartError(f"cannot listen on {address}: {why}") from error
 
     async def start(self) -> None:
         """Takes calls from now on."""
