@@ -57,6 +57,7 @@ class SumRunner:
         self.capacity = capacity
         self.slab = np.full((capacity, 1), np.nan)
         self.rows: list[int] = []
+        self.threads: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
@@ -67,6 +68,7 @@ class SumRunner:
         assert self.gate.wait(20)
         x = run.inputs[0]
         self.rows.append(len(x))
+        self.threads.append(threading.current_thread().name)
         if (x == self.BUG).any():
             raise ValueError("secret")
         if (x == self.POISON).any():
@@ -81,6 +83,7 @@ class SumRunner:
         """Forgets the runs that warmed it."""
         self.entered.clear()
         self.rows.clear()
+        self.threads.clear()
 
     def read_rows(self, slots: Sequence[int]) -> list[np.ndarray]:
         return [self.slab[list(slots)].copy()]
