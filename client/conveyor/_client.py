@@ -45,6 +45,7 @@ class AsyncClient:
         idle_timeout_s: float | None = None,
         detach_on_exit: bool = False,
         own_stream: bool = False,
+        timeout_s: float | None = None,
     ) -> Opening[AsyncSession]:
         """Opens a session: `async with client.session("charlm") as s`, or `s = await client.session("charlm")`.
 
@@ -58,6 +59,7 @@ class AsyncClient:
             idle_timeout_s: idle time after which the server closes it; the server's limit holds.
             detach_on_exit: leaving the `with` detaches instead of closing.
             own_stream: a stream for this session alone, which carries `x-session-id` for proxies that route by it.
+            timeout_s: how long opening may take while there is a connection; None: the client's, here and below.
 
         Raises:
             ModelNotFound, SessionExists, SessionNotFound, SessionExpired, SessionsExhausted: as the names say.
@@ -65,6 +67,7 @@ class AsyncClient:
         """
         if resume and session_id is None:
             raise ValueError("resume needs the session_id")
+        opened = self._opener.session
         claim = Claim(
             session_id or secrets.token_hex(16),
             model,
@@ -72,7 +75,7 @@ class AsyncClient:
             opening(model, resume),
             session_options(max_in_flight, idle_timeout_s),
         )
-        return Opening(lambda: self._opener.session(claim, detach_on_exit=detach_on_exit, own_stream=own_stream))
+        return Opening(lambda: opened(claim, detach_on_exit=detach_on_exit, own_stream=own_stream, timeout_s=timeout_s))
 
     def population(
         self,
@@ -85,6 +88,7 @@ class AsyncClient:
         max_in_flight: int | None = None,
         idle_timeout_s: float | None = None,
         detach_on_exit: bool = False,
+        timeout_s: float | None = None,
     ) -> Opening[AsyncPopulation]:
         """Opens many sessions that are stepped together, in columns: `async with client.population("meter", 500) as p`.
 
@@ -97,6 +101,7 @@ class AsyncClient:
             max_in_flight: as in `session`, for every row.
             idle_timeout_s: as in `session`, for every row.
             detach_on_exit: as in `session`.
+            timeout_s: as in `session`.
 
         Raises:
             ConveyorError: as `session`, of the first row that was refused; the others are closed again.
@@ -107,8 +112,9 @@ class AsyncClient:
         if not ids or n not in (None, len(ids)) or len(set(ids)) != len(ids):
             raise ValueError(f"a population has one or more rows of different ids; n is {n} and {len(ids)} ids came")
         options = session_options(max_in_flight, idle_timeout_s)
+        opened = self._opener.population
         claims = [Claim(each, model, version or "", opening(model, resume), options) for each in ids]
-        return Opening(lambda: self._opener.population(claims, detach_on_exit=detach_on_exit))
+        return Opening(lambda: opened(claims, detach_on_exit=detach_on_exit, timeout_s=timeout_s))
 
     def restore(
         self,
@@ -120,6 +126,7 @@ class AsyncClient:
         max_in_flight: int | None = None,
         idle_timeout_s: float | None = None,
         detach_on_exit: bool = False,
+        timeout_s: float | None = None,
     ) -> Opening[AsyncSession]:
         """A new session with the state of a snapshot; `applied_seq` goes on from there.
 
@@ -131,6 +138,7 @@ class AsyncClient:
             max_in_flight: as in `session`.
             idle_timeout_s: as in `session`.
             detach_on_exit: as in `session`.
+            timeout_s: as in `session`.
 
         Raises:
             SnapshotInvalid: cut or altered.
@@ -145,14 +153,20 @@ class AsyncClient:
             )
 
         made = self._opener.made
-        return Opening(lambda: made(_calls.RESTORE_SESSION, request, session_id, detach_on_exit=detach_on_exit))
+        return Opening(
+            lambda: made(
+                _calls.RESTORE_SESSION, request, session_id, detach_on_exit=detach_on_exit, timeout_s=timeout_s
+            )
+        )
 
-    async def sessions(self, model: str | None = None) -> AsyncGenerator[SessionInfo, None]:
+    async def sessions(
+        self, model: str | None = None, *, timeout_s: float | None = None
+    ) -> AsyncGenerator[SessionInfo, None]:
         """All sessions on the server, or those of one model, page by page."""
         token = ""
         while True:
             request = pb.ListSessionsRequest(page_token=token, model=model or "")
-            page = await self._call(_calls.LIST_SESSIONS, request)
+            page = await self._call(_calls.LIST_SESSIONS, request, timeout_s=timeout_s)
             for session in page.sessions:
                 yield SessionInfo.of(session)
             token = page.next_page_token
@@ -161,19 +175,19 @@ class AsyncClient:
 
     # ------------------------------------------------------------ models
 
-    async def models(self) -> list[Model]:
+    async def models(self, *, timeout_s: float | None = None) -> list[Model]:
         """Every model version on the server, also those that are loading or have failed."""
-        answer = await self._call(_calls.LIST_MODELS, model_pb2.ListModelsRequest())
+        answer = await self._call(_calls.LIST_MODELS, model_pb2.ListModelsRequest(), timeout_s=timeout_s)
         return list(map(Model.of, answer.models))
 
-    async def model(self, name: str, version: str | None = None) -> Model:
+    async def model(self, name: str, version: str | None = None, *, timeout_s: float | None = None) -> Model:
         """One model version; None: the latest that is ready.
 
         Raises:
             ModelNotFound: no such model or version.
         """
         request = model_pb2.GetModelRequest(name=name, version=version or "")
-        return Model.of((await self._call(_calls.GET_MODEL, request)).model)
+        return Model.of((await self._call(_calls.GET_MODEL, request, timeout_s=timeout_s)).model)
 
     async def load_model(self, name: str, version: str | None = None, *, timeout_s: float | None = None) -> Model:
         """Loads and warms a version from the server's models folder; returns when it is ready.
@@ -190,7 +204,9 @@ class AsyncClient:
         request = model_pb2.LoadModelRequest(name=name, version=version or "")
         return Model.of((await self._call(_calls.LOAD_MODEL, request, timeout_s=timeout_s)).model)
 
-    async def unload_model(self, name: str, version: str, *, force: bool = False) -> int:
+    async def unload_model(
+        self, name: str, version: str, *, force: bool = False, timeout_s: float | None = None
+    ) -> int:
         """Unloads a version and returns how many sessions that closed.
 
         Raises:
@@ -198,7 +214,8 @@ class AsyncClient:
             ModelInUse: sessions live on it and `force` is not set.
         """
         request = model_pb2.UnloadModelRequest(name=name, version=version, force=force)
-        return (await self._call(_calls.UNLOAD_MODEL, request, repeatable=False)).closed_sessions
+        answer = await self._call(_calls.UNLOAD_MODEL, request, timeout_s=timeout_s, repeatable=False)
+        return answer.closed_sessions
 
     # ------------------------------------------------------------ life
 

@@ -110,11 +110,13 @@ class Link:
 
     async def _converse(self) -> ConveyorError:
         """Opens a stream and reads it to its end, which is returned."""
-        wire = self._io.open_stream(self._metadata)
+        with self as core:
+            if core.closed:
+                return ClientClosed("the client was closed")
+            wire = self._wire = self._io.open_stream(self._metadata)
+            self._finished = False
+            core.opened()
         try:
-            with self as core:
-                self._wire, self._finished = wire, False
-                core.opened()
             while True:
                 message = await wire.receive()
                 with self as core:

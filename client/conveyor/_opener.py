@@ -43,31 +43,41 @@ class Opener:
         self._signatures: dict[tuple[str, str, str], Signature] = {}
         self._closed = False
 
-    async def session(self, claim: Claim, *, detach_on_exit: bool, own_stream: bool = False) -> AsyncSession:
+    async def session(
+        self, claim: Claim, *, detach_on_exit: bool, own_stream: bool = False, timeout_s: float | None = None
+    ) -> AsyncSession:
         """Attaches one session, to a shared stream or one of its own."""
         link = self._own_link(claim.session_id) if own_stream else self._shared_link()
         with link as stream:
             core = SessionCore(Attachment(stream.reserve(1)[0], claim), stream.send)
             stream.add(core)
-        signature = await self._opened(link, core, f"session {claim.session_id!r}", creates=_creates(claim))
+        what = f"session {claim.session_id!r}"
+        signature = await self._opened(link, core, what, creates=_creates(claim), timeout_s=timeout_s)
         return AsyncSession(self, link, core, signature, detach_on_exit=detach_on_exit)
 
-    async def population(self, claims: Sequence[Claim], *, detach_on_exit: bool) -> AsyncPopulation:
+    async def population(
+        self, claims: Sequence[Claim], *, detach_on_exit: bool, timeout_s: float | None = None
+    ) -> AsyncPopulation:
         """Attaches every claim to a stream of their own; all or none."""
         link = self._own_link()
         with link as stream:
             core = PopulationCore(stream.reserve(len(claims)), claims, stream.send)
             stream.add(core)
-        core.use(await self._opened(link, core, "the population", creates=_creates(claims[0])))
+        creates = _creates(claims[0])
+        core.use(await self._opened(link, core, "the population", creates=creates, timeout_s=timeout_s))
         return AsyncPopulation(self, link, core, detach_on_exit=detach_on_exit)
 
-    async def fork(self, session_id: str, new_id: str | None, *, detach_on_exit: bool) -> AsyncSession:
+    async def fork(
+        self, session_id: str, new_id: str | None, *, detach_on_exit: bool, timeout_s: float | None = None
+    ) -> AsyncSession:
         """A copy of a session, opened."""
 
         def request(chosen: str) -> Message:
             return pb.ForkSessionRequest(session_id=session_id, new_session_id=chosen)
 
-        return await self.made(_calls.FORK_SESSION, request, new_id, route=session_id, detach_on_exit=detach_on_exit)
+        return await self.made(
+            _calls.FORK_SESSION, request, new_id, route=session_id, detach_on_exit=detach_on_exit, timeout_s=timeout_s
+        )
 
     async def made(
         self,
@@ -77,6 +87,7 @@ class Opener:
         *,
         route: str = "",
         detach_on_exit: bool,
+        timeout_s: float | None = None,
     ) -> AsyncSession:
         """Makes a session by a unary call, and attaches it.
 
@@ -86,24 +97,32 @@ class Opener:
             session_id: the new id; None: chosen, and then the call may be repeated.
             route: the session whose server is to be called, where it is not the new one's.
             detach_on_exit: as in `session`.
+            timeout_s: of each of the two; None: the client's.
 
         Raises:
             SessionExists: the caller's id is taken.
         """
         chosen = session_id or secrets.token_hex(16)
         try:
-            await self.call(method, request(chosen), session_id=route or chosen, repeatable=session_id is None)
+            await self.call(
+                method,
+                request(chosen),
+                session_id=route or chosen,
+                timeout_s=timeout_s,
+                repeatable=session_id is None,
+            )
         except SessionExists:
             # An id of our own choice exists because an earlier try made it, whose answer was lost.
             if session_id is not None:
                 raise
-        return await self.session(Claim(chosen, opening=Opening.RESUME), detach_on_exit=detach_on_exit)
+        claim = Claim(chosen, opening=Opening.RESUME)
+        return await self.session(claim, detach_on_exit=detach_on_exit, timeout_s=timeout_s)
 
-    async def close_session(self, session_id: str) -> None:
+    async def close_session(self, session_id: str, timeout_s: float | None = None) -> None:
         """Closes a session that is attached to nothing here; one that is gone is closed."""
         request = pb.CloseSessionRequest(session_id=session_id)
         try:
-            await self.call(_calls.CLOSE_SESSION, request, session_id=session_id)
+            await self.call(_calls.CLOSE_SESSION, request, session_id=session_id, timeout_s=timeout_s)
         except SessionNotFound:
             return
 
@@ -126,11 +145,12 @@ class Opener:
 
     # ------------------------------------------------------------ helpers
 
-    async def _opened(self, link: Link, core: C, what: str, *, creates: bool) -> Signature:
+    async def _opened(self, link: Link, core: C, what: str, *, creates: bool, timeout_s: float | None) -> Signature:
         """Waits until a member is attached and its model is known; or else undoes it."""
+        bound_s = self.settings.timeout_s if timeout_s is None else timeout_s
         try:
-            if not await link.wait(core.opened, self.settings.timeout_s):
-                self._too_late(what)
+            if not await link.wait(core.opened, bound_s):
+                _too_late(f"{what} was not opened within {bound_s:g} s")
             return await self._signature(core.opened.result())
         except BaseException:
             with link as stream:
@@ -140,9 +160,6 @@ class Opener:
                 stream.forget_if_gone(core)
             await self.release(link)
             raise
-
-    def _too_late(self, what: str) -> None:
-        raise CallTimeout(f"{what} was not opened within {self.settings.timeout_s:g} s")
 
     async def _signature(self, info: pb.SessionInfo) -> Signature:
         key = (info.model, info.version, info.model_digest)
@@ -155,9 +172,10 @@ class Opener:
     def _shared_link(self) -> Link:
         """The link for one more session."""
         self._check_open()
-        if len(self._shared) < self.settings.streams_per_client:
-            self._shared.append(Link(self.io, self.settings.policy, self.settings.metadata))
-            return self._shared[-1]
+        with self.io.lock:
+            if len(self._shared) < self.settings.streams_per_client:
+                self._shared.append(Link(self.io, self.settings.policy, self.settings.metadata))
+                return self._shared[-1]
         return min(self._shared, key=lambda link: link.core.member_count)
 
     def _own_link(self, session_id: str = "") -> Link:
@@ -166,12 +184,17 @@ class Opener:
         metadata = list(self.settings.metadata)
         if session_id:
             metadata.append(("x-session-id", session_id))
-        self._own.append(Link(self.io, self.settings.policy, metadata))
-        return self._own[-1]
+        link = Link(self.io, self.settings.policy, metadata)
+        self._own.append(link)
+        return link
 
     def _check_open(self) -> None:
         if self._closed:
             raise ClientClosed("the client is closed")
+
+
+def _too_late(message: str) -> None:
+    raise CallTimeout(message)
 
 
 def _creates(claim: Claim) -> bool:

@@ -132,13 +132,13 @@ class AsyncPopulation:
                     raise outcome
                 yield outcome
 
-    async def close(self) -> None:
+    async def close(self, *, timeout_s: float | None = None) -> None:
         """Closes every session on the server once its steps are answered."""
-        await self._leave(Leaving.CLOSE)
+        await self._leave(Leaving.CLOSE, timeout_s)
 
-    async def detach(self) -> None:
+    async def detach(self, *, timeout_s: float | None = None) -> None:
         """Lets go of the sessions, which live on until they are resumed, closed or idle for too long."""
-        await self._leave(Leaving.DETACH)
+        await self._leave(Leaving.DETACH, timeout_s)
 
     async def __aenter__(self) -> Self:
         """The population itself."""
@@ -236,11 +236,11 @@ class AsyncPopulation:
             self._core.end(error)
             stream.forget_if_gone(self._core)
 
-    async def _leave(self, how: Leaving) -> None:
+    async def _leave(self, how: Leaving, timeout_s: float | None) -> None:
         with self._link as stream:
             left = self._core.leave(how)
             stream.forget_if_gone(self._core)
-        bound_s = self._opener.settings.timeout_s
+        bound_s = self._opener.settings.timeout_s if timeout_s is None else timeout_s
         if not await self._link.wait(left, bound_s):
             self._end(CallTimeout(f"no answer for {bound_s:g} s: the sessions live until their idle limit"))
         await self._opener.release(self._link)

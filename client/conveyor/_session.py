@@ -134,30 +134,35 @@ class AsyncSession:
             async for answer in answers:
                 yield answer
 
-    async def refresh(self) -> SessionInfo:
-        """Asks the server for the session's info now."""
+    async def refresh(self, *, timeout_s: float | None = None) -> SessionInfo:
+        """Asks the server for the session's info now. `timeout_s` None: the client's, here and below."""
         request = pb.GetSessionRequest(session_id=self.id)
-        answer = await self._opener.call(GET_SESSION, request, session_id=self.id)
+        answer = await self._opener.call(GET_SESSION, request, session_id=self.id, timeout_s=timeout_s)
         return SessionInfo.of(answer.session)
 
-    async def snapshot(self) -> bytes:
+    async def snapshot(self, *, timeout_s: float | None = None) -> bytes:
         """The session's state at a step boundary, for `client.restore`; steps on their way may be in it or not."""
         request = pb.SnapshotSessionRequest(session_id=self.id)
-        return (await self._opener.call(SNAPSHOT_SESSION, request, session_id=self.id)).snapshot
+        answer = await self._opener.call(SNAPSHOT_SESSION, request, session_id=self.id, timeout_s=timeout_s)
+        return answer.snapshot
 
-    def fork(self, *, session_id: str | None = None, detach_on_exit: bool = False) -> "Opening[AsyncSession]":
+    def fork(
+        self, *, session_id: str | None = None, detach_on_exit: bool = False, timeout_s: float | None = None
+    ) -> "Opening[AsyncSession]":
         """A new session with a copy of this one's state and `applied_seq`.
 
         Args:
             session_id: of the new session; None: chosen.
             detach_on_exit: as in `client.session`.
+            timeout_s: as in `client.session`.
 
         Raises:
             SessionExists: the id is taken.
         """
-        return Opening(lambda: self._opener.fork(self.id, session_id, detach_on_exit=detach_on_exit))
+        fork = self._opener.fork
+        return Opening(lambda: fork(self.id, session_id, detach_on_exit=detach_on_exit, timeout_s=timeout_s))
 
-    async def close(self) -> None:
+    async def close(self, *, timeout_s: float | None = None) -> None:
         """Closes the session on the server once its steps are answered. Closing what is gone does nothing.
 
         Raises:
@@ -166,17 +171,17 @@ class AsyncSession:
         """
         if isinstance(self._core.error, (ConnectionLost, CallTimeout)):
             await self._opener.release(self._link)
-            await self._opener.close_session(self.id)
+            await self._opener.close_session(self.id, timeout_s)
             return
         try:
-            await self._leave(Leaving.CLOSE)
+            await self._leave(Leaving.CLOSE, timeout_s)
         except (SessionNotFound, ClientClosed):
             return
 
-    async def detach(self) -> None:
+    async def detach(self, *, timeout_s: float | None = None) -> None:
         """Lets go of the session, which lives on until it is resumed, closed or idle for too long."""
         try:
-            await self._leave(Leaving.DETACH)
+            await self._leave(Leaving.DETACH, timeout_s)
         except (SessionTakenOver, ClientClosed):
             return
 
@@ -249,11 +254,11 @@ class AsyncSession:
             self._core.end(error)
             core.forget_if_gone(self._core)
 
-    async def _leave(self, how: Leaving) -> None:
+    async def _leave(self, how: Leaving, timeout_s: float | None) -> None:
         with self._link as core:
             left = self._core.leave(how)
             core.forget_if_gone(self._core)
-        bound_s = self._opener.settings.timeout_s
+        bound_s = self._opener.settings.timeout_s if timeout_s is None else timeout_s
         if not await self._link.wait(left, bound_s):
             self._end(CallTimeout(f"no answer for {bound_s:g} s: session {self.id!r} lives until its idle limit"))
         await self._opener.release(self._link)

@@ -31,6 +31,7 @@ class Client:
         idle_timeout_s: float | None = None,
         detach_on_exit: bool = False,
         own_stream: bool = False,
+        timeout_s: float | None = None,
     ) -> Session:
         """Opens a session: `with client.session("charlm") as s:`.
 
@@ -44,6 +45,7 @@ class Client:
             idle_timeout_s: idle time after which the server closes it; the server's limit holds.
             detach_on_exit: leaving the `with` detaches instead of closing.
             own_stream: a stream for this session alone, which carries `x-session-id` for proxies that route by it.
+            timeout_s: how long opening may take while there is a connection; None: the client's, here and below.
 
         Raises:
             ModelNotFound, SessionExists, SessionNotFound, SessionExpired, SessionsExhausted: as the names say.
@@ -58,6 +60,7 @@ class Client:
             idle_timeout_s=idle_timeout_s,
             detach_on_exit=detach_on_exit,
             own_stream=own_stream,
+            timeout_s=timeout_s,
         )
         return Session(drive(opening))
 
@@ -72,6 +75,7 @@ class Client:
         max_in_flight: int | None = None,
         idle_timeout_s: float | None = None,
         detach_on_exit: bool = False,
+        timeout_s: float | None = None,
     ) -> Population:
         """Opens many sessions that are stepped together, in columns: `with client.population("meter", 500) as p`.
 
@@ -84,6 +88,7 @@ class Client:
             max_in_flight: as in `session`, for every row.
             idle_timeout_s: as in `session`, for every row.
             detach_on_exit: as in `session`.
+            timeout_s: as in `session`.
 
         Raises:
             ConveyorError: as `session`, of the first row that was refused; the others are closed again.
@@ -97,6 +102,7 @@ class Client:
             max_in_flight=max_in_flight,
             idle_timeout_s=idle_timeout_s,
             detach_on_exit=detach_on_exit,
+            timeout_s=timeout_s,
         )
         return Population(drive(opening))
 
@@ -110,6 +116,7 @@ class Client:
         max_in_flight: int | None = None,
         idle_timeout_s: float | None = None,
         detach_on_exit: bool = False,
+        timeout_s: float | None = None,
     ) -> Session:
         """A new session with the state of a snapshot; `applied_seq` goes on from there.
 
@@ -121,6 +128,7 @@ class Client:
             max_in_flight: as in `session`.
             idle_timeout_s: as in `session`.
             detach_on_exit: as in `session`.
+            timeout_s: as in `session`.
 
         Raises:
             SnapshotInvalid: cut or altered.
@@ -135,24 +143,27 @@ class Client:
             max_in_flight=max_in_flight,
             idle_timeout_s=idle_timeout_s,
             detach_on_exit=detach_on_exit,
+            timeout_s=timeout_s,
         )
         return Session(drive(opening))
 
-    def sessions(self, model: str | None = None) -> Generator[SessionInfo, None, None]:
+    def sessions(
+        self, model: str | None = None, *, timeout_s: float | None = None
+    ) -> Generator[SessionInfo, None, None]:
         """All sessions on the server, or those of one model, page by page."""
-        return iterate(self._client.sessions(model))
+        return iterate(self._client.sessions(model, timeout_s=timeout_s))
 
-    def models(self) -> list[Model]:
+    def models(self, *, timeout_s: float | None = None) -> list[Model]:
         """Every model version on the server, also those that are loading or have failed."""
-        return drive(self._client.models())
+        return drive(self._client.models(timeout_s=timeout_s))
 
-    def model(self, name: str, version: str | None = None) -> Model:
+    def model(self, name: str, version: str | None = None, *, timeout_s: float | None = None) -> Model:
         """One model version; None: the latest that is ready.
 
         Raises:
             ModelNotFound: no such model or version.
         """
-        return drive(self._client.model(name, version))
+        return drive(self._client.model(name, version, timeout_s=timeout_s))
 
     def load_model(self, name: str, version: str | None = None, *, timeout_s: float | None = None) -> Model:
         """Loads and warms a version from the server's models folder; returns when it is ready.
@@ -168,14 +179,14 @@ class Client:
         """
         return drive(self._client.load_model(name, version, timeout_s=timeout_s))
 
-    def unload_model(self, name: str, version: str, *, force: bool = False) -> int:
+    def unload_model(self, name: str, version: str, *, force: bool = False, timeout_s: float | None = None) -> int:
         """Unloads a version and returns how many sessions that closed.
 
         Raises:
             ModelNotFound: no such model or version.
             ModelInUse: sessions live on it and `force` is not set.
         """
-        return drive(self._client.unload_model(name, version, force=force))
+        return drive(self._client.unload_model(name, version, force=force, timeout_s=timeout_s))
 
     def close(self) -> None:
         """Detaches from all sessions, which live on, and disconnects. Whoever still waits gets ClientClosed."""

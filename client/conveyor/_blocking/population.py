@@ -91,13 +91,13 @@ class Population:
         answers = self._population.stream(items, rows=rows, in_flight=in_flight, on_error=on_error, timeout_s=timeout_s)
         return iterate(answers)
 
-    def close(self) -> None:
+    def close(self, *, timeout_s: float | None = None) -> None:
         """Closes every session on the server once its steps are answered."""
-        drive(self._population.close())
+        drive(self._population.close(timeout_s=timeout_s))
 
-    def detach(self) -> None:
+    def detach(self, *, timeout_s: float | None = None) -> None:
         """Lets go of the sessions, which live on until they are resumed, closed or idle for too long."""
-        drive(self._population.detach())
+        drive(self._population.detach(timeout_s=timeout_s))
 
     def __enter__(self) -> Self:
         """The population itself."""

@@ -75,38 +75,42 @@ class Session:
         """
         return iterate(self._session.stream(chunks, in_flight=in_flight, timeout_s=timeout_s))
 
-    def refresh(self) -> SessionInfo:
-        """Asks the server for the session's info now."""
-        return drive(self._session.refresh())
+    def refresh(self, *, timeout_s: float | None = None) -> SessionInfo:
+        """Asks the server for the session's info now. `timeout_s` None: the client's, here and below."""
+        return drive(self._session.refresh(timeout_s=timeout_s))
 
-    def snapshot(self) -> bytes:
+    def snapshot(self, *, timeout_s: float | None = None) -> bytes:
         """The session's state at a step boundary, for `client.restore`; steps on their way may be in it or not."""
-        return drive(self._session.snapshot())
+        return drive(self._session.snapshot(timeout_s=timeout_s))
 
-    def fork(self, *, session_id: str | None = None, detach_on_exit: bool = False) -> "Session":
+    def fork(
+        self, *, session_id: str | None = None, detach_on_exit: bool = False, timeout_s: float | None = None
+    ) -> "Session":
         """A new session with a copy of this one's state and `applied_seq`.
 
         Args:
             session_id: of the new session; None: chosen.
             detach_on_exit: as in `client.session`.
+            timeout_s: as in `client.session`.
 
         Raises:
             SessionExists: the id is taken.
         """
-        return Session(drive(self._session.fork(session_id=session_id, detach_on_exit=detach_on_exit)))
+        opening = self._session.fork(session_id=session_id, detach_on_exit=detach_on_exit, timeout_s=timeout_s)
+        return Session(drive(opening))
 
-    def close(self) -> None:
+    def close(self, *, timeout_s: float | None = None) -> None:
         """Closes the session on the server once its steps are answered. Closing what is gone does nothing.
 
         Raises:
             SessionTakenOver: it lives on with another client.
             ConnectionLost: nobody could be told; it lives until its idle limit.
         """
-        drive(self._session.close())
+        drive(self._session.close(timeout_s=timeout_s))
 
-    def detach(self) -> None:
+    def detach(self, *, timeout_s: float | None = None) -> None:
         """Lets go of the session, which lives on until it is resumed, closed or idle for too long."""
-        drive(self._session.detach())
+        drive(self._session.detach(timeout_s=timeout_s))
 
     def __enter__(self) -> Self:
         """The session itself."""

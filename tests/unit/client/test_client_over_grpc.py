@@ -316,6 +316,33 @@ async def test_a_mute_server_is_given_up_after_the_timeout(api, server):
             server.mute = False
 
 
+async def test_a_call_may_have_a_timeout_of_its_own(api, server):
+    async with api.entered(api.connect(server.target)) as client:
+        s = await api.value(client.session("sum"))
+        server.mute = True
+        for late in (
+            lambda: client.session("sum", timeout_s=0.05),
+            lambda: client.population("sum", 2, timeout_s=0.05),
+            lambda: s.fork(timeout_s=0.05),
+            lambda: s.close(timeout_s=0.05),
+        ):
+            with pytest.raises(conveyor.CallTimeout, match=r"0\.05 s"):
+                await api.value(late())
+        with server.lock, pytest.raises(conveyor.CallTimeout, match="ListModels"):
+            await api.value(client.models(timeout_s=0.05))
+
+
+async def test_closing_does_not_wait_for_a_server_that_is_away(api, server):
+    client = api.connect(server.target)
+    s = await api.value(client.session("sum"))
+    server.stream_status = (grpc.StatusCode.UNAVAILABLE, "away")
+    server.cut()
+    async with asyncio.timeout(5):
+        await api.value(client.close())
+    with pytest.raises(conveyor.ClientClosed):
+        await api.value(s.step(ONE))
+
+
 async def test_a_steps_timeout_travels_in_the_message(api, server, monkeypatch):
     seen = []
     stream_type = type(server)._stream_type
