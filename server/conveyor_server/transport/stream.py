@@ -6,28 +6,24 @@ stream goes on; after a session left, nothing is said about it; a stream that en
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 
-import numpy as np
-from conveyor_proto.codec import WireError, decode_integers
+from conveyor_proto.codec import WireError
 from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused
-from conveyor_server.inputs import StepInputs, decode_frame
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.attach import open_session
 from conveyor_server.servicers.convert import duration, session_info, step_content, submission
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.events import Answer, Detached
+from conveyor_server.transport import frames
 from conveyor_server.transport.outbox import Outbox
 from conveyor_server.transport.replies import Replies
 from conveyor_server.transport.seat import Seat
-
-# A frame names each handle once, so more rows than this are a mistake, and would be answered one by one.
-MAX_FRAME_ROWS = 65_536
 
 
 class StreamCall:
@@ -77,7 +73,7 @@ class StreamCall:
 
     def go_away(self, grace_s: float) -> None:
         """The server stops in `grace_s` seconds: say so, detach all, answer what was accepted, then end."""
-        self._put(session_pb2.StreamResponse(go_away=session_pb2.GoAway(grace=duration(grace_s))))
+        self._outbox.put(session_pb2.StreamResponse(go_away=session_pb2.GoAway(grace=duration(grace_s))))
         self._end()
 
     def broken(self) -> None:
@@ -140,7 +136,7 @@ class StreamCall:
         self._seats[handle] = Seat(attachment, self._single, self._framed)
         info = session_info(session, self._core)
         attached = session_pb2.SessionAttached(handle=handle, session=info, resumed=resumed)
-        self._put(session_pb2.StreamResponse(attached=attached))
+        self._outbox.put(session_pb2.StreamResponse(attached=attached))
 
     def _step(self, message: session_pb2.Step) -> None:
         seat = self._seat(message.handle)
@@ -161,12 +157,13 @@ class StreamCall:
 
     def _frame(self, frame: session_pb2.StepFrame) -> None:
         try:
-            handles, seqs = _numbers(frame)
+            handles, seqs = frames.numbers(frame)
         except WireError as error:
             self._refuse(0, 0, error.fault)
             return
         seats = [self._seat(handle) for handle in handles]
-        contents = self._frame_contents(frame, seats)
+        engines = {seat.attachment.session.engine for seat in seats if isinstance(seat, Seat)}
+        contents = frames.contents(frame, len(seats), engines, self._core.max_time_steps)
         directory, now = self._core.directory, self._core.now()
         for handle, seq, seat, (content, acked_seq) in zip(handles, seqs, seats, contents, strict=True):
             if isinstance(seat, Fault):
@@ -182,19 +179,6 @@ class StreamCall:
                 acked_seq=acked_seq,
             )
             directory.submit(seat.attachment.session, step, now)
-
-    def _frame_contents(
-        self, frame: session_pb2.StepFrame, seats: Sequence[Seat | Fault]
-    ) -> Iterable[tuple[StepInputs | Fault, int]]:
-        """Content and acked_seq of each row; all alike where the frame is refused as a whole."""
-        engines = {seat.attachment.session.engine for seat in seats if isinstance(seat, Seat)}
-        if len(engines) != 1:
-            return [(_several_models(engines), 0)] * len(seats)
-        try:
-            rows = decode_frame(frame, engines.pop().spec, max_time_steps=self._core.max_time_steps)
-        except WireError as error:
-            return [(error.fault, 0)] * len(seats)
-        return zip(rows.rows, rows.acked_seqs, strict=True)
 
     def _detach(self, handle: int) -> None:
         seat = self._seat(handle)
@@ -235,17 +219,14 @@ class StreamCall:
         self._expect_flush()
         self._replies.error(handle, seq, fault)
 
-    def _put(self, message: session_pb2.StreamResponse) -> None:
-        self._outbox.put(message)
-
     def _send(self, message: session_pb2.StreamResponse, engine: Engine | None, steps: int) -> None:
-        if engine is None:
-            if message.HasField("error"):
-                self._metrics.refused(message.error.status)
-            self._outbox.put(message)
-        else:
+        if engine is not None:
             reply = self._metrics.of(engine).reply
             self._outbox.put(message, functools.partial(_observe_reply, reply.observe, time.perf_counter(), steps))
+            return
+        if message.HasField("error"):
+            self._metrics.refused(message.error.status)
+        self._outbox.put(message)
 
     def _expect_flush(self) -> None:
         if not self._routed:
@@ -256,25 +237,9 @@ class StreamCall:
         self._routed = False
         self._replies.flush()
         if self._ending and not self._seats:
-            self._put(session_pb2.StreamResponse(end=session_pb2.StreamEnd()))
+            self._outbox.put(session_pb2.StreamResponse(end=session_pb2.StreamEnd()))
             self._outbox.close()
 
 
 def _observe_reply(observe: Callable[[float, int], None], began: float, steps: int) -> None:
     observe(time.perf_counter() - began, steps)
-
-
-def _numbers(frame: session_pb2.StepFrame) -> tuple[list[int], list[int]]:
-    """The frame's handles and seqs, or WireError (FRAME_INVALID)."""
-    handles = decode_integers(frame.handles, np.uint32, -1, "handles")
-    seqs = decode_integers(frame.seqs, np.uint64, len(handles), "seqs")
-    if not 0 < len(handles) <= MAX_FRAME_ROWS:
-        text = f"the frame has {len(handles)} rows: send 1 to {MAX_FRAME_ROWS}"
-        raise WireError(Fault(e.ERROR_REASON_FRAME_INVALID, text, {"field": "handles"}))
-    return handles.tolist(), seqs.tolist()
-
-
-def _several_models(engines: Iterable[Engine]) -> Fault:
-    names = ", ".join(sorted(f"{engine.model} version {engine.version}" for engine in engines))
-    text = f"the frame's sessions are of {names or 'no model'}: send a frame for each model version"
-    return Fault(e.ERROR_REASON_FRAME_INVALID, text, {"field": "handles"})

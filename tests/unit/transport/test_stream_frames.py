@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2 as pb
-from conveyor_server.transport import replies
-from conveyor_server.transport import stream as stream_module
+from conveyor_server.transport import frames, replies
 
 
 def columns(frame: pb.ResultFrame) -> dict[int, tuple[int, list[float], float]]:
@@ -99,9 +98,7 @@ async def test_a_frame_refused_as_a_whole_counts_for_every_row(server, make_fram
         pb.StepFrame(),
         pb.StepFrame(handles=b"abc"),
         pb.StepFrame(handles=bytes(8), seqs=bytes(8)),
-        pb.StepFrame(
-            handles=bytes(4 * (stream_module.MAX_FRAME_ROWS + 1)), seqs=bytes(8 * (stream_module.MAX_FRAME_ROWS + 1))
-        ),
+        pb.StepFrame(handles=bytes(4 * (frames.MAX_ROWS + 1)), seqs=bytes(8 * (frames.MAX_ROWS + 1))),
     ],
     ids=["empty", "cut handles", "seqs of other rows", "too many rows"],
 )
