@@ -38,6 +38,7 @@ from collections.abc import Sequence
 from importlib.metadata import version as _version
 from typing import Any
 
+from conveyor import aio
 from conveyor._blocking.client import Client
 from conveyor._blocking.population import Population
 from conveyor._blocking.session import Session
@@ -128,6 +129,7 @@ __all__ = [
     "StepGap",
     "StepTimeout",
     "__version__",
+    "aio",
     "connect",
 ]
 

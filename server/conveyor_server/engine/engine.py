@@ -16,6 +16,7 @@ from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import spec_pb2
 
 from conveyor_server.engine.batch import Batch, assemble
+from conveyor_server.engine.run_times import RunTimes
 from conveyor_server.engine.step import Lane, Step
 from conveyor_server.runner.base import RunFailed, Runner, RunResult
 from conveyor_server.scheduler import Scheduler
@@ -57,8 +58,7 @@ class Engine:
         self.version = version
         self.limits = limits
         self.slots = SlotPool(runner.capacity)
-        # Seconds of run time for one time step of one session, a moving average; 0 until the first run.
-        self.time_step_s = 0.0
+        self.run_times = RunTimes()
         # Time steps accepted and not yet run, of all sessions.
         self.backlog_time_steps = 0
         self._scheduler = Scheduler(
@@ -86,7 +86,7 @@ class Engine:
     @property
     def queue_s(self) -> float:
         """How long a step that arrives now would wait, in seconds, as far as past runs tell."""
-        return self.backlog_time_steps * self.time_step_s
+        return self.backlog_time_steps * self.run_times.time_step_s
 
     def submit(self, step: Step) -> None:
         """Makes a step ready. Its lane must have no other step in the engine."""
@@ -134,7 +134,7 @@ class Engine:
         self._out = None
         if isinstance(result, RunFailed):
             return self._fail(batch, result, now)
-        self._observe(batch)
+        self.run_times.observe(len(batch.steps), max(batch.shares), batch.time_steps, batch.run_s)
         finished: list[Step] = []
         finite, destinations = result.finite.tolist(), batch.run.destinations.tolist()
         for row, step in enumerate(batch.steps):
@@ -228,10 +228,6 @@ class Engine:
             step.working = None
         step.done = 0
         step.parts = []
-
-    def _observe(self, batch: Batch) -> None:
-        cost = batch.run_s / batch.time_steps
-        self.time_step_s = cost if self.time_step_s == 0.0 else 0.9 * self.time_step_s + 0.1 * cost
 
 
 _NON_FINITE = Fault(

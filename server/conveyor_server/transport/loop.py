@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from conveyor_server.engine.batch import Batch
 from conveyor_server.engine.engine import Engine
+from conveyor_server.engine.run_times import RunTimes
 from conveyor_server.incidents import record
 from conveyor_server.metrics import Metrics, ModelFigures
 from conveyor_server.repository import Repository
@@ -24,26 +25,14 @@ from conveyor_server.sessions.events import Answer, Detached
 
 
 class _Lane:
-    """What the driver keeps for an engine: its thread, its figures, and how long its runs took."""
+    """What the driver keeps for an engine: its thread and its figures."""
 
-    def __init__(self, engine: Engine, figures: ModelFigures, step_s: Mapping[tuple[int, int], float]) -> None:
+    def __init__(self, engine: Engine, figures: ModelFigures) -> None:
         self.figures = figures
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{engine.model}-{engine.version}")
         # Set while no batch is out and nothing is ready.
         self.idle = asyncio.Event()
         self.idle.set()
-        # Moving averages by powers of two; a size that never ran is unknown, so not short.
-        self._run_s = {_size(*size): run_s for size, run_s in step_s.items()}
-
-    def expected_run_s(self, batch: Batch) -> float:
-        """How long batches of about this size ran; infinity where none did."""
-        return self._run_s.get(_size(len(batch.shares), max(batch.shares)), math.inf)
-
-    def observe(self, batch: Batch) -> None:
-        """Learns from a batch that ran."""
-        size = _size(len(batch.shares), max(batch.shares))
-        known = self._run_s.get(size, batch.run_s)
-        self._run_s[size] = 0.8 * known + 0.2 * batch.run_s
 
 
 class Driver:
@@ -93,7 +82,8 @@ class Driver:
 
     def add(self, engine: Engine, step_s: Mapping[tuple[int, int], float]) -> None:
         """Runs an engine's steps from now on; `step_s`: seconds that a run of (rows, time steps) took."""
-        self._lanes[engine] = _Lane(engine, self.metrics.of(engine), step_s)
+        engine.run_times = RunTimes(step_s)
+        self._lanes[engine] = _Lane(engine, self.metrics.of(engine))
 
     async def remove(self, engine: Engine) -> None:
         """Stops running an engine that takes part no more; returns once it has nothing left to run."""
@@ -158,7 +148,7 @@ class Driver:
             if batch is None:
                 continue
             lane.idle.clear()
-            if lane.expected_run_s(batch) <= self.inline_run_s:
+            if engine.run_times.expected_s(len(batch.steps), max(batch.shares)) <= self.inline_run_s:
                 self._deliver(engine, lane, batch, _run(engine, batch))
             else:
                 lane.thread.submit(self._run_elsewhere, engine, lane, batch)
@@ -178,7 +168,6 @@ class Driver:
         now = self.now()
         self.directory.deliver(engine, batch, result, now)
         lane.figures.delivered(batch, now)
-        lane.observe(batch)
         self.route()
         if engine.ready:
             # Not at once: what arrived during the run belongs in the next batch too.
@@ -211,10 +200,6 @@ def _run(engine: Engine, batch: Batch) -> RunResult | RunFailed:
         return engine.run(batch)
     except Exception as error:  # whatever a model does, its batch fails and the server goes on
         return RunFailed(f"unexpectedly, see incident {record('a run failed', error)} in the server's log")
-
-
-def _size(rows: int, time_steps: int) -> tuple[int, int]:
-    return rows.bit_length(), time_steps.bit_length()
 
 
 def _reply_to(reply_to: object) -> ReplyTo:

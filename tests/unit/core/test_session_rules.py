@@ -6,6 +6,7 @@ import pytest
 from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2
+from conveyor_server.engine.run_times import RunTimes
 from conveyor_server.errors import Refused
 from conveyor_server.sessions.events import Answer, Closed, Detached
 from conveyor_server.sessions.session import Submission
@@ -158,7 +159,7 @@ def test_credit_bounds_unanswered_steps(core):
 def test_overload_is_refused_with_a_retry_delay(make_core):
     core = make_core(max_queue_s=1.0)
     session, other = core.create(), core.create()
-    core.engine.time_step_s = 1.0
+    core.engine.run_times = RunTimes({(1, 1): 1.0})
     core.send(session, 1, 1.0, 1.0)
     tag = core.send(other, 1, 1.0)
     answer = core.directory.take_events()[0]

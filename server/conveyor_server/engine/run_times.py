@@ -1,0 +1,45 @@
+"""How long runs take, by size: what the driver and the queue expect of the next one.
+
+Invariant: sizes are told apart by powers of two, because a time step costs several times less in a large batch
+than alone.
+"""
+
+import math
+from collections.abc import Mapping
+
+
+class RunTimes:
+    """Moving averages of measured runs. Core thread only.
+
+    Args:
+        measured: (rows, time steps of each row) -> seconds of one run, measured while the model was warmed.
+    """
+
+    def __init__(self, measured: Mapping[tuple[int, int], float] | None = None) -> None:
+        self._run_s: dict[tuple[int, int], float] = {}
+        self._time_step_s: dict[tuple[int, int], float] = {}
+        for (rows, time_steps), run_s in (measured or {}).items():
+            self.observe(rows, time_steps, rows * time_steps, run_s)
+
+    @property
+    def time_step_s(self) -> float:
+        """Seconds for one time step of one session in the size that does it fastest; 0 before the first run.
+
+        A full queue makes batches of that size, so this is what its steps cost.
+        """
+        return min(self._time_step_s.values(), default=0.0)
+
+    def expected_s(self, rows: int, longest: int) -> float:
+        """Seconds of a run of about this size; infinity where none was seen."""
+        return self._run_s.get(_size(rows, longest), math.inf)
+
+    def observe(self, rows: int, longest: int, time_steps: int, run_s: float) -> None:
+        """Learns from a run of `time_steps` valid time steps in all, `longest` of them in the longest row."""
+        size = _size(rows, longest)
+        cost_s = run_s / time_steps
+        self._run_s[size] = 0.8 * self._run_s.get(size, run_s) + 0.2 * run_s
+        self._time_step_s[size] = 0.8 * self._time_step_s.get(size, cost_s) + 0.2 * cost_s
+
+
+def _size(rows: int, longest: int) -> tuple[int, int]:
+    return rows.bit_length(), longest.bit_length()
