@@ -12,7 +12,7 @@ from torch import nn
 from conveyor_export.capture.build import build_scan, build_sequence
 from conveyor_export.capture.errors import CaptureError
 from conveyor_export.capture.isolate import isolated
-from conveyor_export.capture.planning import make_plan
+from conveyor_export.capture.planning import check_module, make_plan
 from conveyor_export.capture.quiet import quiet
 from conveyor_export.step_model import StepModel
 
@@ -46,6 +46,7 @@ def capture(
     Raises:
         CaptureError: the module cannot be streamed; the message names the submodule, the reason and what to do.
     """
+    check_module(module)
     with isolated(module), quiet():
         plan = make_plan(module, example_inputs, name, input_names, output_names)
         build = build_scan if plan.scan else build_sequence

@@ -48,11 +48,12 @@ class Axes:
         return tuple(size for axis, size in enumerate(shape) if axis not in {self.batch, self.time})
 
 
-def resize(example: Tensor, axes: Axes, batch: int, time: int, seed: int) -> Tensor:
-    """Another input like `example` with other sizes: its own values in another order, floats jittered.
+def resize(example: Tensor, axes: Axes, sizes: tuple[int, int], seed: int, *, widen: bool = False) -> Tensor:
+    """Another input like `example` with other batch and time: its own values in another order, floats jittered.
 
-    Two seeds differ wherever the example leaves room: a constant integer tensor is drawn from {c, c + 1}.
+    Integers keep to the example's range; `widen` draws a constant c from {c, c + 1}, so that two seeds differ.
     """
+    batch, time = sizes
     generator = torch.Generator().manual_seed(seed)
     value = example
     for axis, size in ((axes.batch, batch), (axes.time, time)):
@@ -68,4 +69,5 @@ def resize(example: Tensor, axes: Axes, batch: int, time: int, seed: int) -> Ten
     if value.dtype == torch.bool:
         return torch.rand(value.shape, generator=generator) < 0.5
     low, high = int(example.min()), int(example.max())
-    return torch.randint(low, max(high, low + 1) + 1, value.shape, generator=generator, dtype=value.dtype)
+    top = max(high, low + 1) if widen else high
+    return torch.randint(low, top + 1, value.shape, generator=generator, dtype=value.dtype)

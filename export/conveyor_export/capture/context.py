@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +40,8 @@ def observed_contexts(contexts: Sequence[Context], observation: Observation) -> 
     for context in contexts:
         item = context.look_back
         call = calls[item.operator, item.path, item.ordinal]
-        x = _padded_tensor(call.args, call.kwargs, item)
+        given = call.args[0] if call.args else call.kwargs.get("input", call.kwargs.get("tensors"))
+        x = given if isinstance(given, Tensor) else given[item.part]
         if item.untrimmed:
             x = call.uncut[id(x)]
         shape = list(x.shape)
@@ -50,10 +50,3 @@ def observed_contexts(contexts: Sequence[Context], observation: Observation) -> 
         tail = whole.narrow(item.axis, whole.shape[item.axis] - item.steps, item.steps)
         values[context.name] = torch.movedim(tail, item.batch_axis, 0)
     return values
-
-
-def _padded_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any], item: LookBack) -> Tensor:
-    """The sequence among a call's arguments; of a cat, the longest part."""
-    first = args[0] if args else kwargs.get("input", kwargs.get("tensors", ()))
-    parts: Sequence[Tensor] = (first,) if isinstance(first, Tensor) else first
-    return max(parts, key=lambda part: int(part.shape[item.axis]))

@@ -5,6 +5,7 @@ recurrent calls see the batch and the time steps that it says.
 """
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -20,6 +21,7 @@ from conveyor_export.capture.paths import ModulePaths
 from conveyor_export.capture.signature import Leaf, Signature
 
 BATCH = 3
+_LENGTHS = re.compile(r"(^|[._])len(s|gth|gths)?($|[._0-9])|length")
 # Sequences are probed and traced at this length or more: what forward() does with fewer steps (an `if` for one step, a
 # slice that leaves one) is the same function written otherwise, and no reason to refuse it.
 MIN_TIME = 8
@@ -66,11 +68,12 @@ class Prober:
         """Module inputs by leaf name; all leaves from seed 0, except those that `seeds` names."""
         values = {}
         for index, leaf in enumerate(self.signature.leaves):
-            seed = (seeds or {}).get(leaf.name, 0) * 1009 + index
+            changed = (seeds or {}).get(leaf.name, 0)
             if leaf.name == layout.lengths:
                 values[leaf.name] = leaf.value.new_full((batch,), time)
             else:
-                values[leaf.name] = resize(leaf.value, layout.axes[leaf.name], batch, time, seed)
+                axes, seed = layout.axes[leaf.name], changed * 1009 + index
+                values[leaf.name] = resize(leaf.value, axes, (batch, time), seed, widen=bool(changed))
         return values
 
     def run(self, values: Mapping[str, Tensor]) -> Observation:
@@ -156,7 +159,7 @@ def _lengths_leaf(leaves: list[Leaf], example: Observation) -> str | None:
     packed = [sorted(lengths.tolist()) for lengths in example.packed_lengths]
     for leaf in leaves:
         if leaf.value.dim() == 1 and not leaf.value.is_floating_point():
-            named = "len" in leaf.name.lower()
+            named = _LENGTHS.search(leaf.name.lower())
             if leaf.listed or named or sorted(leaf.value.tolist()) in packed:
                 return leaf.name
     return None
@@ -179,24 +182,29 @@ def _assignments(leaves: list[Leaf], lengths: str | None) -> Iterator[dict[str, 
 def _fill(
     leaves: list[Leaf], lengths: str | None, primary: Leaf, axes: Axes, *, batch: int, time: int | None
 ) -> Iterator[dict[str, Axes]]:
-    choices: list[list[Axes]] = []
+    groups: dict[tuple[str, int], list[Axes]] = {}
     for leaf in leaves:
-        shape = leaf.value.shape
-        if leaf is primary:
-            options = [axes]
-        elif leaf.name == lengths:
-            options = [Axes(0)]
-        else:
-            options = []
-            if axes.time is not None and axes.batch is not None and len(shape) > max(axes.batch, axes.time):
-                fits = shape[axes.batch] == batch and shape[axes.time] == time
-                options += [axes] if fits else []
-            options += [Axes(0)] if len(shape) >= 1 and shape[0] == batch else []
-            options += [Axes(1)] if len(shape) >= 2 and shape[1] == batch else []
-            options = options or [Axes(None)]
-        choices.append(options)
-    for combination in itertools.product(*choices):
-        yield {leaf.name: chosen for leaf, chosen in zip(leaves, combination, strict=True)}
+        # Tensors of one rank in one argument, such as the states of several layers, are laid out alike.
+        key = (leaf.parameter, leaf.value.dim())
+        options = [axes] if leaf is primary else _options(leaf, lengths, axes, batch=batch, time=time)
+        groups[key] = [item for item in groups[key] if item in options] if key in groups else options
+    for combination in itertools.product(*groups.values()):
+        chosen = dict(zip(groups, combination, strict=True))
+        yield {leaf.name: chosen[leaf.parameter, leaf.value.dim()] for leaf in leaves}
+
+
+def _options(leaf: Leaf, lengths: str | None, axes: Axes, *, batch: int, time: int | None) -> list[Axes]:
+    """Axes that one leaf may have, by its sizes."""
+    if leaf.name == lengths:
+        return [Axes(0)]
+    shape = leaf.value.shape
+    options = []
+    if axes.time is not None and axes.batch is not None and len(shape) > max(axes.batch, axes.time):
+        fits = shape[axes.batch] == batch and shape[axes.time] == time
+        options += [axes] if fits else []
+    options += [Axes(0)] if len(shape) >= 1 and shape[0] == batch else []
+    options += [Axes(1)] if len(shape) >= 2 and shape[1] == batch else []
+    return options or [Axes(None)]
 
 
 def _probe_time(leaves: list[Leaf], axes: Mapping[str, Axes]) -> int:

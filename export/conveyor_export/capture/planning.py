@@ -30,7 +30,6 @@ def make_plan(
     Raises:
         CaptureError: the module cannot be streamed, with the reason.
     """
-    _check_module(module)
     prober = Prober(module, Signature(module, example_inputs))
     layout = find_layout(prober)
     leaves = find_outputs(prober, layout)
@@ -87,7 +86,12 @@ def make_plan(
     raise refuse(plan, prober)
 
 
-def _check_module(module: nn.Module) -> None:
+def check_module(module: nn.Module) -> None:
+    """Refuses modules that cannot be watched or run here.
+
+    Raises:
+        CaptureError: compiled by TorchScript, or not on the CPU.
+    """
     for path, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             raise CaptureError(

@@ -23,6 +23,7 @@ class LookBack:
         operator, path, ordinal: which call of the module it is, as observe counts them.
         axis, batch_axis: of the padded tensor. steps: context length. fill: what a fresh context holds.
         row_shape, dtype: of one session's context.
+        part: which of the joined tensors is the sequence, where it is a cat.
         source: node that is padded. untrimmed: the same before `trimmed` steps were cut off its end, or empty.
     """
 
@@ -35,6 +36,7 @@ class LookBack:
     fill: float
     row_shape: tuple[int, ...]
     dtype: torch.dtype
+    part: int
     source: str
     untrimmed: str = ""
     trimmed: int = 0

@@ -12,7 +12,7 @@ from conveyor_export.capture.calls import RecurrentCall
 from conveyor_export.capture.errors import CaptureError
 from conveyor_export.capture.facts import path_of
 from conveyor_export.capture.layout import BATCH, Prober
-from conveyor_export.capture.mixing import mixing_reason
+from conveyor_export.capture.mixing import arguments_of, mixing_reason, operator_of
 from conveyor_export.capture.observe import Observation
 from conveyor_export.capture.outputs import flatten
 from conveyor_export.capture.plan import Plan
@@ -94,10 +94,24 @@ def _mixing(plan: Plan, prober: Prober) -> CaptureError | None:
         if isinstance(value, Tensor):
             axes[node] = tuple(axis for axis, size in enumerate(value.shape) if size == time)
             ranks[node] = value.dim()
-        reason = mixing_reason(node, axes, ranks) if node.op == "call_function" else None
+        reason = mixing_reason(node, axes, ranks) or _convolution(node, axes) if node.op == "call_function" else None
         if reason:
             advice = "Only what depends on past time steps can be streamed"
             return CaptureError(reason, path=path_of(node), advice=advice)
+    return None
+
+
+def _convolution(node: torch.fx.Node, axes: dict[torch.fx.Node, tuple[int, ...]]) -> str | None:
+    """Contexts need all recurrent layers to run over whole sequences."""
+    weight = arguments_of(node).get("weight")
+    if not operator_of(node).startswith("conv") or not isinstance(weight, torch.fx.Node):
+        return None
+    kernel = weight.meta["val"].shape
+    if any(axis >= 2 and kernel[axis] > 1 for axis in axes.get(node, ())):
+        return (
+            "it convolves over time in a module that loops over time in Python, so its left context cannot be kept; "
+            "a recurrent layer over the whole sequence in place of the loop can be streamed"
+        )
     return None
 
 

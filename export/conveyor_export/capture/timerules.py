@@ -214,6 +214,7 @@ def _look_back(  # noqa: PLR0917  the operators' own words: what is padded, wher
             fill=fill,
             row_shape=_row_shape(walk, node, source, axis, left),
             dtype=source.meta["val"].dtype,
+            part=parts.index(source) if (parts := arguments_of(node).get("tensors")) else 0,
             source=source.name,
             untrimmed=fact.untrimmed.name if trimmed and fact.untrimmed else "",
             trimmed=trimmed,

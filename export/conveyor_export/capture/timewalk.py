@@ -12,7 +12,20 @@ from conveyor_export.capture.rewrite import Rewrites
 from conveyor_export.capture.timerules import RULES
 from conveyor_export.capture.walk import AHEAD, Walk, is_tensor, rank
 
-_FILLS = {"zeros": 0.0, "new_zeros": 0.0, "zeros_like": 0.0, "ones": 1.0, "new_ones": 1.0, "ones_like": 1.0}
+# Operators that fill a tensor with one number, whatever their input holds; None: the number is an argument.
+_FILLS = {
+    "zeros": 0.0,
+    "new_zeros": 0.0,
+    "zeros_like": 0.0,
+    "ones": 1.0,
+    "new_ones": 1.0,
+    "ones_like": 1.0,
+    "full": None,
+    "new_full": None,
+    "full_like": None,
+}
+# Operators that keep a filled tensor filled.
+_MOVES = {"slice", "select", "expand", "unsqueeze", "squeeze", "view", "reshape", "transpose", "permute", "contiguous"}
 _RANDOM = ("rand", "bernoulli", "normal", "multinomial", "poisson", "exponential")
 _COMPARISONS = {"lt", "le", "gt", "ge", "eq", "ne"}
 # Operators that are told the sizes of their result.
@@ -41,6 +54,13 @@ class TimeWalk(Walk):
 
     def _visit(self, node: Node) -> Fact:
         operator = operator_of(node)
+        if operator in _FILLS:
+            return self._filled(node, _fill(node, operator))
+        if operator in _MOVES and (fill := self.fact(node.args[0]).fill) is not None:
+            return self._filled(node, fill)
+        if node.users and all(operator_of(user) in _FILLS for user in node.users):
+            # Read for its shape alone, as in zeros_like(x[:, :1]).
+            return Fact()
         handler = RULES.get(operator)
         axes = {item: self.facts[item].axes for item in [*node.all_input_nodes] if item in self.facts}
         ranks = {item: rank(item) for item in [node, *node.all_input_nodes]}
@@ -56,6 +76,10 @@ class TimeWalk(Walk):
         fact = handler(self, node) if handler else None
         self.ordinals[key] += 1
         return fact if fact is not None else self._plain(node, operator)
+
+    def _filled(self, node: Node, fill: float | None) -> Fact:
+        axes = self.axes(node)
+        return Fact(axes, self.surplus(node, axes), fill=fill)
 
     @staticmethod
     def _drops_out(node: Node, operator: str) -> bool:
@@ -85,7 +109,7 @@ class TimeWalk(Walk):
         if axes and not timed:
             return self._made(node, operator, axes, position)
         if not axes:
-            return Fact(last=last, position=position, lengths=lengths, fill=_fill(node, operator))
+            return Fact(last=last, position=position, lengths=lengths)
         self._check_scalars(node, operator)
         extra = self.surplus(node, axes)
         self._check_steps(node, operator, timed, extra)
@@ -105,8 +129,8 @@ class TimeWalk(Walk):
 
     def _made(self, node: Node, operator: str, axes: tuple[int, ...], position: Node | None) -> Fact:
         """A time axis out of nothing: constant along time, counted, or drawn at random."""
-        constant = operator in {*_FILLS, "full", "new_full", "full_like", "expand", "repeat", "expand_as", "empty_like"}
-        return Fact(axes, self.surplus(node, axes), position=position if constant else node, fill=_fill(node, operator))
+        constant = operator in {"expand", "repeat", "expand_as", "empty_like"}
+        return Fact(axes, self.surplus(node, axes), position=position if constant else node)
 
     def _check_scalars(self, node: Node, operator: str) -> None:
         if operator in _ARITHMETIC and any(self.time.depends(item.meta.get("val")) for item in node.all_input_nodes):
@@ -129,7 +153,7 @@ class TimeWalk(Walk):
 
 def _fill(node: Node, operator: str) -> float | None:
     """The number that fills a tensor that is made by `zeros`, `ones` or `full`."""
-    if operator in {"full", "new_full", "full_like"}:
+    value = _FILLS[operator]
+    if value is None:
         value = arguments_of(node)["fill_value"]
-        return float(value) if isinstance(value, int | float) else None
-    return _FILLS.get(operator)
+    return float(value) if isinstance(value, int | float) else None

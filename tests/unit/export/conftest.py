@@ -144,6 +144,9 @@ def check_streams() -> Callable[..., None]:
         for mode, chunks in (("whole", [TIME]), ("one by one", [1] * TIME), ("chunks", [3, TIME - 3])):
             outputs, states = _in_chunks(stepper, inputs, chunks)
             _compare(stepper, mode, outputs, states, truth, tolerance)
+        one = {name: value[:1] for name, value in inputs.items()}
+        outputs, states = stepper.step(stepper.cut(one, 0, 1), [1], stepper.fresh(1))
+        _compare(stepper, "one row", outputs, states, model.reference(stepper.cut(one, 0, 1)), tolerance)
         _ragged(model, stepper, inputs, tolerance)
 
     return check

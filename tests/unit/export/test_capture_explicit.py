@@ -88,6 +88,27 @@ def test_state_in_the_signature(case, check_streams):
     assert model.spec.provenance.form == "sequence"
 
 
+def test_an_example_of_one_row_one_step_and_a_list_of_states(check_streams):
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.LSTM(4, 4, batch_first=True) for _ in range(2))
+
+        def forward(self, x, states):
+            new = []
+            for layer, old in zip(self.layers, states, strict=True):
+                y, state = layer(x, old)
+                x = x + y
+                new.append(state)
+            return x, new
+
+    model = capture(Residual(), {"x": torch.randn(1, 1, 4), "states": [(zeros(1, 1, 4), zeros(1, 1, 4))] * 2})
+    check_streams(model)
+    names = [f"layers.{at}.0.{role}" for at in range(2) for role in ("hidden", "cell")]
+    assert [state.name for state in model.spec.states] == names
+    assert [item.name for item in model.spec.inputs] == ["x"]
+
+
 def test_state_left_out_where_it_defaults_to_none(check_streams):
     model = capture(TupleState(), torch.randn(2, 6, 4))
     check_streams(model)

@@ -81,6 +81,14 @@ def mean_of_a_loop(m, x):
     return torch.stack(answers, 1).mean(1)
 
 
+def convolve_and_loop(m, x):
+    state, answers = None, []
+    for step in over_time(m.bare, F.pad(x, (0, 0, 2, 0))).unbind(1):
+        state = m.cell(step, state)
+        answers.append(state[0])
+    return torch.stack(answers, 1)
+
+
 def random_start(m, x):
     return m.gru(x, torch.randn(1, x.shape[0], 4))[0]
 
@@ -127,6 +135,7 @@ CASES = {
     "random numbers": (lambda m, x: run(m, x + torch.randn_like(x)), "", "draws random numbers"),
     "a random start": (random_start, "gru", "it is random"),
     "answers fed back": (feed_back, "", "do not add up to the whole sequence"),
+    "a causal convolution before a loop": (convolve_and_loop, "bare", "convolves over time in a module that loops"),
     "the mean of a loop": (mean_of_a_loop, "", "mean over time"),
 }
 
@@ -195,6 +204,12 @@ def test_other_precisions(dtype):
     module.forward = lambda x: module["layer"](x)[0]
     with pytest.raises(CaptureError, match=r"module 'layer': its weights are float\d\d.*module\.float\(\)"):
         capture(module, torch.randn(2, 5, 4, dtype=dtype))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_scripted_modules():
+    with pytest.raises(CaptureError, match=r"compiled by TorchScript.*Give the nn\.Module"):
+        capture(torch.jit.script(nn.GRU(4, 5, batch_first=True)), torch.randn(2, 5, 4))
 
 
 def test_recurrence_along_another_axis():

@@ -100,6 +100,23 @@ def test_the_sequence_shifted_by_one_step(check_streams):
     assert zero == b""
 
 
+def test_differences_from_the_step_before(check_streams):
+    class Differences(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru, self.head = nn.GRU(4, 5, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, x):
+            y, _ = self.gru(x - torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1), x.new_zeros(1, x.shape[0], 5))
+            none = torch.zeros_like(y)
+            return self.head(y - torch.cat([none[:, :1], y[:, :-1]], 1))
+
+    model = capture(Differences(), torch.randn(2, 6, 4))
+    check_streams(model)
+    names = ["differences.context", "gru.0.hidden", "differences.context#2"]
+    assert [state.name for state in model.spec.states] == names
+
+
 def test_padded_tokens(check_streams):
     class Trigrams(nn.Module):
         def __init__(self):
@@ -135,8 +152,7 @@ def test_the_last_step_is_each_rows_own(kind, check_streams):
     ]
 
 
-@pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+@pytest.mark.parametrize(("kind", "batch_first"), [(nn.RNN, True), (nn.LSTM, False), (nn.LSTM, True), (nn.GRU, True)])
 def test_packed_sequences(kind, batch_first, check_streams):
     class Packed(nn.Module):
         def __init__(self):
