@@ -1,5 +1,6 @@
 """From a module and one example to its Plan: signature, axes, session state, user outputs."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -217,13 +218,19 @@ def _cell_positions(flows: Flows) -> set[int]:
 
 def _default_names(leaves: Sequence[OutputLeaf]) -> list[str]:
     positional = [leaf for leaf in leaves if all(isinstance(key, int) for key in leaf.keys)]
+    spoken = [_spoken(leaf.keys) for leaf in leaves]
     names = []
-    for leaf in leaves:
+    for leaf, keys in zip(leaves, spoken, strict=True):
         if leaf not in positional:
-            names.append(output_name(leaf.keys))
+            names.append(output_name(keys if spoken.count(keys) == 1 else leaf.keys))
         else:
             names.append("output" if len(positional) == 1 else f"output_{positional.index(leaf)}")
     return names
+
+
+def _spoken(keys: Sequence[str | int]) -> tuple[str | int, ...]:
+    """Without the positions before the first name: in `({"logits": y}, state)` the user said `logits`."""
+    return tuple(itertools.dropwhile(lambda key: isinstance(key, int), keys))
 
 
 def _rename(names: Sequence[str], given: Sequence[str] | None) -> dict[str, str]:

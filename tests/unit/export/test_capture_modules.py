@@ -96,6 +96,19 @@ def test_tuple_and_named_outputs_get_their_names(check_streams):
     assert outputs_of(model) == [("answers", [5], True), ("last", [5], False)]
     example = torch.randn(2, 5, 4)
     assert [item.name for item in capture(Plain(), example).spec.outputs] == ["output_0", "output_1"]
+
+    class Nested(Named):
+        def forward(self, x):
+            y, h = self.gru(x)
+            return {"logits": y}, {"last": h[-1]}
+
+    class Twice(Named):
+        def forward(self, x):
+            y, h = self.gru(x)
+            return {"y": y}, {"y": h[-1]}
+
+    assert [item.name for item in capture(Nested(), example).spec.outputs] == ["logits", "last"]
+    assert [item.name for item in capture(Twice(), example).spec.outputs] == ["output_0_y", "output_1_y"]
     renamed = capture(Plain(), example, name="tiny", input_names=["signal"], output_names=["y", "h"])
     assert renamed.spec.name == "tiny"
     assert [item.name for item in renamed.spec.inputs] == ["signal"]
