@@ -54,7 +54,11 @@ async def test_sigterm_in_the_middle_of_a_stream_loses_nothing(start_server, net
                 await credit.acquire()
                 if going_away.is_set():
                     return
-                await call.write(step(index + 1, X[index : index + 1]))
+                try:
+                    await call.write(step(index + 1, X[index : index + 1]))
+                except grpc.aio.AioRpcError:
+                    # The server has ended the stream; the reader sees how.
+                    return
                 sent = index + 1
 
         sender = asyncio.create_task(send())
