@@ -33,21 +33,15 @@ class House:
 
 def judge(session: Session, step: Submission, house: House) -> list[Answer] | None:
     """What to say at once, an empty list when the answer of a pending step will do, or None: accept the step."""
-    session.answers.forget(min(step.acked_seq, session.applied_seq))
     if session.closing is not None:
-        fault: Fault | None = closing(session)
-    elif step.epoch and step.epoch != session.epoch:
-        fault = taken_over(session)
-    elif step.seq <= session.accepted_seq:
+        return _refuse(session, step, closing(session))
+    if step.epoch and step.epoch != session.epoch:
+        return _refuse(session, step, taken_over(session))
+    # Only now: a fenced holder's word about answers that it has says nothing about the holder that came after it.
+    session.answers.forget(min(step.acked_seq, session.applied_seq))
+    if step.seq <= session.accepted_seq:
         return _judge_known(session, step)
-    elif session.failed_seq and step.seq > session.failed_seq:
-        fault = aborted(session, step.seq)
-    elif step.seq > session.accepted_seq + 1:
-        fault = _gap(session, step.seq)
-    else:
-        fault = step.fault or _no_room(session, house)
-        if fault is not None:
-            session.failed_seq = step.seq
+    fault = _judge_next(session, step, house)
     return None if fault is None else _refuse(session, step, fault)
 
 
@@ -214,6 +208,18 @@ def _judge_known(session: Session, step: Submission) -> list[Answer]:
         recorded.waiters.append(step.reply_to)
         return []
     return [Answer(step.reply_to, session, step.seq, recorded.outputs, recorded.length, replayed=True)]
+
+
+def _judge_next(session: Session, step: Submission, house: House) -> Fault | None:
+    """Why a seq that was not accepted before cannot be accepted now."""
+    if session.failed_seq and step.seq > session.failed_seq:
+        return aborted(session, step.seq)
+    if step.seq > session.accepted_seq + 1:
+        return _gap(session, step.seq)
+    fault = step.fault or _no_room(session, house)
+    if fault is not None:
+        session.failed_seq = step.seq
+    return fault
 
 
 def _no_room(session: Session, house: House) -> Fault | None:

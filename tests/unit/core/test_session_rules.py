@@ -93,6 +93,16 @@ def test_acknowledged_answers_are_forgotten(core):
     assert reason_of(core.answers()[tag]) == "STEP_ANSWER_EVICTED"
 
 
+def test_a_fenced_holder_acknowledges_nothing(core):
+    session = core.create()
+    core.step(session, 1.0)
+    core.directory.attach(session, "old", 1, core.now)
+    core.directory.attach(session, "new", 1, core.now)
+    core.send(session, 2, 1.0, epoch=1, acked_seq=1)
+    core.settle()
+    assert session.answers.oldest_seq == 1
+
+
 def test_acknowledging_the_future_loses_nothing(core):
     session = core.create()
     core.send(session, 1, 1.0, acked_seq=99)
