@@ -28,7 +28,7 @@ from benchmarks.plot import draw
 from benchmarks.report import Row, rows_of
 from benchmarks.segments import Plan, Rig, Segment, measure, measure_rounds
 from benchmarks.service import Service
-from benchmarks.table import format_ratios, format_rows, format_void
+from benchmarks.table import format_client_bound, format_ratios, format_rows, format_void
 from benchmarks.worker import Child, Worker
 
 _OUT = Path(__file__).parent / "out"
@@ -116,7 +116,7 @@ def _print(rows: Sequence[Row], segments: Sequence[Segment], settings: Settings,
     print(format_rows(rows, rounds))
     print("\nConveyor's tokens per server CPU second against the others' (speed: per second), median (lowest-highest)")
     print(format_ratios(rows, rounds))
-    print(f"\n{format_void(segments)}")
+    print(f"\n{format_client_bound(rows)}\n{format_void(segments)}")
 
 
 def _write(rows: Sequence[Row], segments: Sequence[Segment], settings: Settings, machine: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ class Service:
             # The published types know only Check.
             stub: Any = health_pb2_grpc.HealthStub(channel)
             watch = stub.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=_READY_TIMEOUT_S)
+            # A server that cannot start ends, and then nobody is left to wait for.
+            threading.Thread(target=lambda: (self._process.wait(), watch.cancel()), daemon=True).start()
             for response in watch:
                 if response.status == health_pb2.HealthCheckResponse.SERVING:
                     watch.cancel()

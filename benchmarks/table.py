@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from benchmarks.cases import Target
 from benchmarks.report import Row, Spread
-from benchmarks.segments import MAX_FOREIGN_CORES, Segment
+from benchmarks.segments import MAX_CLIENT_CORES, MAX_FOREIGN_CORES, Segment
 
 _LABEL = ("", 38)
 _COLUMNS = (
@@ -68,6 +68,17 @@ def format_void(segments: Sequence[Segment]) -> str:
     if len(void) > _MOST_VOID:
         lines.append(f"  and {len(void) - _MOST_VOID} more, in bench.json")
     return "\n".join(lines)
+
+
+def format_client_bound(rows: Sequence[Row]) -> str:
+    """Which rows tell of the load client rather than of the server."""
+    names = [row.case.name for row in rows if row.client_cores.median > MAX_CLIENT_CORES]
+    if not names:
+        return f"The load client used at most {MAX_CLIENT_CORES:g} cores everywhere."
+    return (
+        f"The load client used over {MAX_CLIENT_CORES:g} cores in {', '.join(names)}: their tokens per second are its "
+        "limit, not the server's; the server's CPU per token stands."
+    )
 
 
 def _cells(row: Row, rounds: int) -> list[str]:
