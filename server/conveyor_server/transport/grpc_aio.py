@@ -51,6 +51,10 @@ class WireLimits:
     max_outgoing_bytes: int = 4 << 20
 
 
+# How long a stream that was sent away is listened to, until it half-closes.
+_LINGER_S = 1.0
+
+
 class Streams:
     """The Stream calls that are open. Core thread only."""
 
@@ -91,7 +95,7 @@ class Streams:
         """Tells every stream, and those still to come, that the server stops."""
         self._stops_at = stops_at
         for call in list(self._open):
-            call.go_away(max(0.0, stops_at - self._core.now()))
+            self._send_away(call, stops_at)
 
     async def idle(self) -> None:
         """Returns when no stream is open."""
@@ -102,7 +106,12 @@ class Streams:
         self._metrics.streams = len(self._open)
         self._none.clear()
         if self._stops_at is not None:
-            call.go_away(max(0.0, self._stops_at - self._core.now()))
+            self._send_away(call, self._stops_at)
+
+    def _send_away(self, call: StreamCall, stops_at: float) -> None:
+        left_s = max(0.0, stops_at - self._core.now())
+        call.go_away(left_s)
+        asyncio.get_running_loop().call_later(min(_LINGER_S, left_s / 2), call.stop_lingering)
 
     def _leave(self, call: StreamCall) -> None:
         self._open.discard(call)

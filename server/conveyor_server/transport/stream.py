@@ -20,6 +20,7 @@ from conveyor_server.servicers.attach import open_session
 from conveyor_server.servicers.convert import duration, session_info, step_content, submission
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.events import Answer, Detached
+from conveyor_server.sessions.rules import stopping
 from conveyor_server.transport import frames
 from conveyor_server.transport.outbox import Outbox
 from conveyor_server.transport.replies import Replies
@@ -43,6 +44,8 @@ class StreamCall:
         self._replies = Replies(self._send)
         self._routed = False
         self._ending = False
+        # Told to go away, and listened to until it half-closes.
+        self._lingering = False
         self._broken = False
 
     # ------------------------------------------------------------ from the client
@@ -67,14 +70,25 @@ class StreamCall:
 
     def half_close(self) -> None:
         """The client sends no more: detach all, answer what was accepted, then end."""
+        self._lingering = False
         self._end()
 
     # ------------------------------------------------------------ from the server
 
     def go_away(self, grace_s: float) -> None:
-        """The server stops in `grace_s` seconds: say so, detach all, answer what was accepted, then end."""
+        """The server stops in `grace_s` seconds: say so, detach all, answer what was accepted, then end.
+
+        It ends once the client half-closes, or at `stop_lingering`: a call that ends under a client's write costs that
+        client the answers that it has not read.
+        """
         self._outbox.put(session_pb2.StreamResponse(go_away=session_pb2.GoAway(grace=duration(grace_s))))
+        self._lingering = not self._ending
         self._end()
+
+    def stop_lingering(self) -> None:
+        """The client had the time to half-close."""
+        if self._lingering:
+            self.half_close()
 
     def broken(self) -> None:
         """The call is gone. Sessions live on, and what was accepted is run and recorded."""
@@ -200,6 +214,8 @@ class StreamCall:
         seat = self._seats.get(handle)
         if seat is not None and not seat.leaving:
             return seat
+        if self._lingering:
+            return stopping(self._core.directory.limits.retry_s)
         what = "is being let go" if seat is not None else "is not attached"
         text = f"handle {handle} {what} on this stream: attach a session under it first"
         return Fault(e.ERROR_REASON_HANDLE_UNKNOWN, text, {"handle": str(handle)})
@@ -207,11 +223,14 @@ class StreamCall:
     # ------------------------------------------------------------ messages
 
     def _end(self) -> None:
-        if self._ending or self._broken:
+        if self._broken:
             return
-        self._ending = True
-        for seat in list(self._seats.values()):
-            self._core.directory.detach(seat.attachment, self._core.now())
+        if not self._ending:
+            self._ending = True
+            for seat in list(self._seats.values()):
+                # What still comes for it is refused here: the session's own refusal would follow its SessionDetached.
+                seat.leaving = True
+                self._core.directory.detach(seat.attachment, self._core.now())
         self._expect_flush()
         self._core.kick()
 
@@ -236,7 +255,7 @@ class StreamCall:
     def _flush(self) -> None:
         self._routed = False
         self._replies.flush()
-        if self._ending and not self._seats:
+        if self._ending and not self._seats and not self._lingering:
             self._outbox.put(session_pb2.StreamResponse(end=session_pb2.StreamEnd()))
             self._outbox.close()
 

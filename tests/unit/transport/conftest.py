@@ -20,7 +20,8 @@ from conveyor_server.runner.base import Run, RunFailed, RunnerUnavailable, RunRe
 from conveyor_server.servicers.loader import Loader
 from conveyor_server.servicers.models import ModelServicer
 from conveyor_server.servicers.session import SessionServicer
-from conveyor_server.sessions.directory import Directory, SessionLimits
+from conveyor_server.sessions.directory import Directory
+from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.transport.binding import Calls, unary_handlers
 from conveyor_server.transport.grpc_aio import GrpcServer, WireLimits
 from conveyor_server.transport.loop import Driver

@@ -179,11 +179,13 @@ async def test_a_slow_reader_is_not_read_from_and_blocks_nobody(make_server, wir
     slow, quick = server.stream(server.connect()), server.stream()
     await slow.attached(1, "slow", options=pb.SessionOptions(max_in_flight=steps))
     await quick.attached(1)
+    # From now on the driver knows that runs of this size are short, and none is read ahead of.
+    assert await quick.answer(1, 1, *[0.0] * time_steps) == [10.0] * time_steps
     flood = asyncio.create_task(send_many(slow, steps, [0.0] * time_steps))
     # Wire and flow-control windows take some; then answers wait here, and no further request is read.
     await asyncio.wait_for(full.wait(), 20)
-    for seq in range(1, 51):
-        assert await quick.answer(1, seq, 1.0) == [10.0 + seq]
+    for count in range(1, 51):
+        assert await quick.answer(1, 1 + count, 1.0) == [10.0 + count]
     assert server.directory.sessions["slow"].accepted_seq < steps
     for seq in range(1, steps + 1):
         assert (await slow.expect("result")).seq == seq
@@ -224,3 +226,22 @@ async def test_many_streams_with_cuts_apply_every_step_once(server, streams) -> 
 
     await asyncio.gather(*(client(f"s{index}") for index in range(streams)))
     assert all(session.applied_seq == 30 for session in server.directory.sessions.values())
+
+
+async def test_steps_on_their_way_when_the_server_stops_are_refused_and_not_cut_off(make_server) -> None:
+    server = await make_server()
+    stream = server.stream()
+    await stream.attached(1)
+    assert await stream.answer(1, 1, 1.0) == [11.0]
+    now = server.driver.now()
+    server.directory.draining = True
+    draining = asyncio.create_task(server.grpc.drain(now + 20, now))
+    await stream.expect("go_away")
+    await stream.expect("detached")
+    for seq in (2, 3):
+        await stream.step(1, seq, 1.0)
+        handle, got, fault = await stream.fault()
+        assert (handle, got, fault.reason) == (1, seq, e.ERROR_REASON_DRAINING)
+    # The half-close, and no timer, ends it.
+    await stream.end()
+    assert await asyncio.wait_for(draining, 0.9)
