@@ -7,6 +7,7 @@ order health, doors, streams, calls, runs, ports, so that nothing accepted is lo
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 import signal
 from collections.abc import Iterator
@@ -24,7 +25,8 @@ from conveyor_server.runner.onnx_runner import open_runner
 from conveyor_server.servicers.loader import Loader
 from conveyor_server.servicers.models import ModelServicer
 from conveyor_server.servicers.session import SessionServicer
-from conveyor_server.sessions.directory import Directory, SessionLimits
+from conveyor_server.sessions.directory import Directory
+from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.settings import Settings
 from conveyor_server.transport.binding import Calls, unary_handlers
 from conveyor_server.transport.grpc_aio import GrpcServer, Tls, WireLimits
@@ -84,6 +86,7 @@ class App:
                 await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
                 if starting.done():
                     starting.result()
+                    _calm_the_collector()
                     await stopping
             finally:
                 for task in (starting, stopping):
@@ -206,6 +209,17 @@ class App:
             max_message_bytes=self.settings.max_message_bytes, max_outgoing_bytes=self.settings.max_outgoing_bytes
         )
         return GrpcServer(self.driver, self.metrics, services, calls=calls, limits=limits)
+
+
+def _calm_the_collector() -> None:
+    """Keeps the cyclic garbage collector away from what lives as long as the process, and rare.
+
+    Steps and answers hold no cycles, so a collection frees next to nothing and stops the loop while it looks; at the
+    default thresholds it ran so often that the 99th percentile of a frame's round trip doubled.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
 
 
 def _repository(settings: Settings) -> Repository[Engine]:

@@ -16,7 +16,7 @@ from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2, spec_pb2, tensor_pb2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepInputs:
     """One step's content.
 
@@ -115,6 +115,7 @@ class _Column:
     array: Array
     data: memoryview
     row_bytes: int
+    has_time: bool
     # All rows may pass: looked at once for the whole column, and row by row only when something is wrong.
     finite: bool
 
@@ -124,7 +125,7 @@ def _row(columns: Sequence[_Column], row: int, start: int, stop: int, max_time_s
     fingerprint = 0
     for column in columns:
         item = column.item
-        if not item.has_time:
+        if not column.has_time:
             first, last = row, row + 1
         elif 0 < stop - start <= max_time_steps:
             first, last = start, stop
@@ -133,7 +134,7 @@ def _row(columns: Sequence[_Column], row: int, start: int, stop: int, max_time_s
         part = column.array[first:last]
         if not column.finite and not _finite(part):
             return _non_finite(item)
-        inputs.append(part if item.has_time else part[0])
+        inputs.append(part if column.has_time else part[0])
         fingerprint = zlib.crc32(column.data[first * column.row_bytes : last * column.row_bytes], fingerprint)
     return StepInputs(inputs, stop - start, fingerprint)
 
@@ -150,7 +151,7 @@ def _columns(data: Sequence[bytes], spec: spec_pb2.ModelSpec, rows: int, time_st
         array = decode_column(part, item, time_steps if item.has_time else rows)
         row_bytes = array.itemsize * math.prod(item.shape)
         finite = spec.allow_non_finite_inputs or _finite(array)
-        columns.append(_Column(item, array, memoryview(part), row_bytes, finite))
+        columns.append(_Column(item, array, memoryview(part), row_bytes, item.has_time, finite))
     return columns
 
 

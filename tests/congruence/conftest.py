@@ -12,8 +12,9 @@ import torch
 from conveyor_export import export
 from conveyor_server.engine.engine import Engine, EngineLimits
 from conveyor_server.runner.onnx_runner import open_runner
-from conveyor_server.sessions.directory import Directory, SessionLimits
+from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.events import Answer
+from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.sessions.session import Session, Submission
 from torch import nn
 

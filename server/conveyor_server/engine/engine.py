@@ -58,6 +58,8 @@ class Engine:
         self.version = version
         self.limits = limits
         self.slots = SlotPool(runner.capacity)
+        # Read once: a protobuf message is slow to ask, and each row asks.
+        self._timed = tuple(item.has_time for item in runner.spec.outputs)
         self.run_times = RunTimes()
         # Time steps accepted and not yet run, of all sessions.
         self.backlog_time_steps = 0
@@ -194,40 +196,37 @@ class Engine:
 
     def _advance(self, step: Step, share: int, destination: int, row: int, outputs: Sequence[Array]) -> bool:
         """Moves a step over its share; True when that was all of it and its state is committed."""
-        specs = self.spec.outputs
         # Copies: a row's answer may be kept for replay, and must not keep the whole batch's outputs alive.
-        step.parts.append(
-            [
-                array[row, :share].copy() if item.has_time else array[row].copy()
-                for array, item in zip(outputs, specs, strict=True)
-            ]
-        )
+        part = [
+            array[row, :share].copy() if has_time else array[row].copy()
+            for array, has_time in zip(outputs, self._timed, strict=True)
+        ]
         step.done += share
         if step.working is not None:
             self.slots.release(step.working)
         if step.remaining:
             step.working = destination
+            step.parts = (*step.parts, part)
             return False
         step.working = None
         if step.lane.slot is not None:
             self.slots.release(step.lane.slot)
         step.lane.slot = destination
-        if len(step.parts) == 1:
-            step.outputs = step.parts[0]
-        else:
-            step.outputs = [
-                np.concatenate(column) if item.has_time else column[-1]
-                for column, item in zip(zip(*step.parts, strict=True), specs, strict=True)
-            ]
-        step.parts = []
+        step.outputs = self._joined((*step.parts, part)) if step.parts else part
+        step.parts = ()
         return True
+
+    def _joined(self, parts: Sequence[Sequence[Array]]) -> Sequence[Array]:
+        """The outputs of a whole step from those of its shares."""
+        columns = zip(zip(*parts, strict=True), self._timed, strict=True)
+        return [np.concatenate(column) if has_time else column[-1] for column, has_time in columns]
 
     def _roll_back(self, step: Step) -> None:
         if step.working is not None:
             self.slots.release(step.working)
             step.working = None
         step.done = 0
-        step.parts = []
+        step.parts = ()
 
 
 _NON_FINITE = Fault(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from conveyor_proto.codec import Array
@@ -37,6 +37,7 @@ class Step:
         started_at, finished_at: first batch taken, last batch delivered.
         outputs: when finished, one for each of ModelSpec.outputs: `[time, *shape]`, or `[*shape]` without time.
         fault: when finished, why nothing moved.
+        parts: outputs of the shares that were run, while there are more to come.
     """
 
     lane: Lane
@@ -52,7 +53,7 @@ class Step:
     finished_at: float = 0.0
     outputs: Sequence[Array] = ()
     fault: Fault | None = None
-    parts: list[Sequence[Array]] = field(default_factory=list)
+    parts: Sequence[Sequence[Array]] = ()
 
     @property
     def remaining(self) -> int:

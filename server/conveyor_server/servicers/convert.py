@@ -12,8 +12,9 @@ from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused, refuse
 from conveyor_server.inputs import StepInputs, decode_step
 from conveyor_server.servicers.core import Core
-from conveyor_server.sessions.directory import Directory, SessionLimits
+from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.events import Answer
+from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.sessions.session import Session, Submission
 
 

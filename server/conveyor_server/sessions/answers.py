@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from conveyor_proto.codec import Array
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Recorded:
     """One applied step: its number, what was in it, and what came out."""
 

@@ -10,7 +10,6 @@ import re
 import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from conveyor_proto.codec import Array
 from conveyor_proto.reasons import Fault
@@ -25,35 +24,10 @@ from conveyor_server.sessions import rules
 from conveyor_server.sessions.answers import Answers
 from conveyor_server.sessions.events import Attachment, Closed, Detached, Event
 from conveyor_server.sessions.expiry import Deadlines
+from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.sessions.session import DetachCause, Session, SessionOptions, Submission
 
 SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-
-
-@dataclass(frozen=True, slots=True)
-class SessionLimits:
-    """What the server grants at most, and by default.
-
-    Attributes:
-        max_sessions: of all models together.
-        max_in_flight: the largest credit.
-        default_in_flight: the credit of a session that asks for none.
-        max_idle_timeout_s, default_idle_timeout_s: likewise for the idle limit.
-        step_timeout_s: how long a step may wait that names no timeout.
-        max_queue_s: a step that would wait longer is refused as OVERLOADED.
-        retry_s: suggested delay when the server is full or draining.
-        remembered: how many sessions that are gone are remembered with the reason.
-    """
-
-    max_sessions: int = 10_000
-    max_in_flight: int = 256
-    default_in_flight: int = 16
-    max_idle_timeout_s: float = 86_400.0
-    default_idle_timeout_s: float = 600.0
-    step_timeout_s: float = 30.0
-    max_queue_s: float = 2.0
-    retry_s: float = 1.0
-    remembered: int = 10_000
 
 
 class Directory:
@@ -245,9 +219,7 @@ class Directory:
     def submit(self, session: Session, submission: Submission, now: float) -> None:
         """Accepts, replays or refuses a step; every submission is answered by exactly one Answer event."""
         session.last_used_at = now
-        limits = self.limits
-        house = rules.House(draining=self.draining, max_queue_s=limits.max_queue_s, retry_s=limits.retry_s)
-        answers = rules.judge(session, submission, house)
+        answers = rules.judge(session, submission, self.limits, draining=self.draining)
         if answers is None:
             self._late.watch(session, rules.accept(session, submission, now).step.deadline)
         else:
@@ -300,7 +272,7 @@ class Directory:
     def _admit(self, *, room: bool = True) -> None:
         limits = self.limits
         if self.draining:
-            raise Refused(rules.draining(limits.retry_s))
+            raise Refused(rules.stopping(limits.retry_s))
         if room and len(self.sessions) >= limits.max_sessions:
             raise refuse(
                 e.ERROR_REASON_SESSIONS_EXHAUSTED,

@@ -31,7 +31,7 @@ class Attachment:
     detaching: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """A step is answered: with outputs, or with a fault.
 

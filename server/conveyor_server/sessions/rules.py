@@ -5,7 +5,6 @@ or cancelled moved nothing. All functions are synchronous and belong to the core
 """
 
 import math
-from dataclasses import dataclass
 
 from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
@@ -13,48 +12,28 @@ from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_server.engine.step import Step
 from conveyor_server.sessions.answers import Recorded
 from conveyor_server.sessions.events import Answer
+from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.sessions.session import Pending, Session, Submission
 
 
-@dataclass(frozen=True, slots=True)
-class House:
-    """What holds for the whole server at a moment: the lock on the door and the length of the queue.
-
-    Attributes:
-        draining: no new step is taken.
-        max_queue_s: a step that would wait longer is refused.
-        retry_s: when to try again elsewhere while draining.
-    """
-
-    draining: bool
-    max_queue_s: float
-    retry_s: float
-
-
-def judge(session: Session, step: Submission, house: House) -> list[Answer] | None:
+def judge(session: Session, step: Submission, limits: SessionLimits, *, draining: bool) -> list[Answer] | None:
     """What to say at once, an empty list when the answer of a pending step will do, or None: accept the step."""
     if session.closing is not None:
         return _refuse(session, step, closing(session))
     if step.epoch and step.epoch != session.epoch:
         return _refuse(session, step, taken_over(session))
     # Only now: a fenced holder's word about answers that it has says nothing about the holder that came after it.
-    session.answers.forget(min(step.acked_seq, session.applied_seq))
+    if step.acked_seq:
+        session.answers.forget(min(step.acked_seq, session.applied_seq))
     if step.seq <= session.accepted_seq:
         return _judge_known(session, step)
-    fault = _judge_next(session, step, house)
+    fault = _judge_next(session, step, limits, draining)
     return None if fault is None else _refuse(session, step, fault)
 
 
 def accept(session: Session, submission: Submission, now: float) -> Pending:
     """Queues a step that `judge` let pass, behind those that the session has accepted before."""
-    step = Step(
-        lane=session.lane,
-        inputs=submission.inputs,
-        length=submission.length,
-        context=session,
-        submitted_at=now,
-        deadline=now + submission.timeout_s,
-    )
+    step = Step(session.lane, submission.inputs, submission.length, session, now, now + submission.timeout_s)
     pending = Pending(submission.seq, submission.fingerprint, step, [submission.reply_to])
     session.failed_seq = 0
     session.pending.append(pending)
@@ -170,7 +149,7 @@ def expired(session: Session) -> Fault:
     )
 
 
-def draining(retry_s: float) -> Fault:
+def stopping(retry_s: float) -> Fault:
     """The server is about to stop."""
     message = "the server is draining and takes nothing new: connect to another one, or again later"
     return Fault(e.ERROR_REASON_DRAINING, message, retry_s=retry_s)
@@ -210,22 +189,20 @@ def _judge_known(session: Session, step: Submission) -> list[Answer]:
     return [Answer(step.reply_to, session, step.seq, recorded.outputs, recorded.length, replayed=True)]
 
 
-def _judge_next(session: Session, step: Submission, house: House) -> Fault | None:
+def _judge_next(session: Session, step: Submission, limits: SessionLimits, draining: bool) -> Fault | None:
     """Why a seq that was not accepted before cannot be accepted now."""
     if session.failed_seq and step.seq > session.failed_seq:
         return aborted(session, step.seq)
     if step.seq > session.accepted_seq + 1:
         return _gap(session, step.seq)
-    fault = step.fault or _no_room(session, house)
+    fault = step.fault or (stopping(limits.retry_s) if draining else _no_room(session, limits))
     if fault is not None:
         session.failed_seq = step.seq
     return fault
 
 
-def _no_room(session: Session, house: House) -> Fault | None:
+def _no_room(session: Session, limits: SessionLimits) -> Fault | None:
     """Why a valid step cannot be accepted now."""
-    if house.draining:
-        return draining(house.retry_s)
     credit = session.options.max_in_flight
     if len(session.pending) >= credit:
         return Fault(
@@ -236,7 +213,7 @@ def _no_room(session: Session, house: House) -> Fault | None:
         )
     engine = session.engine
     queue_s = engine.queue_s
-    if queue_s > house.max_queue_s:
+    if queue_s > limits.max_queue_s:
         return Fault(
             e.ERROR_REASON_OVERLOADED,
             f"model {engine.model} has work for {queue_s:.2f} s in its queue: slow down, or spread the sessions",

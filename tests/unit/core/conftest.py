@@ -8,8 +8,9 @@ import pytest
 from conveyor_proto.v1 import spec_pb2, tensor_pb2
 from conveyor_server.engine.engine import Engine, EngineLimits
 from conveyor_server.runner.base import Run, RunFailed, RunResult
-from conveyor_server.sessions.directory import Directory, SessionLimits
+from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.events import Answer, Event
+from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.sessions.session import Session, Submission
 
 

@@ -9,7 +9,8 @@ import pytest
 from conveyor_proto.v1 import spec_pb2, tensor_pb2
 from conveyor_server.engine.engine import Engine, EngineLimits
 from conveyor_server.runner.base import Run, RunResult
-from conveyor_server.sessions.directory import Directory, SessionLimits
+from conveyor_server.sessions.directory import Directory
+from conveyor_server.sessions.limits import SessionLimits
 
 
 def last_spec(digest: str = "d1") -> spec_pb2.ModelSpec:

@@ -1,0 +1,29 @@
+"""What the server grants its sessions."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """What the server grants at most, and by default.
+
+    Attributes:
+        max_sessions: of all models together.
+        max_in_flight: the largest credit.
+        default_in_flight: the credit of a session that asks for none.
+        max_idle_timeout_s, default_idle_timeout_s: likewise for the idle limit.
+        step_timeout_s: how long a step may wait that names no timeout.
+        max_queue_s: a step that would wait longer is refused as OVERLOADED.
+        retry_s: suggested delay when the server is full or draining.
+        remembered: how many sessions that are gone are remembered with the reason.
+    """
+
+    max_sessions: int = 10_000
+    max_in_flight: int = 256
+    default_in_flight: int = 16
+    max_idle_timeout_s: float = 86_400.0
+    default_idle_timeout_s: float = 600.0
+    step_timeout_s: float = 30.0
+    max_queue_s: float = 2.0
+    retry_s: float = 1.0
+    remembered: int = 10_000
