@@ -14,14 +14,20 @@ class CaptureError(ExportError):
         path: module path of the offender as `named_modules` spells it; empty for the module itself.
         reason: why it cannot be streamed.
         advice: what to do about it; may be empty.
+        owner: class of the module that was given, for a message about the module itself; may be empty.
     """
 
-    def __init__(self, reason: str, *, path: str = "", advice: str = "") -> None:
-        where = f"module {path!r}" if path else "the module"
+    def __init__(self, reason: str, *, path: str = "", advice: str = "", owner: str = "") -> None:
+        where = f"module {path!r}" if path else f"the module ({owner})" if owner else "the module"
         super().__init__(f"{where}: {reason}" + (f". {advice}" if advice else ""))
         self.path = path
         self.reason = reason
         self.advice = advice
+        self.owner = owner
+
+    def about(self, owner: str) -> "CaptureError":
+        """The same refusal of a module of that class."""
+        return CaptureError(self.reason, path=self.path, advice=self.advice, owner=owner)
 
 
 class VerificationFailed(ExportError):  # noqa: N818 - it says what happened

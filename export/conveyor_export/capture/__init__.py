@@ -46,8 +46,11 @@ def capture(
     Raises:
         CaptureError: the module cannot be streamed; the message names the submodule, the reason and what to do.
     """
-    check_module(module)
-    with isolated(module), quiet():
-        plan = make_plan(module, example_inputs, name, input_names, output_names)
-        build = build_scan if plan.scan else build_sequence
-        return build(plan, allow_non_finite_inputs=allow_non_finite_inputs)
+    try:
+        check_module(module)
+        with isolated(module), quiet():
+            plan = make_plan(module, example_inputs, name, input_names, output_names)
+            build = build_scan if plan.scan else build_sequence
+            return build(plan, allow_non_finite_inputs=allow_non_finite_inputs)
+    except CaptureError as error:
+        raise error.about(type(module).__name__) from error

@@ -146,7 +146,7 @@ def test_refused_with_the_submodule_and_the_reason(case, capfd):
     with pytest.raises(CaptureError, match=reason) as refusal:
         capture(Parts(way), torch.randn(2, 9, 4))
     assert refusal.value.path == path
-    assert (f"module {path!r}: " if path else "the module: ") in str(refusal.value)
+    assert (f"module {path!r}: " if path else "the module (Parts): ") in str(refusal.value)
     assert refusal.value.advice
     assert capfd.readouterr() == ("", "")
 
