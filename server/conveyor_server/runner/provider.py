@@ -21,6 +21,7 @@ _CPU = "CPUExecutionProvider"
 _CUDA_OPTIONS = {"device_id": "0", "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _ERRORS_ONLY = 3
+_FATAL_ONLY = 4
 _log = logging.getLogger(__name__)
 
 
@@ -77,6 +78,13 @@ def open_session(model: onnx.ModelProto, host: Host, *, folder: Path | None = No
     if host.device == "cuda":
         _check_cuda(session)
     return session
+
+
+def quiet_run() -> Any:
+    """Options of a run that says nothing of its own: what fails is raised, and onnxruntime's words quote the input."""
+    options = ort.RunOptions()
+    options.log_severity_level = _FATAL_ONLY
+    return options
 
 
 def cuda_is_offered() -> bool:

@@ -1,5 +1,6 @@
 """A run that fails fails alone: nothing else moves, the runner goes on, and no message holds what was sent."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,9 @@ def test_integer_inputs_and_an_output_without_time(maker: Make, reference: Make,
     assert expected.shape == (3, 16)
 
 
-def test_a_model_that_raises(maker: Make, load: Make, one_run: Make) -> None:
+def test_a_model_that_raises(
+    maker: Make, load: Make, one_run: Make, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     runner: OnnxRunner = load(_embedding(maker), capacity=8)
     good, bad = np.array([[1, 2]]), np.array([[3, 4], [5, 424242]])
     runner.step(one_run([good], [0]))
@@ -41,6 +44,8 @@ def test_a_model_that_raises(maker: Make, load: Make, one_run: Make) -> None:
     with pytest.raises(RunFailed, match="onnxruntime failed on 2 rows of up to 2 time steps") as failure:
         runner.step(one_run([bad], [4, 5]))
     assert "424242" not in str(failure.value)
+    assert capfd.readouterr() == ("", ""), "onnxruntime spoke for itself"
+    assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
     for rows, kept in zip(runner.read_rows([0, 1, 2, 3]), before, strict=True):
         np.testing.assert_array_equal(rows, kept)
     again = runner.step(one_run([good], [6]))
