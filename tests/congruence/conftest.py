@@ -1,5 +1,6 @@
 """Exported models of every kind, and the server's core over them, without a wire."""
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,16 @@ class Core:
         limits = EngineLimits(max_batch=8, quantum=4, max_batch_time_steps=32)
         runner = open_runner(path, device="cpu", threads=1, capacity=limits.capacity(64))
         self.engine = Engine(runner, model="m", version="1", limits=limits)
-        self.directory = Directory(SessionLimits(max_sessions=64, default_in_flight=64))
+        self.directory = Directory(SessionLimits(max_sessions=64, default_in_flight=64, max_queue_s=math.inf))
         self.batches: list[list[int]] = []
+
+    def start_over(self) -> None:
+        """Closes what an earlier example left open: hypothesis draws within a test, and may abandon it there."""
+        while self.run():
+            pass
+        self.directory.take_events()
+        for session in list(self.directory.sessions.values()):
+            self.close(session)
 
     def open(self) -> Session:
         return self.directory.create(self.engine, 0.0)

@@ -23,6 +23,7 @@ def sequence(seed, length):
 @EXAMPLES
 def test_any_interleaving_gives_the_whole_sequence_answer(model, sizes, order, eagerness, seed):
     core = model.core
+    core.start_over()
     sessions = [core.open() for _ in sizes]
     inputs = [sequence([seed, index], sum(chunks)) for index, chunks in enumerate(sizes)]
     todo = []
