@@ -293,6 +293,8 @@ class Directory:
 
     def _remove(self, session: Session, gone: Fault, cause: DetachCause) -> None:
         del self.sessions[session.id]
+        self._idle.forget(session)
+        self._late.forget(session)
         session.closing = cause
         session.engine.free(session.lane)
         self.closed[_cause_name(cause)] += 1

@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
+# Entries of forgotten things that the heap may hold beyond as many as there are things.
+_SLACK = 64
 
 
 class Deadlines(Generic[T]):
@@ -23,23 +25,40 @@ class Deadlines(Generic[T]):
     def __init__(self, deadline_of: Callable[[T], float]) -> None:
         self._deadline_of = deadline_of
         self._order = itertools.count()
-        self._heap: list[tuple[float, int, T]] = []
-        self._watched: dict[T, float] = {}
+        # The heap holds numbers only, so that a thing that was forgotten is free at once, whenever its entry comes up.
+        self._heap: list[tuple[float, int]] = []
+        self._things: dict[int, T] = {}
+        self._watched: dict[T, tuple[float, int]] = {}
 
     def __len__(self) -> int:
         return len(self._watched)
 
     def watch(self, thing: T, deadline: float) -> None:
         """Looks at a thing at `deadline`, if it is not looked at before."""
-        if deadline < self._watched.get(thing, math.inf):
-            self._watched[thing] = deadline
-            heapq.heappush(self._heap, (deadline, next(self._order), thing))
+        known = self._watched.get(thing)
+        if deadline >= (math.inf if known is None else known[0]):
+            return
+        self.forget(thing)
+        entry = (deadline, next(self._order))
+        self._watched[thing] = entry
+        self._things[entry[1]] = thing
+        heapq.heappush(self._heap, entry)
+
+    def forget(self, thing: T) -> None:
+        """Looks at a thing no more, and holds it no longer."""
+        known = self._watched.pop(thing, None)
+        if known is None:
+            return
+        del self._things[known[1]]
+        if len(self._heap) > 2 * len(self._things) + _SLACK:
+            self._heap = [entry for entry in self._heap if entry[1] in self._things]
+            heapq.heapify(self._heap)
 
     def due(self, now: float) -> Iterator[T]:
         """Takes out the things whose deadline has passed."""
         while self._heap and self._heap[0][0] <= now:
-            at, _, thing = heapq.heappop(self._heap)
-            if self._watched.get(thing) != at:
+            thing = self._things.pop(heapq.heappop(self._heap)[1], None)
+            if thing is None:
                 continue
             del self._watched[thing]
             deadline = self._deadline_of(thing)

@@ -1,5 +1,6 @@
 """Every rule of a session's numbering, one test each."""
 
+import gc
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from conveyor_proto.v1 import session_pb2
 from conveyor_server.engine.run_times import RunTimes
 from conveyor_server.errors import Refused
 from conveyor_server.sessions.events import Answer, Closed, Detached
-from conveyor_server.sessions.session import Submission
+from conveyor_server.sessions.session import Session, Submission
 
 
 def reason_of(answer):
@@ -446,3 +447,16 @@ def test_many_postponed_deadlines_cost_one_entry(core):
     assert len(core.directory._late) == 0
     assert session.applied_seq == 500
     assert core.directory.next_expiry_at() < math.inf
+
+
+def test_closed_sessions_are_held_by_nothing_until_their_idle_limit(core):
+    for _ in range(500):
+        session = core.create(idle_timeout_s=86_400.0)
+        core.step(session, 1.0)
+        core.directory.close(session, None, core.now)
+        core.directory.take_events()
+    del session
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, Session) and thing.engine is core.engine]
+    assert len(core.directory._idle) == len(core.directory._late) == 0
+    assert len(core.directory._idle._heap) <= 64
