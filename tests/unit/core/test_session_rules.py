@@ -457,6 +457,6 @@ def test_closed_sessions_are_held_by_nothing_until_their_idle_limit(core):
         core.directory.take_events()
     del session
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if isinstance(thing, Session) and thing.engine is core.engine]
+    assert not [thing for thing in gc.get_objects() if type(thing) is Session and thing.engine is core.engine]
     assert len(core.directory._idle) == len(core.directory._late) == 0
     assert len(core.directory._idle._heap) <= 64
