@@ -19,6 +19,7 @@ from conveyor_server.errors import StartError
 ENVIRONMENT_PREFIX = "CONVEYOR_"
 # Kubernetes describes a service named `conveyor` to its pods in variables that look like ours.
 _KUBERNETES = (f"{ENVIRONMENT_PREFIX}SERVICE_", f"{ENVIRONMENT_PREFIX}PORT_")
+_LAST_PORT = 65_535
 Device: TypeAlias = Literal["cpu", "cuda", "auto"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
@@ -74,6 +75,14 @@ class Settings:
     inline_run_s: Annotated[
         float, _Doc("runs up to this long run on the event loop's thread, longer on their own", 0)
     ] = 0.002
+    workers: Annotated[
+        int,
+        _Doc(
+            "processes that share the gRPC port, each with its own models, its own sessions (max_sessions, and their "
+            "memory, are of each) and its own metrics port (metrics_port, the next, ...)",
+            1,
+        ),
+    ] = 1
     drain_s: Annotated[float, _Doc("time to finish what is in flight after SIGTERM", 0)] = 20.0
     log_level: Annotated[LogLevel, _Doc("what is logged to standard error")] = "info"
 
@@ -101,6 +110,12 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
     settings = Settings(**values)
     _check_together(settings)
     return settings
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables from which `load` makes these settings again, whatever files say by then."""
+    given = {field.name: getattr(settings, field.name) for field in _FIELDS.values()}
+    return {f"{ENVIRONMENT_PREFIX}{name.upper()}": str(value) for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +231,20 @@ def _check_together(settings: Settings) -> None:
         raise StartError("--tls-certificate and --tls-key go together")
     if settings.tls_client_ca is not None and settings.tls_key is None:
         raise StartError("--tls-client-ca needs --tls-certificate and --tls-key")
+    _check_workers(settings)
+
+
+def _check_workers(settings: Settings) -> None:
+    first, last = settings.metrics_port, settings.metrics_port + settings.workers - 1
+    if settings.workers == 1 or first == 0:
+        return
+    if last > _LAST_PORT:
+        raise StartError(f"--workers {settings.workers} need the metrics ports {first} to {last}: lower --metrics-port")
+    if first <= settings.port <= last:
+        raise StartError(
+            f"--workers {settings.workers} need the metrics ports {first} to {last}, and port is {settings.port}: "
+            "move one of them"
+        )
 
 
 def _flag(name: str) -> str:

@@ -142,6 +142,7 @@ class GrpcServer:
         core: what drives the sessions.
         services: unary handlers by full service name; Stream joins `conveyor.v1.SessionService`.
         calls: unary calls under way.
+        shared: the port may be held by other processes of this server, which have made sure that nobody else has it.
     """
 
     def __init__(
@@ -152,10 +153,11 @@ class GrpcServer:
         *,
         calls: Calls,
         limits: WireLimits,
+        shared: bool = False,
     ) -> None:
         self.calls = calls
         self.streams = Streams(core, metrics, limits)
-        self.server = grpc.aio.server(options=_options(limits))
+        self.server = grpc.aio.server(options=_options(limits, shared=shared))
         stream: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
             self.streams.serve,
             request_deserializer=session_pb2.StreamRequest.FromString,
@@ -209,10 +211,10 @@ def _credentials(tls: Tls) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
 
 
-def _options(limits: WireLimits) -> Sequence[tuple[str, int]]:
+def _options(limits: WireLimits, *, shared: bool) -> Sequence[tuple[str, int]]:
     return (
-        # Two servers on one port would each hold half of the sessions.
-        ("grpc.so_reuseport", 0),
+        # Two servers on one port would each hold half of the sessions; only workers of one server mean to.
+        ("grpc.so_reuseport", int(shared)),
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         # A peer that vanished without a word is noticed, and its streams freed.
