@@ -1,4 +1,4 @@
-"""`conveyor serve`: arguments -> Settings -> App."""
+"""`conveyor serve`: arguments -> Settings -> App, or a supervisor of several workers that are each this program."""
 
 import os
 
@@ -6,12 +6,20 @@ import os
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import asyncio
+import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from conveyor_server import settings as settings_module
 from conveyor_server.errors import StartError
+from conveyor_server.settings import Settings
+from conveyor_server.supervisor.link import Link, Report
+from conveyor_server.supervisor.supervisor import PATIENCE_S, Supervisor
+
+if TYPE_CHECKING:
+    from conveyor_server.app import App
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,24 +28,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: flags, without the program's name; None takes the process's.
     """
+    link = Link.inherited(os.environ)
     try:
         settings = settings_module.load(sys.argv[1:] if arguments is None else arguments, os.environ)
+        who = f" worker {link.index}:" if link is not None else ""
         logging.basicConfig(
-            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+            level=settings.log_level.upper(), format=f"%(asctime)s %(levelname)s{who} %(message)s", stream=sys.stderr
         )
+        if link is not None:
+            return asyncio.run(_work(settings, link))
+        if settings.workers > 1:
+            return asyncio.run(Supervisor(settings, os.environ).run())
         return asyncio.run(_serve(settings))
     except StartError as error:
-        print(f"conveyor serve: {error}", file=sys.stderr)
+        if link is not None:
+            # The supervisor says it, once.
+            link.tell(Report(error=str(error)))
+        else:
+            print(f"conveyor serve: {error}", file=sys.stderr)
         return 2
 
 
-async def _serve(settings: settings_module.Settings) -> int:
-    # Here, so that --help and a wrong flag answer without loading onnxruntime.
+async def _serve(settings: Settings) -> int:
+    return await _run(_app(settings))
+
+
+async def _work(settings: Settings, link: Link) -> int:
+    """Serves on a port that is shared, until the link to the supervisor ends."""
+    first = settings.metrics_port
+    app = _app(dataclasses.replace(settings, metrics_port=first and first + link.index), shared_port=True)
+    link.watch(app.stop, asyncio.get_running_loop(), settings.drain_s + PATIENCE_S / 2)
+    telling = asyncio.create_task(_tell_ready(app, link))
+    try:
+        return await _run(app)
+    finally:
+        telling.cancel()
+
+
+async def _tell_ready(app: "App", link: Link) -> None:
+    await app.warm.wait()
+    if app.pages is not None:
+        link.tell(Report(metrics_port=app.pages.port))
+
+
+def _app(settings: Settings, *, shared_port: bool = False) -> "App":
+    # Here, so that --help, a wrong flag and a supervisor do without onnxruntime.
     try:
         from conveyor_server.app import App
     except ModuleNotFoundError as error:
         raise StartError(f"{error}: install the server with pip install 'conveyor[server]'") from error
-    app = App(settings)
+    return App(settings, shared_port=shared_port)
+
+
+async def _run(app: "App") -> int:
     status = await app.run()
     if app.stuck:
         # Python would wait for the thread of the run that does not come back.

@@ -42,10 +42,15 @@ _LAST_S = 0.5
 
 
 class App:
-    """A server in one process. Made and run on one event loop, whose thread is the core thread."""
+    """A server in one process. Made and run on one event loop, whose thread is the core thread.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        shared_port: the gRPC port is held by other processes of this server too.
+    """
+
+    def __init__(self, settings: Settings, *, shared_port: bool = False) -> None:
         self.settings = settings
+        self.shared_port = shared_port
         self.metrics = Metrics()
         self.directory = Directory(_session_limits(settings))
         self.repository = _repository(settings)
@@ -103,7 +108,8 @@ class App:
         """Opens the ports, loads all models and turns ready."""
         settings = self.settings
         await self._say(serving=False)
-        self.port = self.grpc.listen(settings.host, settings.port, _tls(settings))
+        if not self.shared_port:
+            await self._open_port()
         self.pages = MetricsServer(
             settings.host,
             settings.metrics_port,
@@ -112,8 +118,10 @@ class App:
             not_ready=self._not_ready,
         )
         self.pages.start()
-        await self.grpc.start()
         await self._load()
+        if self.shared_port:
+            # Not before: the kernel would send it new connections that a ready process could serve.
+            await self._open_port()
         self.warm.set()
         await self._say(serving=True)
         _log.info(
@@ -171,6 +179,10 @@ class App:
                 loop.remove_signal_handler(number)
                 signal.signal(number, handler)
 
+    async def _open_port(self) -> None:
+        self.port = self.grpc.listen(self.settings.host, self.settings.port, _tls(self.settings))
+        await self.grpc.start()
+
     async def _load(self) -> None:
         try:
             await self.loader.load_all()
@@ -208,7 +220,7 @@ class App:
         limits = WireLimits(
             max_message_bytes=self.settings.max_message_bytes, max_outgoing_bytes=self.settings.max_outgoing_bytes
         )
-        return GrpcServer(self.driver, self.metrics, services, calls=calls, limits=limits)
+        return GrpcServer(self.driver, self.metrics, services, calls=calls, limits=limits, shared=self.shared_port)
 
 
 def _calm_the_collector() -> None:

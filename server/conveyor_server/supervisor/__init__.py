@@ -1,0 +1,1 @@
+"""Several processes behind one gRPC port: who starts them, replaces them and ends them."""
