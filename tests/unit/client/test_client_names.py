@@ -32,7 +32,7 @@ def test_the_exported_names():
     assert len(conveyor.__all__) == len(set(conveyor.__all__))
     assert set(conveyor.aio.__all__) == {"AsyncClient", "AsyncPopulation", "AsyncSession", "Opening", "connect"}
     public = {name for name in vars(conveyor) if not name.startswith("_")}
-    assert public - set(conveyor.__all__) <= {"errors", "cli", "annotations"} | {"Any", "Sequence"}
+    assert public - set(conveyor.__all__) <= {"errors", "cli", "bench", "annotations"} | {"Any", "Sequence"}
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES.split()) - {"__version__", "aio"}))

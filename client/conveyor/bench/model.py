@@ -1,0 +1,80 @@
+"""What a step of a model takes, as bytes: asked from the server once, filled with random values."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from conveyor_proto.codec import to_numpy_dtype
+from conveyor_proto.v1 import model_pb2, spec_pb2
+from conveyor_proto.v1.model_pb2_grpc import ModelServiceStub
+from numpy.typing import NDArray
+
+from conveyor.bench.spec import LoadError
+
+# Beyond so much random data, sessions send the same values as others: the model's cost does not depend on them.
+_MAX_POOL_BYTES = 64 << 20
+# Token ids and the like stay within an embedding of this size, unless told otherwise.
+_INTEGERS_BELOW = 2
+
+
+def inputs_of(
+    target: str, model: str, version: str = "", root_certificates: Path | None = None, timeout_s: float = 10.0
+) -> list[spec_pb2.TensorSpec]:
+    """Asks a server for a model's inputs.
+
+    Raises:
+        LoadError: no answer, or no such model.
+    """
+    if root_certificates is None:
+        channel = grpc.insecure_channel(target)
+    else:
+        credentials = grpc.ssl_channel_credentials(root_certificates.read_bytes())
+        channel = grpc.secure_channel(target, credentials)
+    with channel:
+        stub: Any = ModelServiceStub(channel)
+        try:
+            answer = stub.GetModel(model_pb2.GetModelRequest(name=model, version=version), timeout=timeout_s)
+        except grpc.RpcError as error:
+            details: Any = error
+            raise LoadError(f"{target}, model {model}: {details.details()}", code=details.code()) from None
+    return list(answer.model.spec.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Values of one input for every step that is sent.
+
+    Attributes:
+        has_time: the value of a step is `[time steps, *shape]`, else `[*shape]`.
+        data: bytes of one step's value, `[pool, bytes]`; session i sends row i % pool.
+    """
+
+    has_time: bool
+    data: NDArray[np.uint8]
+
+
+def random_columns(
+    inputs: Sequence[spec_pb2.TensorSpec], time_steps: int, sessions: int, rng: np.random.Generator
+) -> list[Column]:
+    """Random values for each input: standard normal, small whole numbers, or truth values, as its dtype is."""
+    row_bytes = sum(
+        math.prod(item.shape) * to_numpy_dtype(item.dtype).itemsize * (time_steps if item.has_time else 1)
+        for item in inputs
+    )
+    pool = max(1, min(sessions, _MAX_POOL_BYTES // max(1, row_bytes)))
+    return [_column(item, time_steps, pool, rng) for item in inputs]
+
+
+def _column(item: spec_pb2.TensorSpec, time_steps: int, pool: int, rng: np.random.Generator) -> Column:
+    dtype = to_numpy_dtype(item.dtype)
+    shape = (pool, *([time_steps] if item.has_time else []), *item.shape)
+    values: NDArray[Any]
+    if np.issubdtype(dtype, np.floating):
+        values = rng.standard_normal(shape, np.float32).astype(dtype)
+    else:
+        values = rng.integers(0, _INTEGERS_BELOW, shape).astype(dtype)
+    return Column(item.has_time, np.ascontiguousarray(values).reshape(pool, -1).view(np.uint8).reshape(pool, -1))

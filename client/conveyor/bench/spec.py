@@ -1,0 +1,78 @@
+"""What load is wanted, and how it can fail."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from conveyor.errors import ConveyorError
+
+
+class LoadError(ConveyorError):
+    """The load cannot be put on, or the server did something that the protocol does not allow."""
+
+
+class Pattern(StrEnum):
+    """When steps are sent."""
+
+    CLOSED = "closed"
+    POISSON = "poisson"
+    BURST = "burst"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadSpec:
+    """The load of one process.
+
+    Attributes:
+        model: name of the model.
+        version: empty: the latest.
+        sessions: sessions, spread evenly over the streams.
+        streams: gRPC streams, spread evenly over the connections.
+        connections: TCP connections.
+        pattern: closed: a session (in frames: a stream) sends as soon as it has an answer. poisson: steps fall due at
+            random, at `rate_per_s`, whatever the server does. burst: `rate_per_s * burst_s` steps fall due at once.
+        rate_per_s: steps per second that fall due, over all sessions; of no meaning to a closed loop.
+        burst_s: time between two bursts.
+        frames: steps travel in StepFrames, one for each stream and turn, not in a message each.
+        in_flight: steps of one session that are unanswered at most.
+        time_steps: of each step.
+        echo: ask the server's transport alone (metadata `conveyor-diagnostics: echo`); needs `--diagnostics` there.
+        opening: attaches that are unanswered at most while the load is opened.
+        answer_timeout_s: silence of the server after which the load gives up.
+        tick_s: least time between two looks at the network, so that many answers share one; None: by load.
+        root_certificates: encrypt, and trust the authorities in this PEM file; None: no TLS.
+        seed: of inputs and arrivals.
+    """
+
+    model: str
+    version: str = ""
+    sessions: int = 1
+    streams: int = 1
+    connections: int = 1
+    pattern: Pattern = Pattern.CLOSED
+    rate_per_s: float = 0.0
+    burst_s: float = 0.1
+    frames: bool = False
+    in_flight: int = 1
+    time_steps: int = 1
+    echo: bool = False
+    opening: int = 64
+    answer_timeout_s: float = 30.0
+    tick_s: float | None = None
+    root_certificates: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the numbers do not fit together."""
+        if not 1 <= self.connections <= self.streams <= self.sessions:
+            raise ValueError(
+                f"{self.sessions} sessions on {self.streams} streams on {self.connections} connections: at least one "
+                "session is needed for each stream, and one stream for each connection"
+            )
+        for name in ("in_flight", "time_steps", "opening"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is 1 or more, not {getattr(self, name)}")
+        if self.pattern is not Pattern.CLOSED and not self.rate_per_s > 0:
+            raise ValueError(f"pattern {self.pattern} needs a rate of steps per second")
+        if not self.burst_s > 0:
+            raise ValueError(f"burst_s is a number of seconds above 0, not {self.burst_s}")
