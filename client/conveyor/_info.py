@@ -69,6 +69,57 @@ class SessionInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class RunTime:
+    """How long a run of a size took when the model was loaded, the fastest of some.
+
+    Attributes:
+        rows: sessions in the run.
+        time_steps: of each row.
+        run_s: seconds of the run.
+    """
+
+    rows: int
+    time_steps: int
+    run_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """How large the runs of a model may be, chosen by measurement when it was loaded.
+
+    Attributes:
+        max_batch: sessions in one run.
+        quantum: time steps of one session in one run; longer steps take several.
+        max_batch_time_steps: sessions times padded time steps of one run.
+        inline_run_s: a run that is expected to take at most this long runs on the thread that serves all streams.
+        inline_rows: sessions in a run of one time step that is expected to be so short; 0: not even one.
+        given: names of the attributes above that the server's settings gave; the others were chosen.
+        measured: what it was chosen by.
+    """
+
+    max_batch: int
+    quantum: int
+    max_batch_time_steps: int
+    inline_run_s: float
+    inline_rows: int
+    given: tuple[str, ...]
+    measured: tuple[RunTime, ...]
+
+    @classmethod
+    def of(cls, message: model_pb2.BatchPolicy) -> "BatchPolicy":
+        """Reads the contract's message."""
+        return cls(
+            max_batch=message.max_batch,
+            quantum=message.quantum,
+            max_batch_time_steps=message.max_batch_time_steps,
+            inline_run_s=message.inline_run_seconds,
+            inline_rows=message.inline_rows,
+            given=tuple(name.replace("_seconds", "_s") for name in message.given),
+            measured=tuple(RunTime(item.rows, item.time_steps, item.seconds) for item in message.measured),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A model version on the server.
 
@@ -83,6 +134,7 @@ class Model:
         sessions: how many live on it.
         failure: why it could not be loaded; empty otherwise.
         spec: inputs, outputs, states, layers, provenance and the verifier's figures, as the exporter wrote them.
+        batch_policy: how large its runs may be; None before it is loaded.
     """
 
     name: str
@@ -95,6 +147,7 @@ class Model:
     sessions: int
     failure: str
     spec: spec_pb2.ModelSpec
+    batch_policy: BatchPolicy | None
 
     @classmethod
     def of(cls, message: model_pb2.Model) -> "Model":
@@ -110,6 +163,7 @@ class Model:
             sessions=message.sessions,
             failure=message.failure.message,
             spec=message.spec,
+            batch_policy=BatchPolicy.of(message.batch_policy) if message.HasField("batch_policy") else None,
         )
 
 

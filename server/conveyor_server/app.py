@@ -20,7 +20,8 @@ from conveyor_server.engine.engine import Engine, EngineLimits
 from conveyor_server.errors import StartError
 from conveyor_server.http import MetricsServer
 from conveyor_server.metrics import Metrics
-from conveyor_server.repository import Repository
+from conveyor_server.repository import Overrides, Prepared, Repository
+from conveyor_server.repository.policy import INLINE_RUN_S, MAX_BATCH
 from conveyor_server.runner.onnx_runner import open_runner
 from conveyor_server.servicers.loader import Loader
 from conveyor_server.servicers.models import ModelServicer
@@ -58,7 +59,7 @@ class App:
             self.directory,
             self.repository,
             self.metrics,
-            inline_run_s=settings.inline_run_s,
+            inline_run_s=INLINE_RUN_S if settings.inline_run_s is None else settings.inline_run_s,
             max_time_steps=settings.max_time_steps,
         )
         self.loader = Loader(self.driver, self.metrics)
@@ -235,19 +236,31 @@ def _calm_the_collector() -> None:
 
 
 def _repository(settings: Settings) -> Repository[Engine]:
-    limits = EngineLimits(
-        max_batch=settings.max_batch, quantum=settings.quantum, max_batch_time_steps=settings.max_batch_time_steps
-    )
     return Repository(
         settings.models,
         open_runner=functools.partial(
             open_runner,
             device=settings.device,
             threads=settings.threads,
-            capacity=limits.capacity(settings.max_sessions),
+            # The slab is made before the model is measured, so it has room for the largest batch that may be chosen.
+            capacity=EngineLimits(max_batch=settings.max_batch or MAX_BATCH).capacity(settings.max_sessions),
         ),
-        make_engine=lambda name, version, runner: Engine(runner, model=name, version=version, limits=limits),
+        make_engine=_engine,
+        overrides=Overrides(
+            max_batch=settings.max_batch,
+            quantum=settings.quantum,
+            max_batch_time_steps=settings.max_batch_time_steps,
+            inline_run_s=settings.inline_run_s,
+        ),
     )
+
+
+def _engine(prepared: Prepared) -> Engine:
+    policy = prepared.policy
+    limits = EngineLimits(
+        max_batch=policy.max_batch, quantum=policy.quantum, max_batch_time_steps=policy.max_batch_time_steps
+    )
+    return Engine(prepared.runner, model=prepared.name, version=prepared.version, limits=limits)
 
 
 def _session_limits(settings: Settings) -> SessionLimits:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeAlias, get_args
 from conveyor_server.errors import StartError
 
 ENVIRONMENT_PREFIX = "CONVEYOR_"
+_AUTO = "auto"
 # Kubernetes describes a service named `conveyor` to its pods in variables that look like ours.
 _KUBERNETES = (f"{ENVIRONMENT_PREFIX}SERVICE_", f"{ENVIRONMENT_PREFIX}PORT_")
 _LAST_PORT = 65_535
@@ -28,6 +29,8 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 class _Doc:
     help: str
     least: float = 0.0
+    # None is spelled `auto`.
+    auto: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +67,24 @@ class Settings:
     max_queue_s: Annotated[float, _Doc("a step that would wait longer, by what past runs took, is refused", 0.001)] = (
         2.0
     )
-    max_batch: Annotated[int, _Doc("sessions in one run of a model", 1)] = 256
-    max_batch_time_steps: Annotated[int, _Doc("sessions times time steps in one run of a model", 1)] = 1024
-    quantum: Annotated[int, _Doc("time steps of one session in one run; longer steps take several runs", 1)] = 16
+    max_batch: Annotated[
+        int | None, _Doc("sessions in one run of a model. auto: by what its runs take when it is loaded", 1, auto=True)
+    ] = None
+    max_batch_time_steps: Annotated[
+        int | None, _Doc("sessions times time steps in one run of a model. auto: as max_batch", 1, auto=True)
+    ] = None
+    quantum: Annotated[
+        int | None,
+        _Doc("time steps of one session in one run; longer steps take several. auto: as max_batch", 1, auto=True),
+    ] = None
     max_time_steps: Annotated[int, _Doc("time steps of one step", 1)] = 4096
     max_message_bytes: Annotated[int, _Doc("size of one request; a larger one ends its call", 1024)] = 16 << 20
     max_outgoing_bytes: Annotated[int, _Doc("unsent answers of a stream beyond which no request is read", 1024)] = (
         4 << 20
     )
     inline_run_s: Annotated[
-        float, _Doc("runs up to this long run on the event loop's thread, longer on their own", 0)
-    ] = 0.002
+        float | None, _Doc("runs up to this long run on the core thread, longer on their own. auto: 2 ms", 0, auto=True)
+    ] = None
     workers: Annotated[
         int,
         _Doc(
@@ -126,6 +136,11 @@ class _Field:
     doc: _Doc
 
     @property
+    def kind(self) -> Any:
+        """The type of a value that is not None."""
+        return next((kind for kind in get_args(self.type) if kind in {int, float}), self.type)
+
+    @property
     def choices(self) -> Sequence[str]:
         return [choice for choice in get_args(self.type) if isinstance(choice, str)]
 
@@ -155,7 +170,8 @@ def _flags(arguments: Sequence[str]) -> dict[str, str]:
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
     for field in _FIELDS.values():
-        default = "" if field.default is None else f" (default: {field.default})"
+        value = _AUTO if field.doc.auto and field.default is None else field.default
+        default = "" if value is None else f" (default: {value})"
         metavar = "|".join(field.choices) or field.name.rpartition("_")[2].upper()
         text = (field.doc.help + default).replace("%", "%%")
         parser.add_argument(_flag(field.name), metavar=metavar, help=text)
@@ -202,16 +218,18 @@ def _convert(field: _Field, value: Any, source: str) -> Any:
         if value not in field.choices:
             raise StartError(f"{where} is not one of {', '.join(field.choices)}")
         return value
+    if field.doc.auto and value == _AUTO:
+        return None
     if field.type is str:
         return str(value)
-    if field.type in {int, float}:
+    if field.kind in {int, float}:
         return _number(field, value, where)
     return Path(value)
 
 
 def _number(field: _Field, value: Any, where: str) -> float:
-    kind = int if field.type is int else float
-    what = "a whole number" if kind is int else "a number of seconds"
+    kind = int if field.kind is int else float
+    what = ("a whole number" if kind is int else "a number of seconds") + (f" or {_AUTO}" if field.doc.auto else "")
     try:
         number = kind(value)
     except (TypeError, ValueError):

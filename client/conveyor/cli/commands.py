@@ -69,7 +69,28 @@ def models(arguments: argparse.Namespace) -> int:
     for model in found:
         if model.failure:
             print(f"{model.name} {model.version}: {model.failure}")
+    if any(model.batch_policy for model in found):
+        print("\n" + _policies(found))
     return 0
+
+
+def _policies(found: Iterable[conveyor.Model]) -> str:
+    """The bounds of each model's runs, those that the settings gave marked, and the times that chose the others."""
+    rows = []
+    for model in found:
+        if (policy := model.batch_policy) is None:
+            continue
+        bounds = {
+            "max_batch": policy.max_batch,
+            "quantum": policy.quantum,
+            "max_batch_time_steps": policy.max_batch_time_steps,
+            "inline_run_s": f"up to {policy.inline_rows}" if policy.inline_rows else "none",
+        }
+        marked = [f"{value} (given)" if name in policy.given else f"{value}" for name, value in bounds.items()]
+        took = [f"{item.rows}: {duration(item.run_s)}" for item in policy.measured if item.time_steps == 1]
+        rows.append((model.name, model.version, *marked, ", ".join(took)))
+    headings = ("MODEL", "VERSION", "MAX BATCH", "QUANTUM", "TIME STEPS", "INLINE", "SESSIONS: ONE RUN")
+    return table(headings, rows)
 
 
 def sessions(arguments: argparse.Namespace) -> int:
@@ -166,7 +187,9 @@ def _tensors(specs: Iterable[spec_pb2.TensorSpec]) -> str:
 
 def _model_json(model: conveyor.Model) -> dict[str, Any]:
     fields = {name: getattr(model, name) for name in model.__dataclass_fields__ if name != "spec"}
-    return fields | {"spec": json_format.MessageToDict(model.spec, preserving_proto_field_name=True)}
+    policy = None if model.batch_policy is None else asdict(model.batch_policy)
+    spec = json_format.MessageToDict(model.spec, preserving_proto_field_name=True)
+    return fields | {"batch_policy": policy, "spec": spec}
 
 
 def _print_json(value: Any) -> None:

@@ -29,7 +29,11 @@ def size(count_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`1.5 s`, `12 min`, `3 h`."""
+    """`32 us`, `1.4 ms`, `1.5 s`, `12 min`, `3 h`."""
+    if 0 < seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} us"
+    if 0 < seconds < 0.1:
+        return f"{seconds * 1e3:.3g} ms"
     if seconds < 60:
         return f"{seconds:.2g} s"
     if seconds < 3600:

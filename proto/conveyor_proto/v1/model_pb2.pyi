@@ -57,6 +57,7 @@ class Model(_message.Message):
     LOAD_SECONDS_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    BATCH_POLICY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
     status: Global___ModelStatus.ValueType
@@ -74,6 +75,10 @@ class Model(_message.Message):
     def failure(self) -> _status_pb2.Status:
         """Why it could not be loaded."""
 
+    @_builtins.property
+    def batch_policy(self) -> Global___BatchPolicy:
+        """Where it is ready."""
+
     def __init__(
         self,
         *,
@@ -87,14 +92,93 @@ class Model(_message.Message):
         load_seconds: _builtins.float = ...,
         sessions: _builtins.int = ...,
         failure: _status_pb2.Status | None = ...,
+        batch_policy: Global___BatchPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "loaded_at", b"loaded_at", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_policy", b"batch_policy", "failure", b"failure", "loaded_at", b"loaded_at", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "failure", b"failure", "latest", b"latest", "load_seconds", b"load_seconds", "loaded_at", b"loaded_at", "name", b"name", "sessions", b"sessions", "spec", b"spec", "status", b"status", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_policy", b"batch_policy", "device", b"device", "failure", b"failure", "latest", b"latest", "load_seconds", b"load_seconds", "loaded_at", b"loaded_at", "name", b"name", "sessions", b"sessions", "spec", b"spec", "status", b"status", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class BatchPolicy(_message.Message):
+    """How large the runs of a model may be, chosen by measurement when it was loaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_BATCH_FIELD_NUMBER: _builtins.int
+    QUANTUM_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_TIME_STEPS_FIELD_NUMBER: _builtins.int
+    INLINE_RUN_SECONDS_FIELD_NUMBER: _builtins.int
+    INLINE_ROWS_FIELD_NUMBER: _builtins.int
+    GIVEN_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
+    max_batch: _builtins.int
+    """Sessions in one run."""
+    quantum: _builtins.int
+    """Time steps of one session in one run; longer steps take several."""
+    max_batch_time_steps: _builtins.int
+    """Sessions times padded time steps of one run."""
+    inline_run_seconds: _builtins.float
+    """A run that is expected to take at most this long runs on the thread that serves all streams, a longer one on its own."""
+    inline_rows: _builtins.int
+    """Sessions in a run of one time step that is expected to be so short; 0: not even one."""
+    @_builtins.property
+    def given(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the fields above that the server's settings gave; the others were chosen."""
+
+    @_builtins.property
+    def measured(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunTime]:
+        """What it was chosen by."""
+
+    def __init__(
+        self,
+        *,
+        max_batch: _builtins.int = ...,
+        quantum: _builtins.int = ...,
+        max_batch_time_steps: _builtins.int = ...,
+        inline_run_seconds: _builtins.float = ...,
+        inline_rows: _builtins.int = ...,
+        given: _abc.Iterable[_builtins.str] | None = ...,
+        measured: _abc.Iterable[Global___RunTime] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["given", b"given", "inline_rows", b"inline_rows", "inline_run_seconds", b"inline_run_seconds", "max_batch", b"max_batch", "max_batch_time_steps", b"max_batch_time_steps", "measured", b"measured", "quantum", b"quantum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchPolicy: _TypeAlias = BatchPolicy  # noqa: Y015
+
+@_typing.final
+class RunTime(_message.Message):
+    """The fastest run of a size when the model was loaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    TIME_STEPS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    time_steps: _builtins.int
+    """Of each row."""
+    seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        rows: _builtins.int = ...,
+        time_steps: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows", "seconds", b"seconds", "time_steps", b"time_steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunTime: _TypeAlias = RunTime  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):

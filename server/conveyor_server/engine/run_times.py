@@ -1,7 +1,8 @@
 """How long runs take, by size: what the driver and the queue expect of the next one.
 
-Invariant: sizes are told apart by powers of two, because a time step costs several times less in a large batch
-than alone.
+Invariant: sizes are told apart as the scheduler tells lengths apart, by the power of two that holds them, because a
+time step costs several times less in a large batch than alone; a size that was never run is never taken for faster
+than it can be.
 """
 
 import math
@@ -30,8 +31,10 @@ class RunTimes:
         return min(self._time_step_s.values(), default=0.0)
 
     def expected_s(self, rows: int, longest: int) -> float:
-        """Seconds of a run of about this size; infinity where none was seen."""
-        return self._run_s.get(_size(rows, longest), math.inf)
+        """Seconds of a run of about this size; where none was seen, at most so many; infinity before the first run."""
+        size = _size(rows, longest)
+        seen = self._run_s.get(size)
+        return at_most_s(self._run_s, *size) if seen is None else seen
 
     def observe(self, rows: int, longest: int, time_steps: int, run_s: float) -> None:
         """Learns from a run of `time_steps` valid time steps in all, `longest` of them in the longest row."""
@@ -41,5 +44,23 @@ class RunTimes:
         self._time_step_s[size] = 0.8 * self._time_step_s.get(size, cost_s) + 0.2 * cost_s
 
 
+def at_most_s(measured: Mapping[tuple[int, int], float], rows: int, longest: int) -> float:
+    """Seconds that a run of this size takes at most, as far as measured runs tell; infinity where there are none.
+
+    A smaller run takes no longer than a larger one, and a run k times the size no longer than k runs: so each measured
+    size is a bound for every other, and the lowest of them holds.
+
+    Args:
+        measured: (rows, time steps of each row) -> seconds of one run.
+        rows: of the run.
+        longest: time steps of its longest row.
+    """
+    return min(
+        (run_s * max(1.0, rows / has[0]) * max(1.0, longest / has[1]) for has, run_s in measured.items()),
+        default=math.inf,
+    )
+
+
 def _size(rows: int, longest: int) -> tuple[int, int]:
-    return rows.bit_length(), longest.bit_length()
+    """The largest size of the class: powers of two."""
+    return 1 << (rows - 1).bit_length(), 1 << (longest - 1).bit_length()

@@ -16,6 +16,7 @@ from conveyor_proto.v1 import model_pb2, spec_pb2
 
 from conveyor_server.errors import Refused, refuse
 from conveyor_server.repository.folder import MODEL_FILE, ModelFolder, is_name, is_version
+from conveyor_server.repository.policy import Overrides
 from conveyor_server.repository.prepare import Prepared, prepare
 from conveyor_server.runner.base import RunFailed, Runner, RunnerUnavailable
 
@@ -76,7 +77,8 @@ class Repository(Generic[EngineT]):
     Args:
         root: folder of `NAME/VERSION/model.onnx`.
         open_runner: opens a file; called by `prepare`, on its thread.
-        make_engine: makes the engine of a name, a version and a runner; called by `publish`, on the core thread.
+        make_engine: makes the engine of a prepared version; called by `publish`, on the core thread.
+        overrides: what is given of every model's batch policy.
     """
 
     def __init__(
@@ -84,11 +86,13 @@ class Repository(Generic[EngineT]):
         root: Path,
         *,
         open_runner: Callable[[Path], Runner],
-        make_engine: Callable[[str, str, Runner], EngineT],
+        make_engine: Callable[[Prepared], EngineT],
+        overrides: Overrides | None = None,
     ) -> None:
         self._folder = ModelFolder(root)
         self._open_runner = open_runner
         self._make_engine = make_engine
+        self._overrides = overrides
         self._versions: dict[str, dict[str, ModelVersion[EngineT]]] = {}
 
     def on_disk(self) -> dict[str, list[str]]:
@@ -120,7 +124,7 @@ class Repository(Generic[EngineT]):
         if path is None:
             raise self._not_on_disk(name, version)
         try:
-            return prepare(name, version, path, self._open_runner)
+            return prepare(name, version, path, self._open_runner, self._overrides)
         except RunnerUnavailable as error:
             raise _invalid(name, version, str(error)) from error
         except RunFailed as error:
@@ -149,7 +153,7 @@ class Repository(Generic[EngineT]):
     def publish(self, prepared: Prepared) -> ModelVersion[EngineT]:
         """Makes the engine of a version that `begin` marked; from here on `find` gives it."""
         self._require_loading(prepared.name, prepared.version)
-        engine = self._make_engine(prepared.name, prepared.version, prepared.runner)
+        engine = self._make_engine(prepared)
         return self._put(
             ModelVersion(
                 prepared.name, prepared.version, model_pb2.MODEL_STATUS_READY, prepared=prepared, engine=engine

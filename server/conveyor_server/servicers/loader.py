@@ -101,15 +101,16 @@ class Loader:
             repository.fail(name, version, refusal.fault)
             raise
         item = repository.publish(prepared)
-        self._core.add(item.serving, prepared.step_s)
+        self._core.add(item.serving, prepared.usual_s)
         self._metrics.loaded(item.serving, prepared.load_s)
         _log.info(
-            "serving %s/%s on %s: %d bytes of state a session, one step of one session %.0f us, loaded in %.2f s",
+            "serving %s/%s on %s: %d bytes of state a session, one step of one session %.0f us, %s, loaded in %.2f s",
             name,
             version,
             prepared.runner.device,
             prepared.runner.spec.state_bytes,
             prepared.step_s[(1, 1)] * 1e6,
+            prepared.policy,
             prepared.load_s,
         )
         return item

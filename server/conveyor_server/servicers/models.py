@@ -4,10 +4,13 @@ from conveyor_proto.reasons import to_status
 from conveyor_proto.v1 import model_pb2 as pb
 
 from conveyor_server.engine.engine import Engine
-from conveyor_server.repository import ModelVersion
+from conveyor_server.repository import ModelVersion, Prepared
 from conveyor_server.servicers.convert import missing, sessions_on
 from conveyor_server.servicers.core import Core
 from conveyor_server.servicers.loader import Loader
+
+# Settings that the contract names otherwise: durations end in `_s` here and in `_seconds` there.
+_GIVEN = {"inline_run_s": "inline_run_seconds"}
 
 
 class ModelServicer:
@@ -50,4 +53,21 @@ class ModelServicer:
             model.device = item.prepared.runner.device
             model.loaded_at.FromNanoseconds(round(item.prepared.loaded_at * 1e9))
             model.load_seconds = item.prepared.load_s
+            model.batch_policy.CopyFrom(_policy(item.prepared))
         return model
+
+
+def _policy(prepared: Prepared) -> pb.BatchPolicy:
+    policy = prepared.policy
+    return pb.BatchPolicy(
+        max_batch=policy.max_batch,
+        quantum=policy.quantum,
+        max_batch_time_steps=policy.max_batch_time_steps,
+        inline_run_seconds=policy.inline_run_s,
+        inline_rows=policy.inline_rows,
+        given=[_GIVEN.get(name, name) for name in sorted(policy.given)],
+        measured=[
+            pb.RunTime(rows=rows, time_steps=time_steps, seconds=run_s)
+            for (rows, time_steps), run_s in sorted(prepared.step_s.items())
+        ],
+    )

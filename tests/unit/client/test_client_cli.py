@@ -65,11 +65,18 @@ def test_models(run, at):
     assert lines[0].split() == ["MODEL", "VERSION", "STATUS", "DEVICE", "SESSIONS", "STATE", "INPUTS", "OUTPUTS"]
     assert lines[1].startswith("sum    1 (latest)  ready   cpu")
     assert "x float32 [time, 2], token int64 [time], gain float32 []" in lines[2]
+    assert [" ".join(line.split()) for line in lines[4:]] == [
+        "MODEL VERSION MAX BATCH QUANTUM TIME STEPS INLINE SESSIONS: ONE RUN",
+        "sum 1 128 16 (given) 256 up to 64 (given) 1: 32 us, 128: 1.4 ms",
+    ], "the one of the two that has a policy"
     code, out, _ = run("models", "--json", *at)
     assert [(model["name"], model["spec"]["inputs"][0]["shape"]) for model in json.loads(out)] == [
         ("sum", ["2"]),
         ("mix", ["2"]),
     ]
+    policy, none = (model["batch_policy"] for model in json.loads(out))
+    assert (policy["max_batch"], policy["given"], none) == (128, ["inline_run_s", "quantum"], None)
+    assert policy["measured"][1] == {"rows": 1, "time_steps": 16, "run_s": 0.0004}
 
 
 def test_sessions(run, at, grpc_server):
@@ -188,4 +195,5 @@ def test_a_reader_that_leaves_early_is_no_error(grpc_server):
 def test_tables_are_aligned():
     assert table(("A", "LONG"), [("xx", 1), ("y", 100)], right=("LONG",)) == "A   LONG\nxx     1\ny    100"
     assert [size(n) for n in (0, 999, 1500, 2e6, 3e15)] == ["0 B", "999 B", "1.5 KB", "2 MB", "3e+03 TB"]
-    assert [duration(s) for s in (0.5, 90, 7200, 200_000)] == ["0.5 s", "2 min", "2 h", "2 d"]
+    assert [duration(s) for s in (0, 0.5, 90, 7200, 200_000)] == ["0 s", "0.5 s", "2 min", "2 h", "2 d"]
+    assert [duration(s) for s in (32e-6, 1.43e-3, 0.0999)] == ["32 us", "1.43 ms", "99.9 ms"]

@@ -1,11 +1,8 @@
 """Schedule, run, deliver: quanta, all or nothing, failures that stay alone."""
 
-import math
-
 import numpy as np
 import pytest
 from conveyor_server.engine.engine import EngineLimits
-from conveyor_server.engine.run_times import RunTimes
 from conveyor_server.sessions.events import Answer
 
 
@@ -145,13 +142,3 @@ def test_queue_estimate_follows_the_backlog(core):
     assert core.engine.queue_s == 0
     core.send(session, 2, *np.ones(10).tolist())
     assert core.engine.queue_s == pytest.approx(10 * cost_s)
-
-
-def test_light_load_does_not_make_a_queue_look_long():
-    times = RunTimes({(1, 1): 40e-6, (256, 1): 256 * 5e-6})
-    for _ in range(1000):
-        times.observe(1, 1, 1, 50e-6)
-    assert times.time_step_s == pytest.approx(5e-6)
-    assert times.expected_s(1, 1) == pytest.approx(50e-6, rel=0.01)
-    assert times.expected_s(200, 1) == times.expected_s(255, 1) == math.inf
-    assert times.expected_s(300, 1) == pytest.approx(256 * 5e-6)

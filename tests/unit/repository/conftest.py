@@ -70,5 +70,5 @@ def repository(models: Path) -> Repository[Served]:
     return Repository(
         models,
         open_runner=lambda path: open_runner(path, device="cpu", threads=1, capacity=8),
-        make_engine=lambda name, version, runner: (name, version, runner),
+        make_engine=lambda prepared: (prepared.name, prepared.version, prepared.runner),
     )

@@ -43,7 +43,8 @@ def test_a_version_is_loaded_warmed_and_found(repository: Repository[Served], ad
     assert refused.value.fault.metadata == {"model": "sum"}
 
     prepared = repository.prepare("sum", "1")
-    assert set(prepared.step_s) == {(1, 1), (8, 1), (1, 16)}
+    assert set(prepared.step_s) == {(1, 1), (8, 1), (1, 4), (1, 16), (1, 64), (8, 16)}
+    assert prepared.policy.max_batch <= 8
     assert all(0 < seconds < 1 for seconds in prepared.step_s.values())
     assert prepared.load_s > sum(prepared.step_s.values())
     assert repository.find("sum").status == model_pb2.MODEL_STATUS_LOADING
@@ -125,7 +126,7 @@ def test_a_runner_whose_warming_fails_is_closed(models: Path, add: Add) -> None:
         def close(self) -> None:
             closed.set()
 
-    repository = Repository(models, open_runner=lambda path: Broken(), make_engine=lambda n, v, r: r)  # type: ignore[arg-type,return-value]
+    repository = Repository(models, open_runner=lambda path: Broken(), make_engine=lambda prepared: prepared.runner)  # type: ignore[arg-type,return-value]
     with pytest.raises(Refused, match=r"loading it failed unexpectedly \(AttributeError\)") as refused:
         repository.prepare("sum", "1")
     assert _reason(refused) == "MODEL_INVALID"
@@ -214,7 +215,7 @@ def test_what_the_folder_holds_beside_models(repository: Repository[Served], add
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    repository = Repository(tmp_path / "none", open_runner=_never, make_engine=lambda n, v, r: r)
+    repository = Repository(tmp_path / "none", open_runner=_never, make_engine=lambda prepared: prepared.runner)
     with pytest.raises(FileNotFoundError):
         repository.on_disk()
 

@@ -43,6 +43,16 @@ def test_types(config) -> None:
     assert load(["--config", config("drain_s = 3")], {}).drain_s == 3.0
 
 
+def test_a_bound_of_runs_is_auto_or_a_number(config) -> None:
+    names = ("max_batch", "quantum", "max_batch_time_steps", "inline_run_s")
+    assert [getattr(Settings(), name) for name in names] == [None] * 4
+    path = config('max_batch = "auto"\nquantum = 8\nmax_batch_time_steps = 64\n')
+    environment = {"CONVEYOR_MAX_BATCH": "32", "CONVEYOR_QUANTUM": "auto", "CONVEYOR_INLINE_RUN_S": "0"}
+    settings = load(["--config", path, "--max-batch=auto"], environment)
+    assert [getattr(settings, name) for name in names] == [None, None, 64, 0.0]
+    assert load(["--config", path], environment).max_batch == 32
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -53,6 +63,9 @@ def test_types(config) -> None:
         (["--drain-s", "nan"], "is not a number of seconds"),
         (["--drain-s", "inf"], "is not a number of seconds"),
         (["--max-batch", "0"], "is less than 1"),
+        (["--max-batch", "all"], "max_batch = 'all' from the command line is not a whole number or auto"),
+        (["--inline-run-s", "nan"], "is not a number of seconds or auto"),
+        (["--max-sessions", "auto"], "max_sessions = 'auto' from the command line is not a whole number"),
         (["--device", "gpu"], "device = 'gpu' from the command line is not one of cpu, cuda, auto"),
         (["--port"], "expected one argument"),
         (["models"], "models is not a flag"),
@@ -106,3 +119,4 @@ def test_help_names_every_setting(capsys) -> None:
     text = capsys.readouterr().out
     for field in dataclasses.fields(Settings):
         assert f"--{field.name.replace('_', '-')} " in text
+    assert "loaded (default: auto)" in " ".join(text.split())

@@ -126,7 +126,9 @@ class Server:
         repository: Repository[Engine] = Repository(
             folder,
             open_runner=open_runner,
-            make_engine=lambda name, version, runner: Engine(runner, model=name, version=version, limits=engine_limits),
+            make_engine=lambda prepared: Engine(
+                prepared.runner, model=prepared.name, version=prepared.version, limits=engine_limits
+            ),
         )
         self.folder = folder
         self.metrics = Metrics()

@@ -28,6 +28,12 @@ async def test_list_and_get(server) -> None:
     assert (model.status, model.device, model.spec.digest) == (pb.MODEL_STATUS_READY, "cpu", "digest of sum")
     assert model.spec.inputs[0].name == "x"
     assert model.load_seconds > 0
+    policy = model.batch_policy
+    assert policy.max_batch >= policy.inline_rows >= 1
+    assert (policy.quantum >= 1, policy.max_batch_time_steps >= policy.max_batch) == (True, True)
+    assert (policy.inline_run_seconds, list(policy.given)) == (0.002, [])
+    assert {(1, 1), (8, 1), (1, 16)} <= {(item.rows, item.time_steps) for item in policy.measured}
+    assert all(item.seconds > 0 for item in policy.measured)
     assert model.loaded_at.seconds > 1_700_000_000
     assert (await refusal(server.models.GetModel(pb.GetModelRequest(name="no")))).reason == (
         e.ERROR_REASON_MODEL_NOT_FOUND
