@@ -67,7 +67,9 @@ class BatchPolicy:
     def __str__(self) -> str:
         """One clause, for the log."""
         said = {name: str(getattr(self, name)) for name in ("max_batch", "quantum", "max_batch_time_steps")}
-        said["inline_run_s"] = f"{self.inline_run_s:g} (up to {self.inline_rows} sessions)"
+        said["inline_run_s"] = (
+            f"{self.inline_run_s:g} ({f'up to {self.inline_rows}' if self.inline_rows else 'no'} sessions)"
+        )
         return ", ".join(f"{name} {value}{' given' if name in self.given else ''}" for name, value in said.items())
 
     def allows(self, rows: int, time_steps: int) -> bool:

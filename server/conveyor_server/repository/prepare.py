@@ -24,7 +24,7 @@ WARM_CHUNKS = (8, 16)
 # Each size is measured so often, with the others between: what disturbs one round has passed in the next.
 _ROUNDS = 3
 _MEASURE_S = 0.008
-_MAX_REPEATS = 8
+_MIN_REPEATS, _MAX_REPEATS = 3, 8
 # No larger size is run after one that took so long, and in no further round.
 _SLOW_S = 0.05
 
@@ -53,8 +53,12 @@ class Prepared:
 
     @property
     def usual_s(self) -> dict[tuple[int, int], float]:
-        """Those of `step_s` that the policy allows: sizes that are never run say nothing about the queue."""
-        return {size: run_s for size, run_s in self.step_s.items() if self.policy.allows(*size)}
+        """What runs of the sizes that the policy allows are expected to take.
+
+        Sizes that are never run say nothing about the queue, and none takes longer than others tell: a measurement
+        that was disturbed would send runs to the engine's thread that are short.
+        """
+        return {size: at_most_s(self.step_s, *size) for size in self.step_s if self.policy.allows(*size)}
 
 
 def prepare(
@@ -120,7 +124,7 @@ def _measure(runner: Runner, rows: int, steps: int) -> float:
     run = _zeros(runner.spec, rows, steps)
     runner.step(run)  # the first run of a size allocates
     fastest, spent, repeats = float("inf"), 0.0, 0
-    while spent < _MEASURE_S and repeats < _MAX_REPEATS:
+    while repeats < _MAX_REPEATS and spent < (_SLOW_S if repeats < _MIN_REPEATS else _MEASURE_S):
         began = time.perf_counter()
         runner.step(run)
         taken = time.perf_counter() - began

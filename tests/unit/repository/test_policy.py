@@ -126,3 +126,4 @@ def test_it_says_itself_in_the_log():
     assert str(choose(LSTM_256, Overrides(quantum=8))) == (
         "max_batch 256, quantum 8 given, max_batch_time_steps 256, inline_run_s 0.002 (up to 256 sessions)"
     )
+    assert str(choose({(1, 1): 10.0})).endswith("inline_run_s 0.002 (no sessions)")

@@ -109,6 +109,7 @@ def test_a_model_that_is_slow_alone_shows_whether_rows_share_that(prepared):
     linear, runner = prepared(lambda rows, steps: 0.08 * rows * steps)
     assert runner.runs == {(1, 1): 2, (8, 1): 2}
     assert linear.policy.max_batch == 1
+    assert linear.usual_s == {(1, 1): pytest.approx(0.08)}, "batches of eight are never formed"
     shared, runner = prepared(lambda rows, steps: (0.08 + rows * 0.001) * steps)
     assert set(runner.runs) == {(rows, 1) for rows in (1, 8, 32, 128)}
     assert shared.policy.max_batch == 128
@@ -125,3 +126,12 @@ def test_a_disturbance_passes(prepared):
 
     made, _ = prepared(takes_s)
     assert made.step_s == pytest.approx({size: small(*size) for size in ROWS | CHUNKS})
+
+
+def test_a_disturbance_that_stays_is_not_believed(prepared):
+    """256 rows are never seen to run alone: what is expected of them is two runs of 128."""
+    made, _ = prepared(lambda rows, steps: small(rows, steps) * (3 if rows == 256 else 1))
+    assert made.step_s[256, 1] == pytest.approx(3 * small(256, 1))
+    assert made.policy.max_batch == 256
+    assert made.usual_s[256, 1] == pytest.approx(2 * small(128, 1))
+    assert made.usual_s[1, 1] == pytest.approx(small(1, 1))
