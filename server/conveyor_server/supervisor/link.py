@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import os
-import socket
 import threading
 from collections.abc import Callable, MutableMapping
 from dataclasses import asdict, dataclass
@@ -47,15 +46,15 @@ def address(index: int, descriptor: int) -> dict[str, str]:
 
 
 class Link:
-    """The worker's end.
+    """The worker's end, open for as long as the process.
 
     Attributes:
         index: which worker this is, from 0.
     """
 
-    def __init__(self, index: int, end: socket.socket) -> None:
+    def __init__(self, index: int, descriptor: int) -> None:
         self.index = index
-        self._end = end
+        self._descriptor = descriptor
 
     @classmethod
     def inherited(cls, environment: MutableMapping[str, str]) -> "Link | None":
@@ -63,14 +62,13 @@ class Link:
         index, found, descriptor = environment.pop(_VARIABLE, "").partition(":")
         if not found:
             return None
-        end = socket.socket(fileno=int(descriptor))
-        end.set_inheritable(False)
-        return cls(int(index), end)
+        os.set_inheritable(int(descriptor), False)
+        return cls(int(index), int(descriptor))
 
     def tell(self, report: Report) -> None:
         """Reports to the supervisor, if it is still there."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._end.sendall(report.encode())
+            os.write(self._descriptor, report.encode())
 
     def watch(self, ended: Callable[[], None], loop: asyncio.AbstractEventLoop, patience_s: float) -> None:
         """Waits for the end of the link, on a thread of its own.
@@ -85,7 +83,7 @@ class Link:
         def wait() -> None:
             with contextlib.suppress(ConnectionResetError):
                 # The supervisor sends nothing: what comes is the end.
-                self._end.recv(1)
+                os.read(self._descriptor, 1)
             # A loop that is closed belongs to a process that ends.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(ended)

@@ -8,9 +8,14 @@ import contextlib
 import errno
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 from conveyor_server.errors import StartError
+
+# Family, address and what else belongs to it, such as the scope of an IPv6 address.
+_Place: TypeAlias = tuple[int, str, tuple[Any, ...]]
+# A name such as localhost may stand for an address that this machine does not have, beside one that it has.
+_ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 
 @contextlib.contextmanager
@@ -22,23 +27,45 @@ def reserved(host: str, port: int) -> Iterator[int]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            for family, kind, protocol, _, address in socket.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            ):
-                here = (address[0], port, *address[2:])
-                if port:
-                    with socket.socket(family, kind, protocol) as probe:
-                        # As servers do: connections of one that has just ended are no hindrance.
-                        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                        probe.bind(here)
-                port = _bind(stack.enter_context(socket.socket(family, kind, protocol)), here)
-        except OSError as error:
+            taken = _reserve(stack, host, port)
+        except (OSError, OverflowError) as error:
             where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            raise StartError(f"cannot listen on {where}: {error.strerror}") from error
-        yield port
+            raise StartError(f"cannot listen on {where}: {getattr(error, 'strerror', None) or error}") from error
+        yield taken
 
 
-def _bind(reservation: socket.socket, address: tuple[Any, ...]) -> int:
+def _reserve(stack: contextlib.ExitStack, host: str, port: int) -> int:
+    absent: OSError | None = None
+    bound = 0
+    for place in _places(host):
+        try:
+            # Where none is asked for, the first address takes one that is free, and the others the same.
+            bound = _bind(stack, place, bound or port)
+        except OSError as error:
+            if error.errno not in _ABSENT:
+                raise
+            absent = error
+    if not bound and absent is not None:
+        raise absent
+    return bound
+
+
+def _places(host: str) -> Iterator[_Place]:
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # A hosts file may name an address twice.
+    for family, (address, _, *scope) in dict.fromkeys((family, address) for family, _, _, _, address in found):
+        yield family, str(address), tuple(scope)
+
+
+def _bind(stack: contextlib.ExitStack, place: _Place, port: int) -> int:
+    family, host, scope = place
+    address = (host, port, *scope)
+    if port:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # As servers do: connections of one that has just ended are no hindrance.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    reservation = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
     reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         # Without SO_REUSEADDR, so that the probe of another supervisor fails before any worker of this one listens.

@@ -86,6 +86,7 @@ class Supervisor:
 
     def stop(self) -> None:
         """Begins to drain all workers."""
+        _log.info("stopping: %d workers drain", len(self._workers))
         self._stopping.set()
         for worker in self._workers:
             self._drain(worker)
