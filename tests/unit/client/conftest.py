@@ -51,19 +51,6 @@ MIX = spec_pb2.ModelSpec(
     digest="7" * 64,
 )
 SPECS = {"sum": SUM, "mix": MIX}
-POLICY = model_pb2.BatchPolicy(
-    max_batch=128,
-    quantum=16,
-    max_batch_time_steps=256,
-    inline_run_seconds=0.001,
-    inline_rows=64,
-    given=["inline_run_seconds", "quantum"],
-    measured=[
-        model_pb2.RunTime(rows=1, time_steps=1, seconds=32e-6),
-        model_pb2.RunTime(rows=1, time_steps=16, seconds=0.4e-3),
-        model_pb2.RunTime(rows=128, time_steps=1, seconds=1.4e-3),
-    ],
-)
 
 
 class Refused(Exception):
@@ -466,7 +453,6 @@ class GrpcServer(session_pb2_grpc.SessionServiceServicer, model_pb2_grpc.ModelSe
             spec=SPECS[name],
             device="cpu",
             sessions=sum(s.model == name for s in self.fake.sessions.values()),
-            batch_policy=POLICY if name == "sum" else None,
         )
 
     def ListModels(self, request, context):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conveyor.cli import main as cli
 from conveyor.cli.table import duration, size, table
+from conveyor_proto.v1 import model_pb2
 
 
 @pytest.fixture
@@ -65,18 +66,42 @@ def test_models(run, at):
     assert lines[0].split() == ["MODEL", "VERSION", "STATUS", "DEVICE", "SESSIONS", "STATE", "INPUTS", "OUTPUTS"]
     assert lines[1].startswith("sum    1 (latest)  ready   cpu")
     assert "x float32 [time, 2], token int64 [time], gain float32 []" in lines[2]
-    assert [" ".join(line.split()) for line in lines[4:]] == [
-        "MODEL VERSION MAX BATCH QUANTUM TIME STEPS INLINE SESSIONS: ONE RUN",
-        "sum 1 128 16 (given) 256 up to 64 (given) 1: 32 us, 128: 1.4 ms",
-    ], "the one of the two that has a policy"
+    assert len(lines) == 3, "a server that says no batch policy"
     code, out, _ = run("models", "--json", *at)
     assert [(model["name"], model["spec"]["inputs"][0]["shape"]) for model in json.loads(out)] == [
         ("sum", ["2"]),
         ("mix", ["2"]),
     ]
-    policy, none = (model["batch_policy"] for model in json.loads(out))
-    assert (policy["max_batch"], policy["given"], none) == (128, ["inline_run_s", "quantum"], None)
-    assert policy["measured"][1] == {"rows": 1, "time_steps": 16, "run_s": 0.0004}
+
+
+def test_the_batch_policy_of_models(run, at, grpc_server, monkeypatch):
+    took = ((1, 1, 32e-6), (1, 16, 0.4e-3), (128, 1, 1.4e-3))
+    policy = model_pb2.BatchPolicy(
+        max_batch=128,
+        quantum=16,
+        max_batch_time_steps=256,
+        inline_run_seconds=0.001,
+        inline_rows=64,
+        given=["inline_run_seconds", "quantum"],
+        measured=[model_pb2.RunTime(rows=rows, time_steps=steps, seconds=seconds) for rows, steps, seconds in took],
+    )
+    bare = grpc_server._model
+
+    def described(name):
+        model = bare(name)
+        if name == "sum":
+            model.batch_policy.CopyFrom(policy)
+        return model
+
+    monkeypatch.setattr(grpc_server, "_model", described)
+    lines = run("models", *at)[1].splitlines()
+    assert [" ".join(line.split()) for line in lines[4:]] == [
+        "MODEL VERSION MAX BATCH QUANTUM TIME STEPS INLINE SESSIONS: ONE RUN",
+        "sum 1 128 16 (given) 256 up to 64 (given) 1: 32 us, 128: 1.4 ms",
+    ], "of the one that has a policy"
+    said, none = (model["batch_policy"] for model in json.loads(run("models", "--json", *at)[1]))
+    assert (said["max_batch"], said["given"], none) == (128, ["inline_run_s", "quantum"], None)
+    assert said["measured"][1] == {"rows": 1, "time_steps": 16, "run_s": 0.0004}
 
 
 def test_sessions(run, at, grpc_server):
