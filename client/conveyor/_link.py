@@ -1,12 +1,15 @@
 """A link keeps one stream open while anybody needs it, through every cut.
 
-Invariant: the core is only touched inside `with link:`, which writes on leaving what the core wants written. One runner
-reads; it lives from the first member until the client is closed or nobody needs a stream.
+Invariant: the core is only touched inside `with link:`, which on leaving wakes the stream's writer where there is
+something to write. One runner reads, from the first member until the client is closed or nobody needs a stream.
 """
 
 import random
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
+
+from conveyor_proto.v1 import session_pb2 as pb
 
 from conveyor._core.retry import RetryPolicy
 from conveyor._core.stream import StreamCore
@@ -26,8 +29,6 @@ class Link:
         self._io = io
         self._metadata = metadata
         self._wire: Wire | None = None
-        # The wire was half-closed.
-        self._finished = False
         self._runner: Runner | None = None
         self._running = False
         # Set to cut a pause between two tries short.
@@ -41,9 +42,11 @@ class Link:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Writes what is to be written, starts what is to be started, lets go of the lock."""
+        """Has written what is to be written, starts what is to be started, lets go of the lock."""
         try:
-            self._flush()
+            core = self.core
+            if self._wire is not None and (core.has_outgoing or core.finishing or core.closed):
+                self._wire.wake()
             if not self._running and self.core.wanted:
                 self._running = True
                 self._runner = self._io.spawn(self._run())
@@ -113,8 +116,7 @@ class Link:
         with self as core:
             if core.closed:
                 return ClientClosed("the client was closed")
-            wire = self._wire = self._io.open_stream(self._metadata)
-            self._finished = False
+            wire = self._wire = self._io.open_stream(self._metadata, self._outgoing)
             core.opened()
         try:
             while True:
@@ -129,11 +131,12 @@ class Link:
                 core.open = False
             await wire.close()
 
-    def _flush(self) -> None:
-        if self._wire is None:
-            return
-        for request in self.core.take_outgoing():
-            self._wire.send(request)
-        if (self.core.finishing or self.core.closed) and not self._finished:
-            self._finished = True
-            self._wire.finish()
+    def _outgoing(self, wire: Wire) -> Sequence[pb.StreamRequest] | None:
+        """What a stream's writer writes next: none, nothing yet; None: half-close."""
+        with self._io.lock:
+            core = self.core
+            if wire is not self._wire:
+                # It was lost, and what there is to say is said to its successor.
+                return None
+            outgoing = core.take_outgoing()
+            return None if not outgoing and (core.finishing or core.closed) else outgoing

@@ -49,10 +49,11 @@ class Opener:
         """Attaches one session, to a shared stream or one of its own."""
         link = self._own_link(claim.session_id) if own_stream else self._shared_link()
         with link as stream:
-            core = SessionCore(Attachment(stream.reserve(1)[0], claim), stream.send)
+            core = SessionCore(Attachment(stream.reserve(1)[0], claim), stream)
             stream.add(core)
         what = f"session {claim.session_id!r}"
         signature = await self._opened(link, core, what, creates=_creates(claim), timeout_s=timeout_s)
+        core.use(signature)
         return AsyncSession(self, link, core, signature, detach_on_exit=detach_on_exit)
 
     async def population(

@@ -40,7 +40,7 @@ class AsyncPopulation:
         self._core = core
         self._signature = core.signature
         self._detach_on_exit = detach_on_exit
-        self._every_row = np.arange(len(core.attachments))
+        self._every_row = core.every_row
 
     def __len__(self) -> int:
         """How many rows."""
@@ -218,9 +218,7 @@ class AsyncPopulation:
         default_s = self._opener.settings.timeout_s
         bound_s = default_s + (default_s if timeout_s is None else timeout_s)
         if not step.ticket.done and not await self._link.wait(step.ticket, bound_s):
-            text = (
-                f"no answer for {bound_s:g} s from {int(step.pending.sum())} rows: resume them to learn where they are"
-            )
+            text = f"no answer for {bound_s:g} s from {step.left} rows: resume them to learn where they are"
             self._end(CallTimeout(text))
         step.ticket.result()
         outputs = present_batch(self._signature, step.batch, step.pieces)

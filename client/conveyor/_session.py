@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self, overload
 from conveyor_proto.v1 import session_pb2 as pb
 
 from conveyor._calls import GET_SESSION, SNAPSHOT_SESSION
+from conveyor._core.answer import Answer
 from conveyor._core.session import Leaving, SessionCore
 from conveyor._core.signature import Inputs, Outputs, Prepared, Signature
 from conveyor._core.ticket import Ticket
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    ticket: Ticket[pb.StepResult]
+    ticket: Ticket[Answer]
     prepared: Prepared
 
 
@@ -219,22 +220,21 @@ class AsyncSession:
 
     @overload
     async def _submit(
-        self, prepared: Prepared, timeout_s: float | None, follows: Ticket[pb.StepResult] | None
+        self, prepared: Prepared, timeout_s: float | None, follows: Ticket[Answer] | None
     ) -> _Sent | None: ...
 
     async def _submit(
-        self, prepared: Prepared, timeout_s: float | None, follows: Ticket[pb.StepResult] | None = None
+        self, prepared: Prepared, timeout_s: float | None, follows: Ticket[Answer] | None = None
     ) -> _Sent | None:
         """Sends a step once there is credit. None: `follows` has failed, and nothing after it may be applied."""
         timeout_ms = 0 if timeout_s is None else max(1, round(timeout_s * 1000))
-        tensors = prepared.tensors()
         while True:
             with self._link:
                 if follows is not None and follows.failed:
                     return None
                 blocker = self._core.blocker()
                 if blocker is None:
-                    return _Sent(self._core.submit(tensors, timeout_ms), prepared)
+                    return _Sent(self._core.submit(prepared, timeout_ms), prepared)
             bound_s = self._opener.settings.timeout_s if timeout_s is None else timeout_s
             if not await self._link.wait(blocker, bound_s):
                 raise StepTimeout(f"{bound_s:g} s have passed and earlier steps are unanswered: nothing was sent")

@@ -14,6 +14,7 @@ from conveyor_proto.v1 import errors_pb2 as e
 from numpy.typing import NDArray
 
 from conveyor._core.frame import Lengths
+from conveyor._core.ledger import ALL, Picked
 from conveyor._core.signature import Field, Outputs, Signature
 from conveyor.errors import ProtocolError
 
@@ -33,19 +34,26 @@ class Form(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Several rows' inputs, checked, cast and packed.
+    """Several rows' inputs, checked, cast and packed: copies, for the caller's arrays may change before they are sent.
 
     Attributes:
         columns: one per model input: `[sum(lengths), *shape]`, or `[rows, *shape]` where the input has no time.
+        timed: for each of them, whether it has time.
         lengths: `[rows]` uint32 time steps, or None: one each.
         form: how they were given.
         rows: how many rows.
     """
 
     columns: tuple[Array, ...]
+    timed: tuple[bool, ...]
     lengths: Lengths | None
     form: Form
     rows: int
+
+    @property
+    def time_steps(self) -> int:
+        """Of all rows together."""
+        return self.rows if self.lengths is None else int(self.lengths.sum(dtype=np.int64))
 
     @property
     def starts(self) -> NDArray[np.int64]:
@@ -68,19 +76,20 @@ def prepare_batch(signature: Signature, given: Any, rows: int) -> Batch:
     """
     columns: list[Array] = []
     form, lengths = Form.ONE, None
-    timed = 0
+    first = True
     for field, value in zip(signature.inputs, signature.by_name(given), strict=True):
         if not field.has_time:
             columns.append(_rows_of(field, field.cast(value), rows, []))
             continue
         column, its_form, its_lengths = _timed(field, value, rows)
-        if timed and (its_form is not form or not np.array_equal(_or_ones(its_lengths), _or_ones(lengths))):
+        if not first and (its_form is not form or not np.array_equal(_or_ones(its_lengths), _or_ones(lengths))):
             raise field.refuse(
                 e.ERROR_REASON_INPUT_SHAPE, "the other inputs' form and time steps", f"{its_form.name.lower()}"
             )
-        form, lengths, timed = its_form, its_lengths, timed + 1
+        form, lengths, first = its_form, its_lengths, False
         columns.append(column)
-    return Batch(tuple(columns), lengths, form, rows)
+    timed = tuple(field.has_time for field in signature.inputs)
+    return Batch(tuple(map(np.copy, columns)), timed, lengths, form, rows)
 
 
 def _timed(field: Field, value: Any, rows: int) -> tuple[Array, Form, Lengths | None]:
@@ -141,14 +150,14 @@ class Piece:
     """Answered rows of one batch, as a frame brought them.
 
     Attributes:
-        positions: which rows of the batch.
+        positions: which rows of the batch; ALL: every one, and the frame has these and no others, in their order.
         picked: which rows of the frame they are.
         lengths: of all the frame's rows, or None: one each.
         columns: the frame's, per output.
     """
 
-    positions: NDArray[np.intp]
-    picked: NDArray[np.intp]
+    positions: Picked
+    picked: Picked
     lengths: Lengths | None
     columns: Sequence[bytes]
 
@@ -167,6 +176,32 @@ def present_batch(signature: Signature, batch: Batch, pieces: Sequence[Piece]) -
 
 
 def _output(field: Field, batch: Batch, pieces: Sequence[Piece], index: int) -> Any:
+    if len(pieces) == 1 and isinstance(pieces[0].positions, slice):
+        data = _whole(field, batch, pieces[0], index)
+    else:
+        data = _joined(field, batch, pieces, index)
+    if not field.has_time or batch.form is Form.ONE:
+        return data
+    if batch.form is Form.CHUNK:
+        return data.reshape(batch.rows, -1, *field.shape)
+    starts = batch.starts
+    if batch.form is Form.PACKED:
+        return data, np.diff(starts)
+    return [part.copy() for part in np.split(data, starts[1:-1])]
+
+
+def _whole(field: Field, batch: Batch, piece: Piece, index: int) -> Array:
+    """An output that came in one piece."""
+    values = np.frombuffer(piece.columns[index], field.dtype)
+    count = batch.time_steps if field.has_time else batch.rows
+    lengths, asked = piece.lengths, batch.lengths
+    if lengths is not asked and not bool(np.all(_or_ones(lengths) == _or_ones(asked))):
+        raise ValueError("its rows are not as long as the steps that it answers")
+    return values.reshape(count, *field.shape).copy()
+
+
+def _joined(field: Field, batch: Batch, pieces: Sequence[Piece], index: int) -> Array:
+    """An output that came in several pieces; zeros where none has the row."""
     starts = batch.starts if field.has_time else np.arange(batch.rows + 1)
     data = np.zeros((int(starts[-1]), *field.shape), field.dtype)
     for piece in pieces:
@@ -176,13 +211,7 @@ def _output(field: Field, batch: Batch, pieces: Sequence[Piece], index: int) -> 
             data[piece.positions] = values[piece.picked]
         else:
             data[_spread(starts, piece.positions)] = values[_spread(_starts_of(lengths, values), piece.picked)]
-    if not field.has_time or batch.form is Form.ONE:
-        return data
-    if batch.form is Form.CHUNK:
-        return data.reshape(batch.rows, -1, *field.shape)
-    if batch.form is Form.PACKED:
-        return data, np.diff(starts)
-    return [part.copy() for part in np.split(data, starts[1:-1])]
+    return data
 
 
 def _starts_of(lengths: Lengths | None, values: Array) -> NDArray[np.int64]:
@@ -191,24 +220,22 @@ def _starts_of(lengths: Lengths | None, values: Array) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
-def _spread(starts: NDArray[np.int64], rows: NDArray[np.intp]) -> NDArray[np.int64]:
+def _spread(starts: NDArray[np.int64], rows: Picked) -> NDArray[np.int64]:
     """Indices of all time steps of `rows`, one row after the other."""
-    first, counts = starts[rows], starts[rows + 1] - starts[rows]
+    first = starts[:-1][rows]
+    counts = starts[1:][rows] - first
     ends = np.cumsum(counts)
     return np.repeat(first - ends + counts, counts) + np.arange(int(ends[-1]) if len(ends) else 0)
 
 
-def pick_rows(signature: Signature, batch: Batch, positions: NDArray[np.intp]) -> tuple[list[bytes], bytes]:
+def pick_rows(batch: Batch, positions: Picked) -> tuple[list[bytes], bytes]:
     """Columns and lengths, as bytes, of some rows of a batch: what a StepFrame carries."""
-    whole = len(positions) == batch.rows
     columns: list[bytes] = []
-    for field, column in zip(signature.inputs, batch.columns, strict=True):
-        if whole:
-            columns.append(column.tobytes())
-        elif field.has_time and batch.lengths is not None:
+    for has_time, column in zip(batch.timed, batch.columns, strict=True):
+        if positions is not ALL and has_time and batch.lengths is not None:
             columns.append(column[_spread(batch.starts, positions)].tobytes())
         else:
             columns.append(column[positions].tobytes())
     if batch.lengths is None:
         return columns, b""
-    return columns, batch.lengths[positions].astype("<u4").tobytes()
+    return columns, batch.lengths[positions].tobytes()

@@ -1,14 +1,32 @@
 """What lives on a stream: a session, or a population of them. The stream dispatches by handle and knows no more."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from conveyor_proto.v1 import session_pb2 as pb
 
-from conveyor._core.frame import Rows
+from conveyor._core.frame import Frame
+from conveyor._core.step import Parcel
 from conveyor.errors import ConveyorError
 
 Send = Callable[[pb.StreamRequest], None]
+
+
+class Stepper(Protocol):
+    """Who has steps to send, that may travel with those of others."""
+
+    def take(self) -> Parcel | None:
+        """What goes in the next message; from now on it counts as sent."""
+
+
+class Outlet(Protocol):
+    """Takes what a member has to send."""
+
+    def send(self, request: pb.StreamRequest) -> None:
+        """Sends a message, behind all that were sent before."""
+
+    def offer(self, stepper: Stepper) -> None:
+        """Asks for steps when a message can be written: by then there may be more of them."""
 
 
 class Member(Protocol):
@@ -39,8 +57,8 @@ class Member(Protocol):
     def result(self, message: pb.StepResult) -> None:
         """A step was answered."""
 
-    def rows(self, rows: Rows) -> None:
-        """Rows of a frame were answered."""
+    def rows(self, frame: Frame, rows: Sequence[int] | None) -> None:
+        """Rows of a frame were answered: these, or all of them."""
 
     def failed(self, handle: int, seq: int, error: ConveyorError) -> bool:
         """A step (or, at seq 0, an attach, detach or close) was refused. True: only another stream can help."""

@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 
 from conveyor._core.attachment import Attachment, Claim
 from conveyor._core.batch import Batch, Piece
-from conveyor._core.frame import Rows, Seqs
+from conveyor._core.frame import Frame, Seqs
 from conveyor._core.frame_step import FrameStep
+from conveyor._core.ledger import ALL, Ledger, Picked
 from conveyor._core.member import Send
 from conveyor._core.retry import PASSING
 from conveyor._core.session import Leaving
 from conveyor._core.signature import Signature
 from conveyor._core.ticket import Ticket
 from conveyor._core.verdict import Verdict, verdict
-from conveyor.errors import ClientClosed, ConveyorError, ProtocolError
+from conveyor.errors import ClientClosed, ConveyorError
 
 
 class PopulationCore:
@@ -30,9 +31,9 @@ class PopulationCore:
         attachments: one per row.
         opened: settled once every row was attached for the first time, or fails with the first row's refusal.
         left: settled once every row is closed or detached, as `leave` asked.
+        every_row: `[n]`, the indices of all rows.
         error: why nothing can be asked of it any more, or None.
         row_errors: rows whose sessions are gone -> why.
-        acked: `[n]` uint64, the last step of each row that was answered.
     """
 
     def __init__(self, handles: range, claims: Sequence[Claim], send: Send) -> None:
@@ -44,15 +45,9 @@ class PopulationCore:
         self._handles = handles
         self._send_request = send
         self._signature: Signature | None = None
-        count = len(handles)
-        self.acked: Seqs = np.zeros(count, np.uint64)
-        self._next_seqs: Seqs = np.ones(count, np.uint64)
-        self._in_flight = np.zeros(count, np.int64)
-        self._credits = np.ones(count, np.int64)
-        # Refused rows whose later steps still await their own refusal.
-        self._blocked = np.zeros(count, np.bool_)
-        # Per row, the first step that this stream refused and the next one shall take; 0: none.
-        self._resend_from: Seqs = np.zeros(count, np.uint64)
+        self.every_row = np.arange(len(handles))
+        self._every_handle = np.arange(handles.start, handles.stop, dtype=np.uint32)
+        self._ledger = Ledger(len(handles))
         # The stream that is open now got our attaches, and still takes messages.
         self._present = False
         # Rows whose attach is unanswered on this stream; when there are none, steps may be sent.
@@ -74,6 +69,11 @@ class PopulationCore:
             raise RuntimeError("the population's model is not known yet")
         return self._signature
 
+    @property
+    def acked(self) -> Seqs:
+        """`[n]` uint64, the last step of each row that was answered."""
+        return self._ledger.acked
+
     def blocker(self, rows: NDArray[np.intp]) -> Ticket[FrameStep] | None:
         """What to wait for before `submit` may be called for these rows; None: nothing.
 
@@ -82,24 +82,22 @@ class PopulationCore:
         """
         if self.error is not None:
             raise self.error.with_traceback(None)
-        if self._frames and bool(self._blocked[rows].any() or (self._in_flight[rows] >= self._credits[rows]).any()):
+        if self._frames and not self._ledger.may_submit(self._picked(rows)):
             return self._frames[0].ticket
         return None
 
     def submit(self, rows: NDArray[np.intp], batch: Batch, timeout_ms: int = 0) -> FrameStep:
         """Numbers a step of some rows and sends it now, or with the next stream. Only where `blocker` gave None."""
-        step = FrameStep(rows, batch, self._next_seqs[rows], len(self._handles), timeout_ms)
-        gone = np.isin(rows, list(self.row_errors)) if self.row_errors else np.zeros(0)
-        for position in np.flatnonzero(gone).tolist():
-            step.pending[position] = False
-            step.errors[position] = self.row_errors[int(rows[position])]
-        live = rows[step.pending]
-        self._next_seqs[live] += np.uint64(1)
-        self._in_flight[live] += 1
+        picked = self._picked(rows)
+        step = FrameStep(rows, picked, batch, self._ledger.submit(picked), self._every_handle, timeout_ms=timeout_ms)
         self._frames.append(step)
+        if self.row_errors:
+            for position in np.flatnonzero(np.isin(rows, list(self.row_errors))).tolist():
+                row = int(rows[position])
+                self._ledger.unsubmit(row)
+                self._fail_position(step, position, self.row_errors[row])
         if self._sending:
             self._send_step(step)
-        self._settle(step)
         return step
 
     def leave(self, how: Leaving) -> Ticket[None]:
@@ -157,35 +155,41 @@ class PopulationCore:
         error = attachment.accept(message)
         applied = message.session.applied_seq
         if error is None and self.opened.done:
-            error = attachment.check_progress(applied, int(self.acked[row]), int(self._next_seqs[row]) - 1)
+            error = attachment.check_progress(applied, int(self.acked[row]), int(self._ledger.next_seqs[row]) - 1)
         if error is not None:
             self._send_goodbye(row, close=False)
             self._lose_row(row, error)
         else:
-            self._credits[row] = max(1, message.session.max_in_flight)
+            self._ledger.granted(row, message.session.max_in_flight)
             if not self.opened.done:
-                self._next_seqs[row] = applied + 1
-                self.acked[row] = applied
+                self._ledger.begin(row, applied)
         self._attach_answered(row)
 
     def result(self, message: pb.StepResult) -> None:
-        self.end(ProtocolError(f"step {message.seq} was sent in a frame and answered alone"))
+        row, seq = message.handle - self._handles.start, np.array([message.seq], np.uint64)
+        for step in self._frames:
+            (position,) = step.find(np.array([row]), seq)
+            if position >= 0:
+                lengths = step.batch.lengths
+                handles = np.array([message.handle], np.uint32)
+                columns = [tensor.data for tensor in message.outputs]
+                frame = Frame(handles, seq, None if lengths is None else lengths[[position]], columns)
+                self._answered(step, np.array([position]), frame, ALL)
+                return
 
-    def rows(self, rows: Rows) -> None:
-        mine = rows.mine
-        its_rows = rows.handles[mine].astype(np.intp) - self._handles.start
-        seqs = rows.seqs[mine]
+    def rows(self, frame: Frame, rows: Sequence[int] | None) -> None:
+        if rows is None and self._frames and self._frames[0].answered_by(frame):
+            self._answered(self._frames[0], ALL, frame, ALL)
+            return
+        mine = np.arange(len(frame.handles)) if rows is None else np.array(rows)
+        its_rows = frame.handles[mine].astype(np.intp) - self._handles.start
+        seqs = frame.seqs[mine]
         for step in list(self._frames):
             positions = step.find(its_rows, seqs)
             found = positions >= 0
             if not found.any():
                 continue
-            positions, answered = positions[found], its_rows[found]
-            step.pieces.append(Piece(positions, mine[found], rows.lengths, rows.columns))
-            step.pending[positions] = False
-            self.acked[answered] = np.maximum(self.acked[answered], seqs[found])
-            self._answered(answered)
-            self._settle(step)
+            self._answered(step, positions[found], frame, mine[found])
             if found.all():
                 return
             mine, its_rows, seqs = mine[~found], its_rows[~found], seqs[~found]
@@ -198,18 +202,16 @@ class PopulationCore:
         if kind is Verdict.ENDED:
             self._lose_row(row, error)
             return False
-        held = int(self._resend_from[row])
+        held = int(self._ledger.resend_from[row])
         if kind is Verdict.RESEND:
-            self._resend_from[row] = min(seq, held or seq)
+            self._ledger.resend_from[row] = min(seq, held or seq)
             return True
         if kind is Verdict.ABORTED and held and seq > held:
             return False
         if kind is Verdict.APPLIED:
-            self.acked[row] = max(int(self.acked[row]), seq)
+            self._ledger.skipped(row, seq)
         else:
-            refused = min(seq, int(error.metadata.get("next_seq", seq)))
-            self._next_seqs[row] = min(int(self._next_seqs[row]), refused)
-            self._blocked[row] = True
+            self._ledger.refused(row, min(seq, int(error.metadata.get("next_seq", seq))))
         self._fail_step(row, seq, error)
         return False
 
@@ -226,9 +228,9 @@ class PopulationCore:
     def suspend(self) -> None:
         self._present = False
         self._attaching.clear()
-        self._resend_from[:] = 0
-        for row in np.flatnonzero(self._blocked).tolist():
-            next_seq = int(self._next_seqs[row])
+        self._ledger.resend_from[:] = 0
+        for row in np.flatnonzero(self._ledger.blocked).tolist():
+            next_seq = int(self._ledger.next_seqs[row])
             for step in list(self._frames):
                 for position in np.flatnonzero((step.rows == row) & step.pending & (step.seqs >= next_seq)).tolist():
                     seq = int(step.seqs[position])
@@ -286,24 +288,34 @@ class PopulationCore:
         for step in list(self._frames):
             position = int(step.find(np.array([row]), np.array([seq], np.uint64))[0])
             if position >= 0:
-                step.pending[position] = False
-                step.errors[position] = error
-                self._answered(np.array([row]))
-                self._settle(step)
+                self._fail_position(step, position, error)
                 return
 
-    def _answered(self, rows: NDArray[np.intp]) -> None:
-        self._in_flight[rows] -= 1
-        self._blocked[rows] &= self._in_flight[rows] > 0
+    def _fail_position(self, step: FrameStep, position: int, error: ConveyorError) -> None:
+        step.errors[position] = error
+        step.settle(np.array([position]))
+        self._ledger.settled(step.rows[[position]])
+        self._check_done(step)
 
-    def _settle(self, step: FrameStep) -> None:
-        if not step.pending.any():
+    def _answered(self, step: FrameStep, positions: Picked, frame: Frame, picked: Picked) -> None:
+        """Rows of a frame answer pending rows of a step, which are all of them where `positions` is ALL."""
+        step.pieces.append(Piece(positions, picked, frame.lengths, frame.columns))
+        step.settle(positions)
+        rows = step.picked if positions is ALL else step.rows[positions]
+        self._ledger.answered(rows, step.seqs[positions])
+        self._check_done(step)
+
+    def _check_done(self, step: FrameStep) -> None:
+        if not step.left:
             self._frames = [other for other in self._frames if other is not step]
             step.ticket.resolve(step)
 
+    def _picked(self, rows: NDArray[np.intp]) -> Picked:
+        return ALL if rows is self.every_row or np.array_equal(rows, self.every_row) else rows
+
     def _send_step(self, step: FrameStep) -> None:
-        if step.pending.any():
-            for request in step.requests(self._handles.start, self.signature, self.acked):
+        if step.left:
+            for request in step.requests(self.acked):
                 self._send_request(request)
 
     def _send_leave(self) -> None:

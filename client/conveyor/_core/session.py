@@ -4,18 +4,21 @@ Invariant: a step's number and content are bound to each other from `submit` unt
 is sent the server applies it once; each answer settles one ticket.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 
 from conveyor_proto.v1 import session_pb2 as pb
-from conveyor_proto.v1 import tensor_pb2
 
+from conveyor._core.answer import Answer, answer_of
 from conveyor._core.attachment import Attachment
-from conveyor._core.frame import Rows
-from conveyor._core.member import Send
+from conveyor._core.frame import Frame
+from conveyor._core.member import Outlet
 from conveyor._core.retry import PASSING
+from conveyor._core.signature import Prepared, Signature
+from conveyor._core.step import Parcel, Step
 from conveyor._core.ticket import Ticket
 from conveyor._core.verdict import Verdict, verdict
+from conveyor._core.window import Window
 from conveyor.errors import (
     ClientClosed,
     ConveyorError,
@@ -31,12 +34,6 @@ class Leaving(Enum):
     CLOSE = auto()
 
 
-@dataclass(slots=True)
-class _Unanswered:
-    request: pb.StreamRequest
-    ticket: Ticket[pb.StepResult]
-
-
 class SessionCore:
     """The client's half of one session. Belongs to one StreamCore; every call is under its link's lock.
 
@@ -46,20 +43,24 @@ class SessionCore:
         error: why nothing can be asked of it any more, or None.
     """
 
-    def __init__(self, attachment: Attachment, send: Send) -> None:
+    def __init__(self, attachment: Attachment, outlet: Outlet) -> None:
         self.attachment = attachment
         self.opened: Ticket[pb.SessionInfo] = Ticket()
         self.left: Ticket[None] = Ticket()
         self.error: ConveyorError | None = None
-        self._send_request = send
+        self._outlet = outlet
+        self._signature: Signature | None = None
+        # The model's outputs that have time.
+        self._timed: tuple[bool, ...] = ()
         # The stream that is open now got our attach, and still takes messages.
         self._present = False
         # And granted it: steps may be sent.
         self._sending = False
         self._leaving: Leaving | None = None
+        self._said_goodbye = False
         self._next_seq = 1
-        # In order of seq. Those from _next_seq on follow a refused step and await their own refusal.
-        self._window: dict[int, _Unanswered] = {}
+        # Those from _next_seq on follow a refused step and await their own refusal.
+        self._window = Window()
         # The first step that this stream refused and the next one shall take.
         self._resend_from: int | None = None
 
@@ -72,12 +73,19 @@ class SessionCore:
             raise ProtocolError("the session is not attached yet")
         return self.attachment.info
 
+    def use(self, signature: Signature) -> None:
+        """Sets the model's signature, before the first `submit`."""
+        self._signature = signature
+        self._timed = tuple(field.has_time for field in signature.outputs)
+
     @property
     def applied_seq(self) -> int:
         """Steps whose answers are here: all before the first one that is unanswered."""
-        return min(min(self._window, default=self._next_seq), self._next_seq) - 1
+        if not self._window:
+            return self._next_seq - 1
+        return min(self._window.oldest.seq, self._next_seq) - 1
 
-    def blocker(self) -> Ticket[pb.StepResult] | None:
+    def blocker(self) -> Ticket[Answer] | None:
         """What to wait for before `submit` may be called; None: nothing.
 
         Raises:
@@ -86,35 +94,26 @@ class SessionCore:
         if self.error is not None:
             raise self.error.with_traceback(None)
         if self._window:
-            newest = next(reversed(self._window))
-            if newest >= self._next_seq:
-                return self._window[newest].ticket
-            if len(self._window) >= max(1, self.info.max_in_flight):
-                return self._window[next(iter(self._window))].ticket
+            newest = self._window.newest
+            if newest.seq >= self._next_seq:
+                return newest.ticket
+            if len(self._window) >= self._credit:
+                return self._window.oldest.ticket
         return None
 
-    def submit(self, inputs: list[tensor_pb2.Tensor], timeout_ms: int = 0) -> Ticket[pb.StepResult]:
-        """Numbers a step and sends it now, or with the next stream. Only where `blocker()` gave None."""
-        step = pb.Step(
-            handle=self.attachment.handle,
-            seq=self._next_seq,
-            inputs=inputs,
-            timeout_ms=timeout_ms,
-            acked_seq=self.applied_seq,
-        )
-        entry = _Unanswered(pb.StreamRequest(step=step), Ticket())
-        self._window[self._next_seq] = entry
+    def submit(self, prepared: Prepared, timeout_ms: int = 0) -> Ticket[Answer]:
+        """Numbers a step, to be sent with the next message, or with the next stream. Only where `blocker` gave None."""
+        ticket: Ticket[Answer] = Ticket()
+        self._window.add(Step(self._next_seq, prepared.data(), prepared.time_steps, timeout_ms, ticket))
         self._next_seq += 1
-        if self._sending:
-            self._send_request(entry.request)
-        return entry.ticket
+        self._offer()
+        return ticket
 
     def leave(self, how: Leaving) -> Ticket[None]:
         """Detaches from, or closes, the session once its steps are answered."""
         if self.error is None and self._leaving is None:
             self._leaving = how
-            if self._sending:
-                self._send_leave(close=how is Leaving.CLOSE)
+            self._send_leave()
         return self.left
 
     def end(self, error: ConveyorError) -> None:
@@ -124,11 +123,11 @@ class SessionCore:
         self.error = error
         if self._present and self._leaving is None:
             # A session that was only just created is of no use to anybody.
-            self._send_leave(close=not self.opened.done and self.attachment.creates)
+            close = not self.opened.done and self.attachment.creates
+            self._outlet.send(self.attachment.goodbye(close=close))
         self._present = self._sending = False
-        window, self._window = self._window, {}
-        for entry in window.values():
-            entry.ticket.fail(error)
+        for step in self._window.drop_all():
+            step.ticket.fail(error)
         self.opened.fail(error)
         self.left.fail(error)
 
@@ -151,15 +150,16 @@ class SessionCore:
         return self.error is not None
 
     def attach(self) -> None:
-        self._present = True
-        self._send_request(self.attachment.request())
+        self._present, self._said_goodbye = True, False
+        self._window.rewind()
+        self._outlet.send(self.attachment.request())
 
     def attached(self, message: pb.SessionAttached) -> None:
         error = self.attachment.accept(message)
         self._sending = True
         applied = message.session.applied_seq
         if error is None and self.opened.done:
-            newest = max(self._window, default=self._next_seq - 1)
+            newest = self._window.newest.seq if self._window else self._next_seq - 1
             error = self.attachment.check_progress(applied, self.applied_seq, newest)
         if error is not None:
             self.end(error)
@@ -167,26 +167,37 @@ class SessionCore:
         if not self.opened.done:
             self._next_seq = applied + 1
         self.opened.resolve(message.session)
-        for entry in self._window.values():
-            entry.request.step.acked_seq = self.applied_seq
-            self._send_request(entry.request)
-        if self._leaving is not None:
-            self._send_leave(close=self._leaving is Leaving.CLOSE)
+        self._offer()
+        self._send_leave()
+
+    def take(self) -> Parcel | None:
+        """The steps of this session that go in the next message."""
+        steps = self._window.take(self._credit) if self._sending else ()
+        if not steps or self._signature is None:
+            return None
+        self._offer()
+        self._send_leave()
+        return Parcel(self._signature, self.attachment.handle, self.applied_seq, steps)
 
     def result(self, message: pb.StepResult) -> None:
-        entry = self._window.pop(message.seq, None)
-        if entry is not None:
-            entry.ticket.resolve(message)
+        step = self._window.pop(message.seq)
+        if step is not None:
+            step.ticket.resolve(answer_of(message))
+        self._offer()
 
-    def rows(self, rows: Rows) -> None:
-        seqs = rows.seqs[rows.mine].tolist()
-        self.end(ProtocolError(f"steps {seqs} were sent alone and answered in a frame"))
+    def rows(self, frame: Frame, rows: Sequence[int] | None) -> None:
+        every = range(len(frame.handles))
+        for seq, answer in frame.answers(every if rows is None else rows, self._timed):
+            step = self._window.pop(seq)
+            if step is not None:
+                step.ticket.resolve(answer)
+        self._offer()
 
     def failed(self, handle: int, seq: int, error: ConveyorError) -> bool:  # noqa: ARG002
         if seq == 0:
             return self._refused(error)
-        entry = self._window.get(seq)
-        if entry is None:
+        step = self._window.find(seq)
+        if step is None:
             return False
         kind = verdict(error, held=not self._present)
         if kind is Verdict.ENDED:
@@ -199,10 +210,14 @@ class SessionCore:
             return True
         if kind is Verdict.ABORTED and self._resend_from is not None and seq > self._resend_from:
             return False
+        self._window.pop(seq)
+        step.ticket.fail(error)
         if kind is not Verdict.APPLIED:
             self._next_seq = min(self._next_seq, seq, int(error.metadata.get("next_seq", seq)))
-        del self._window[seq]
-        entry.ticket.fail(error)
+            # No stream was given these, and none shall be: the server would refuse them like those that it has.
+            self._abort(self._window.drop_unsent())
+            self._send_leave()
+        self._offer()
         return False
 
     def detached(self, message: pb.SessionDetached) -> None:
@@ -223,8 +238,7 @@ class SessionCore:
     def suspend(self) -> None:
         self._present = self._sending = False
         self._resend_from = None
-        for seq in [seq for seq in self._window if seq >= self._next_seq]:
-            self._window.pop(seq).ticket.fail(self.attachment.aborted(seq, self._next_seq))
+        self._abort(self._window.drop_from(self._next_seq))
         if self._leaving is Leaving.DETACH:
             # A lost stream is a detach.
             self._leave_done()
@@ -250,8 +264,26 @@ class SessionCore:
         self.end(error)
         return False
 
-    def _send_leave(self, *, close: bool) -> None:
-        self._send_request(self.attachment.goodbye(close=close))
+    @property
+    def _credit(self) -> int:
+        return max(1, self.info.max_in_flight)
+
+    def _offer(self) -> None:
+        """Asks to be asked by `take`, where that would give something."""
+        if self._sending and self._window.may_send():
+            self._outlet.offer(self)
+
+    def _send_leave(self) -> None:
+        """Says goodbye to this stream, where that was asked for, behind the last step."""
+        if self._leaving is None or self._said_goodbye:
+            return
+        if self._sending and not self._window.unsent:
+            self._said_goodbye = True
+            self._outlet.send(self.attachment.goodbye(close=self._leaving is Leaving.CLOSE))
+
+    def _abort(self, steps: Iterable[Step]) -> None:
+        for step in steps:
+            step.ticket.fail(self.attachment.aborted(step.seq, self._next_seq))
 
     def _leave_done(self) -> None:
         self.left.resolve(None)

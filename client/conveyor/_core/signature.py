@@ -11,9 +11,10 @@ import numpy as np
 from conveyor_proto.codec import Array, WireError, to_numpy_dtype
 from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
-from conveyor_proto.v1 import spec_pb2, tensor_pb2
+from conveyor_proto.v1 import spec_pb2
 from numpy.typing import ArrayLike, NDArray
 
+from conveyor._core.answer import Buffer
 from conveyor.errors import ConveyorError, ProtocolError, from_fault
 
 # One array where the model has a single input, else a dict by name.
@@ -105,9 +106,9 @@ class Prepared:
     time_steps: int
     one: bool
 
-    def tensors(self) -> list[tensor_pb2.Tensor]:
-        """The lean wire form: positions and sizes say the rest."""
-        return [tensor_pb2.Tensor(data=array.tobytes()) for array in self.arrays]
+    def data(self) -> list[bytes]:
+        """The lean wire form, one for each input: position and size say the rest. Copies, for arrays may change."""
+        return [array.tobytes() for array in self.arrays]
 
 
 class Signature:
@@ -175,18 +176,18 @@ class Signature:
                 raise from_fault(Fault(e.ERROR_REASON_INPUT_MISSING, message, {"input": name}))
         return [given[name] for name in names]
 
-    def present(self, tensors: Sequence[tensor_pb2.Tensor], time_steps: int, *, one: bool) -> Outputs:
+    def present(self, outputs: Sequence[Buffer], time_steps: int, *, one: bool) -> Outputs:
         """The answer of one step: writable arrays, `[time, *shape]`, without the time axis where `one`.
 
         Raises:
             ProtocolError: the server's answer does not fit its own description of the model.
         """
-        if len(tensors) != len(self.outputs):
-            raise ProtocolError(f"{len(tensors)} outputs came and the model has {len(self.outputs)}")
+        if len(outputs) != len(self.outputs):
+            raise ProtocolError(f"{len(outputs)} outputs came and the model has {len(self.outputs)}")
         arrays = []
-        for field, tensor in zip(self.outputs, tensors, strict=True):
+        for field, data in zip(self.outputs, outputs, strict=True):
             shape = (time_steps, *field.shape) if field.has_time and not one else field.shape
-            arrays.append(decode(field, tensor.data, shape).copy())
+            arrays.append(decode(field, data, shape).copy())
         return self.named(arrays)
 
     def named(self, arrays: Sequence[Any]) -> Outputs:
@@ -196,7 +197,7 @@ class Signature:
         return {field.name: array for field, array in zip(self.outputs, arrays, strict=True)}
 
 
-def decode(field: Field, data: bytes, shape: tuple[int, ...]) -> Array:
+def decode(field: Field, data: Buffer, shape: tuple[int, ...]) -> Array:
     """A read-only view of an output's bytes.
 
     Raises:

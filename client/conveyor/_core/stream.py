@@ -1,16 +1,17 @@
 """One stream shared by many sessions: dispatches by handle, survives cuts, knows when to try again and when to stop.
 
 Invariant: every member hears of each stream's beginning and end, so what it believes to be on the server is what it
-has sent since the last beginning. `outgoing` is what is still to be written, in order.
+has sent since the last beginning. Messages are written in order; steps are made into messages when they are written, so
+that those of many sessions share one.
 """
 
 from collections.abc import Callable
 
-import numpy as np
 from conveyor_proto.v1 import session_pb2 as pb
 
-from conveyor._core.frame import Rows, decode_rows
-from conveyor._core.member import Member
+from conveyor._core.frame import decode_frame
+from conveyor._core.gather import gather
+from conveyor._core.member import Member, Stepper
 from conveyor._core.retry import PASSING, Backoff, RetryPolicy, is_cut
 from conveyor.errors import ClientClosed, ConnectionLost, ConveyorError, Draining, ProtocolError, from_rpc_status
 
@@ -29,6 +30,8 @@ class StreamCore:
         self.finishing = False
         self.closed = False
         self._outgoing: list[pb.StreamRequest] = []
+        # Who has steps to send, in the order in which they came.
+        self._ready: dict[Stepper, None] = {}
         self._members: dict[int, Member] = {}
         self._next_handle = 1
         self._backoff = Backoff(policy)
@@ -71,9 +74,25 @@ class StreamCore:
         if self.open and not self.finishing:
             self._outgoing.append(request)
 
+    def offer(self, stepper: Stepper) -> None:
+        """Asks a member for steps when the next message is written; not where the stream takes no more."""
+        if self.open and not self.finishing:
+            self._ready[stepper] = None
+
+    @property
+    def has_outgoing(self) -> bool:
+        """`take_outgoing` may give something."""
+        return bool(self._outgoing or self._ready)
+
     def take_outgoing(self) -> list[pb.StreamRequest]:
         """What is to be written now, in order."""
         outgoing, self._outgoing = self._outgoing, []
+        while self._ready:
+            ready, self._ready = self._ready, {}
+            outgoing += gather(parcel for stepper in ready if (parcel := stepper.take()) is not None)
+            # What a member has to say behind its steps.
+            outgoing += self._outgoing
+            self._outgoing.clear()
         return outgoing
 
     def close(self, error: ConveyorError) -> None:
@@ -124,6 +143,7 @@ class StreamCore:
         """
         self.open = False
         self._outgoing.clear()
+        self._ready.clear()
         for member in list(self._each()):
             member.suspend()
         self._drop_gone()
@@ -160,26 +180,33 @@ class StreamCore:
 
     def _frame(self, message: pb.StreamResponse) -> None:
         self._progressed()
-        rows = decode_rows(message.frame)
-        if not len(rows.handles):
+        frame = decode_frame(message.frame)
+        handles = frame.handles
+        if not len(handles):
             return
-        member = self._members.get(int(rows.handles[0]))
-        low, high = int(rows.handles.min()), int(rows.handles.max())
-        if member is not None and low in member.handles and high in member.handles:
-            member.rows(rows)
+        member = self._members.get(int(handles[0]))
+        if member is not None and int(handles.min()) in member.handles and int(handles.max()) in member.handles:
+            member.rows(frame, None)
             self.forget_if_gone(member)
             return
-        # Rows of several populations came in one frame.
-        for other in list(self._each()):
-            held = other.handles
-            mine = np.flatnonzero((rows.handles >= held.start) & (rows.handles < held.stop))
-            if len(mine):
-                other.rows(Rows(rows.handles, rows.seqs, rows.lengths, rows.columns, mine))
-                self.forget_if_gone(other)
+        shares: dict[Member, list[int]] = {}
+        for row, handle in enumerate(handles.tolist()):
+            if (member := self._members.get(handle)) is not None:
+                shares.setdefault(member, []).append(row)
+        for member, rows in shares.items():
+            member.rows(frame, rows)
+            self.forget_if_gone(member)
 
     def _error(self, message: pb.StreamResponse) -> None:
-        handle, seq = message.error.handle, message.error.seq
-        error = from_rpc_status(message.error.status)
+        self._refused(message.error.handle, message.error.seq, from_rpc_status(message.error.status))
+
+    def _errors(self, message: pb.StreamResponse) -> None:
+        refused = decode_frame(pb.ResultFrame(handles=message.errors.handles, seqs=message.errors.seqs))
+        error = from_rpc_status(message.errors.status)
+        for handle, seq in zip(refused.handles.tolist(), refused.seqs.tolist(), strict=True):
+            self._refused(handle, seq, error)
+
+    def _refused(self, handle: int, seq: int, error: ConveyorError) -> None:
         member = self._members.get(handle)
         if member is None:
             if handle == 0 and not self.finishing:
@@ -210,6 +237,7 @@ class StreamCore:
         "result": _result,
         "frame": _frame,
         "error": _error,
+        "errors": _errors,
         "detached": _detached,
         "go_away": _go_away,
         "end": _end,

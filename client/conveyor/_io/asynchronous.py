@@ -1,7 +1,6 @@
 """asyncio: grpc.aio, with one reading and one writing task per stream. Everything belongs to one event loop."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, Generic, TypeVar
@@ -12,7 +11,7 @@ from conveyor_proto.v1 import session_pb2 as pb
 from google.protobuf.message import Message
 
 from conveyor._core.ticket import Ticket
-from conveyor._io.base import STREAM_METHOD, Io, Metadata, NullSource, Runner, Signal, Source, Wire
+from conveyor._io.base import STREAM_METHOD, Io, Metadata, NullSource, Outgoing, Runner, Signal, Source, Wire
 from conveyor._io.channel import TLS, Option
 from conveyor.errors import ConnectionLost, ConveyorError, from_rpc_error
 
@@ -60,26 +59,21 @@ class AsyncRunner:
 
 
 class AsyncWire:
-    """One stream. grpc.aio takes one write at a time, so one task writes."""
+    """One stream. grpc.aio takes one write at a time, so one task writes, and asks for messages when it can write."""
 
-    def __init__(self, channel: grpc.aio.Channel, target: str, metadata: Metadata) -> None:
+    def __init__(self, channel: grpc.aio.Channel, target: str, metadata: Metadata, outgoing: Outgoing) -> None:
         self._target = target
+        self._outgoing = outgoing
         method = channel.stream_stream(
             STREAM_METHOD,
             request_serializer=pb.StreamRequest.SerializeToString,
             response_deserializer=pb.StreamResponse.FromString,
         )
         self._call: Any = method(metadata=tuple(metadata))
-        self._outgoing: deque[pb.StreamRequest | None] = deque()
         self._ready = asyncio.Event()
         self._writer = asyncio.get_running_loop().create_task(self._write(), name="conveyor-write")
 
-    def send(self, request: pb.StreamRequest) -> None:
-        self._outgoing.append(request)
-        self._ready.set()
-
-    def finish(self) -> None:
-        self._outgoing.append(None)
+    def wake(self) -> None:
         self._ready.set()
 
     def cancel(self) -> None:
@@ -109,14 +103,14 @@ class AsyncWire:
     async def _write(self) -> None:
         try:
             while True:
-                while self._outgoing:
-                    request = self._outgoing.popleft()
-                    if request is None:
-                        await self._call.done_writing()
-                        return
-                    await self._call.write(request)
-                self._ready.clear()
                 await self._ready.wait()
+                self._ready.clear()
+                while requests := self._outgoing(self):
+                    for request in requests:
+                        await self._call.write(request)
+                if requests is None:
+                    await self._call.done_writing()
+                    return
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             # The stream has ended; the reader hears how.
             return
@@ -190,8 +184,8 @@ class AsyncIo:
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Runner:
         return AsyncRunner(coroutine)
 
-    def open_stream(self, metadata: Metadata) -> Wire:
-        return AsyncWire(self._channel, self.target, metadata)
+    def open_stream(self, metadata: Metadata, outgoing: Outgoing) -> Wire:
+        return AsyncWire(self._channel, self.target, metadata, outgoing)
 
     async def call(self, method: str, request: Message, response: type[R], timeout_s: float, metadata: Metadata) -> R:
         callable_ = self._channel.unary_unary(

@@ -1,6 +1,6 @@
 """The interface between the client's logic and whatever moves bytes, waits and runs things."""
 
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Coroutine, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -19,11 +19,8 @@ STREAM_METHOD = "/conveyor.v1.SessionService/Stream"
 class Wire(Protocol):
     """One gRPC stream, from its opening to its end."""
 
-    def send(self, request: pb.StreamRequest) -> None:
-        """Queues a message; never waits. After the end it does nothing."""
-
-    def finish(self) -> None:
-        """Half-closes after what was sent."""
+    def wake(self) -> None:
+        """There is something to write, or the stream is to be half-closed. Never waits; under the lock."""
 
     def cancel(self) -> None:
         """Ends it at once; `receive` raises."""
@@ -37,6 +34,10 @@ class Wire(Protocol):
 
     async def close(self) -> None:
         """Frees what it holds, after the end or instead of it."""
+
+
+# What a stream's writer writes next, asked without the lock: none, nothing before `wake`; None: half-close.
+Outgoing = Callable[[Wire], Sequence[pb.StreamRequest] | None]
 
 
 class Signal(Protocol):
@@ -88,8 +89,8 @@ class Io(Protocol):
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Runner:
         """Runs a coroutine beside the caller."""
 
-    def open_stream(self, metadata: Metadata) -> Wire:
-        """Begins a stream; whether the server is there is heard from `receive`."""
+    def open_stream(self, metadata: Metadata, outgoing: Outgoing) -> Wire:
+        """Begins a stream; whether the server is there is heard from `receive`. Under the lock."""
 
     async def call(self, method: str, request: Message, response: type[R], timeout_s: float, metadata: Metadata) -> R:
         """One unary call.

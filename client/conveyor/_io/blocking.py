@@ -4,17 +4,16 @@ Measured against running the asyncio client on a background loop: a shorter ping
 process that has one (grpc.aio's loops share one completion queue and disturb each other).
 """
 
-import queue
 import threading
 import time
-from collections.abc import AsyncIterable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import grpc
 from conveyor_proto.v1 import session_pb2 as pb
 from google.protobuf.message import Message
 
-from conveyor._io.base import STREAM_METHOD, Io, Metadata, NullSource, Runner, Signal, Source, Wire, drive
+from conveyor._io.base import STREAM_METHOD, Io, Metadata, NullSource, Outgoing, Runner, Signal, Source, Wire, drive
 from conveyor._io.channel import TLS, Option
 from conveyor.errors import ConnectionLost, from_rpc_error
 
@@ -55,21 +54,31 @@ class BlockingRunner:
 
 
 class BlockingWire:
-    """One stream. grpc writes from a thread of its own, which pulls from a queue."""
+    """One stream. grpc writes from a thread of its own, which asks for messages when it can write one."""
 
-    def __init__(self, channel: grpc.Channel, target: str, metadata: Metadata) -> None:
+    def __init__(self, channel: grpc.Channel, target: str, metadata: Metadata, outgoing: Outgoing) -> None:
         self._target = target
-        self._outgoing: queue.SimpleQueue[pb.StreamRequest | None] = queue.SimpleQueue()
+        self._outgoing = outgoing
+        # Taken while there is nothing to write.
+        self._door = threading.Lock()
         method = channel.stream_stream(
             STREAM_METHOD,
             request_serializer=pb.StreamRequest.SerializeToString,
             response_deserializer=pb.StreamResponse.FromString,
         )
-        self._call = method(iter(self._outgoing.get, None), metadata=tuple(metadata))
-        self.send = self._outgoing.put
+        self._call = method(self._write(), metadata=tuple(metadata))
 
-    def finish(self) -> None:
-        self._outgoing.put(None)
+    def wake(self) -> None:
+        if self._door.locked():
+            self._door.release()
+
+    def _write(self) -> Iterator[pb.StreamRequest]:
+        while True:
+            self._door.acquire()
+            while requests := self._outgoing(self):
+                yield from requests
+            if requests is None:
+                return
 
     def cancel(self) -> None:
         self._call.cancel()
@@ -84,8 +93,8 @@ class BlockingWire:
 
     async def close(self) -> None:
         self._call.cancel()
-        # Ends grpc's writing thread, which waits on the queue.
-        self._outgoing.put(None)
+        # Ends grpc's writing thread.
+        self.wake()
 
 
 class BlockingIo:
@@ -108,8 +117,8 @@ class BlockingIo:
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Runner:
         return BlockingRunner(coroutine)
 
-    def open_stream(self, metadata: Metadata) -> Wire:
-        return BlockingWire(self._channel, self.target, metadata)
+    def open_stream(self, metadata: Metadata, outgoing: Outgoing) -> Wire:
+        return BlockingWire(self._channel, self.target, metadata, outgoing)
 
     async def call(self, method: str, request: Message, response: type[R], timeout_s: float, metadata: Metadata) -> R:
         callable_ = self._channel.unary_unary(

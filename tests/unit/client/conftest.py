@@ -116,6 +116,7 @@ class FakeServer:
     Attributes:
         failures: (session id, seq) -> what to refuse it with, once.
         refuse_attach: what to refuse the next attaches with, one each.
+        form: how steps are answered: "asked" (as they were sent), "alone" or "framed".
     """
 
     def __init__(self) -> None:
@@ -126,6 +127,7 @@ class FakeServer:
         self.credit = 4
         self.steps_received = 0
         self.draining = False
+        self.form = "asked"
 
     def find(self, session_id: str) -> FakeSession:
         if session_id in self.gone:
@@ -148,6 +150,10 @@ class FakeServer:
         del self.sessions[session_id]
         self.gone[session_id] = reason
         return session
+
+
+# An applied step: handle, seq, time steps, outputs and whether they were replayed.
+Row = tuple[int, int, int, list[bytes], bool]
 
 
 class FakeStream:
@@ -216,9 +222,11 @@ class FakeStream:
         specs = SPECS[session.model].inputs
         arrays = [decode_input(tensor, spec) for tensor, spec in zip(step.inputs, specs, strict=True)]
         outputs, replayed = self._apply(session, step.seq, arrays)
-        tensors = [t.Tensor(name=spec.name, data=data) for spec, data in zip(specs, outputs, strict=False)]
-        result = pb.StepResult(handle=step.handle, seq=step.seq, outputs=tensors, replayed=replayed)
-        self.out(pb.StreamResponse(result=result))
+        row = (step.handle, step.seq, max(array.shape[0] for array in arrays if array.ndim), outputs, replayed)
+        if self.server.form == "framed":
+            self._answer_framed([row])
+        else:
+            self._answer_alone(row)
 
     def _frame(self, frame: pb.StepFrame) -> None:
         handles = decode_integers(frame.handles, np.uint32, -1, "handles")
@@ -233,32 +241,52 @@ class FakeStream:
         counts = [int(lengths.sum()) if item.has_time else rows for item in spec.inputs]
         columns = [decode_column(*args) for args in zip(frame.columns, spec.inputs, counts, strict=True)]
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(int)
-        done: list[tuple[int, int, int, list[bytes]]] = []
+        done: list[Row] = []
         for row, (handle, seq) in enumerate(zip(handles.tolist(), seqs.tolist(), strict=True)):
             arrays = [
                 column[starts[row] : starts[row + 1]] if item.has_time else column[row]
                 for column, item in zip(columns, spec.inputs, strict=True)
             ]
             try:
-                outputs, _ = self._apply(self._held(handle), seq, arrays)
+                outputs, replayed = self._apply(self._held(handle), seq, arrays)
             except Refused as refused:
                 self._error(handle, seq, refused)
             else:
-                done.append((handle, seq, int(lengths[row]), outputs))
-        # Two frames, the later rows first: rows may be answered in any company and order.
-        half = (len(done) + 1) // 2
-        for part in (done[half:], done[:half]):
-            if part:
-                self.out(pb.StreamResponse(frame=self._result_frame(part)))
+                done.append((handle, seq, int(lengths[row]), outputs, replayed))
+        if self.server.form == "alone":
+            for row in done:
+                self._answer_alone(row)
+        else:
+            self._answer_in_two(done)
 
-    def _result_frame(self, part: list[tuple[int, int, int, list[bytes]]]) -> pb.ResultFrame:
-        handles, seqs, lengths, outputs = zip(*part, strict=True)
-        return pb.ResultFrame(
+    def _answer_in_two(self, done: list[Row]) -> None:
+        """Two frames, the later handles' first: rows may be answered in any company, those of a handle in order."""
+        handles = list(dict.fromkeys(row[0] for row in done))
+        if len(handles) > 1:
+            late = set(handles[len(handles) // 2 :])
+            done = [row for row in done if row[0] in late] + [row for row in done if row[0] not in late]
+        half = (len(done) + 1) // 2
+        for part in (done[:half], done[half:]):
+            if part:
+                self._answer_framed(part)
+
+    def _answer_alone(self, row: Row) -> None:
+        handle, seq, _, outputs, replayed = row
+        names = [spec.name for spec in SPECS[self.handles[handle].model].outputs]
+        tensors = [t.Tensor(name=name, data=data) for name, data in zip(names, outputs, strict=True)]
+        result = pb.StepResult(handle=handle, seq=seq, outputs=tensors, replayed=replayed)
+        self.out(pb.StreamResponse(result=result))
+
+    def _answer_framed(self, part: list[Row]) -> None:
+        handles, seqs, lengths, outputs, replayed = zip(*part, strict=True)
+        frame = pb.ResultFrame(
             handles=np.array(handles, np.uint32).tobytes(),
             seqs=np.array(seqs, np.uint64).tobytes(),
             lengths=b"" if set(lengths) == {1} else np.array(lengths, np.uint32).tobytes(),
             columns=[b"".join(column) for column in zip(*outputs, strict=True)],
+            replayed_rows=np.flatnonzero(replayed).astype(np.uint32).tobytes(),
         )
+        self.out(pb.StreamResponse(frame=frame))
 
     def _apply(self, session: FakeSession, seq: int, arrays: list[np.ndarray]) -> tuple[list[bytes], bool]:
         refused = self.server.failures.pop((session.session_id, seq), None)
@@ -557,7 +585,8 @@ class Cable:
     def session(self, session_id: str = "s", model: str = "sum", opening: Opening = Opening.CREATE) -> SessionCore:
         """A session's core, added to the stream."""
         handle = self.core.reserve(1)[0]
-        session = SessionCore(Attachment(handle, Claim(session_id, model, opening=opening)), self.core.send)
+        session = SessionCore(Attachment(handle, Claim(session_id, model, opening=opening)), self.core)
+        session.use(Signature(SPECS.get(model, SUM)))
         self.core.add(session)
         return session
 

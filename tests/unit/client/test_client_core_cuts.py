@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 ACTIONS = ["submit"] * 5 + ["up"] * 4 + ["down"] * 4 + ["cut", "farewell", "refuse", "drain"]
+# How the server answers: frames may answer steps that were sent alone, and the other way round.
+forms = st.sampled_from(["asked", "alone", "framed"])
 schedules = st.lists(st.sampled_from(ACTIONS), min_size=50, max_size=150)
 
 
@@ -35,8 +37,8 @@ class App:
             return
         if self.session.opened.done and self.session.blocker() is None:
             self.number += 1
-            tensors = self.signature.prepare([self.number, 0]).tensors()
-            self.pending.append((self.number, self.session.submit(tensors)))
+            prepared = self.signature.prepare([self.number, 0])
+            self.pending.append((self.number, self.session.submit(prepared)))
 
     def refuse(self, reason="MODEL_FAILED"):
         """The server shall refuse the step that is submitted next."""
@@ -57,9 +59,10 @@ class App:
 
 
 @settings(max_examples=300, deadline=None)
-@given(schedule=schedules)
-def test_a_session_applies_each_step_once_whatever_the_cable_does(schedule, new_cable, refused, specs):
+@given(schedule=schedules, form=forms, credit=st.integers(1, 9))
+def test_a_session_applies_each_step_once_whatever_the_cable_does(schedule, form, credit, new_cable, refused, specs):
     cable = new_cable()
+    cable.server.form, cable.server.credit = form, credit
     app = App(cable, refused, specs)
     actions = {
         "submit": app.submit,
@@ -118,7 +121,7 @@ class Gateway:
 
     def refuse(self, row, reason):
         """The server shall refuse the row's step that is submitted next."""
-        seq = int(self.population._next_seqs[row])
+        seq = int(self.population._ledger.next_seqs[row])
         self.cable.server.failures[f"p{row}", seq] = self.refused(reason, seq=str(seq))
 
     def collect(self):
@@ -147,9 +150,10 @@ events = st.one_of(
 
 
 @settings(max_examples=300, deadline=None)
-@given(schedule=st.lists(events, min_size=50, max_size=150))
-def test_a_population_applies_each_rows_step_once_whatever_the_cable_does(schedule, new_cable, refused, specs):
+@given(schedule=st.lists(events, min_size=50, max_size=150), form=forms)
+def test_a_population_applies_each_rows_step_once_whatever_the_cable_does(schedule, form, new_cable, refused, specs):
     cable = new_cable()
+    cable.server.form = form
     app = Gateway(cable, refused, specs)
     actions = {"up": cable.pump_up, "down": cable.pump_down, "cut": cable.cut, "farewell": cable.farewell}
     for action, argument in schedule:

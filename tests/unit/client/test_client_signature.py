@@ -103,10 +103,9 @@ def test_a_chunk_of_nothing_is_refused(one):
 
 def test_memory_order_and_foreign_views_do_not_matter(one):
     columns = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(3, 2))
-    (tensor,) = one.prepare(columns).tensors()
-    assert tensor.data == np.ascontiguousarray(columns).tobytes()
-    (tensor,) = one.prepare(np.arange(4, dtype=">f4")[::2]).tensors()
-    assert np.frombuffer(tensor.data, "<f4").tolist() == [0, 2]
+    assert one.prepare(columns).data() == [np.ascontiguousarray(columns).tobytes()]
+    (data,) = one.prepare(np.arange(4, dtype=">f4")[::2]).data()
+    assert np.frombuffer(data, "<f4").tolist() == [0, 2]
 
 
 def test_several_inputs_go_by_name_in_the_models_order(mix):
@@ -134,16 +133,16 @@ def test_what_does_not_fit_together_is_refused(mix, given, reason, words):
 
 def test_answers_come_in_the_inputs_form_and_are_writable(mix):
     y, last = np.arange(6, dtype=np.float32), np.array(9)
-    tensors = [t.Tensor(data=y.tobytes()), t.Tensor(data=last.tobytes())]
-    chunk = mix.present(tensors, 3, one=False)
+    outputs = [y.tobytes(), last.tobytes()]
+    chunk = mix.present(outputs, 3, one=False)
     assert chunk["y"].tolist() == y.reshape(3, 2).tolist()
     assert chunk["last"] == 9
     chunk["y"][0] = 7
     with pytest.raises(ProtocolError, match="'y'"):
-        mix.present(tensors, 2, one=False)
+        mix.present(outputs, 2, one=False)
     with pytest.raises(ProtocolError, match="1 outputs"):
-        mix.present(tensors[:1], 3, one=False)
-    token = mix.present([t.Tensor(data=y[:2].tobytes()), tensors[1]], 1, one=True)
+        mix.present(outputs[:1], 3, one=False)
+    token = mix.present([memoryview(y[:2].tobytes()), outputs[1]], 1, one=True)
     assert token["y"].shape == (2,)
 
 
@@ -205,7 +204,7 @@ def test_rows_of_several_inputs_agree_on_their_time_steps(mix):
         prepare_batch(mix, given, ROWS)
     given["token"] = [np.zeros(1, int), np.zeros(2, int), np.zeros(3, int)]
     batch = prepare_batch(mix, given, ROWS)
-    columns, lengths = pick_rows(mix, batch, np.array([2, 0]))
+    columns, lengths = pick_rows(batch, np.array([2, 0]))
     assert np.frombuffer(lengths, np.uint32).tolist() == [3, 1]
     assert np.frombuffer(columns[0], np.float32).reshape(-1, 2).tolist() == [*TOKENS.tolist(), TOKENS[0].tolist()]
     assert np.frombuffer(columns[2], np.float32).tolist() == [3, 1]
