@@ -61,7 +61,7 @@ async def running(index: int, environment: Mapping[str, str]) -> AsyncIterator[W
             *_command(),
             env={**environment, **address(index, theirs.fileno())},
             pass_fds=(theirs.fileno(),),
-            # Ctrl-C in a terminal reaches whole process groups, and a worker that is told twice would not drain.
+            # Ctrl-C in a terminal reaches whole process groups, and one that is still starting would die of it.
             process_group=0,
         )
         theirs.close()

@@ -78,20 +78,31 @@ async def heard() -> AsyncIterator[Heard]:
     log.setLevel(before)
 
 
+Supervise = Callable[..., "asyncio.Task[int]"]
+
+
 @pytest.fixture
-def supervise(monkeypatch, tmp_path) -> Callable[..., Supervisor]:
+async def supervise(monkeypatch, tmp_path) -> AsyncIterator[Supervise]:
+    """Starts supervisors of workers that behave in some way; the task is `run`."""
     monkeypatch.setattr(process_module, "_command", lambda: [sys.executable, "-c", _WORKER])
     monkeypatch.setattr(BackOff, "first_s", 0.1)
+    started: list[asyncio.Task[int]] = []
 
-    def make(behaviour: str, workers: int = 2, **fields) -> Supervisor:
+    def start(behaviour: str, workers: int = 2, **fields) -> asyncio.Task[int]:
         settings = Settings(port=0, metrics_port=0, workers=workers, **{"drain_s": 60.0, **fields})
-        return Supervisor(settings, {**os.environ, "BEHAVIOUR": behaviour, "FOLDER": str(tmp_path)})
+        environment = {**os.environ, "BEHAVIOUR": behaviour, "FOLDER": str(tmp_path)}
+        started.append(asyncio.create_task(Supervisor(settings, environment).run()))
+        return started[-1]
 
-    return make
+    yield start
+    # What a test that failed has left.
+    for task in started:
+        task.cancel()
+    await asyncio.gather(*started, return_exceptions=True)
 
 
 async def test_workers_serve_until_the_supervisor_is_told_to_stop(supervise, heard) -> None:
-    running = asyncio.create_task(supervise(_SERVE, workers=3).run())
+    running = supervise(_SERVE, workers=3)
     ready = await heard.until(_READY, 3)
     assert sorted((match[1], match[3]) for match in ready) == [("0", "9000"), ("1", "9001"), ("2", "9002")]
     os.kill(os.getpid(), signal.SIGTERM)
@@ -111,14 +122,19 @@ async def test_a_worker_gets_the_resolved_settings_and_no_variable_besides(super
         "link.tell(Report(error=f'{values} {names}'))"
     )
     with pytest.raises(StartError) as caught:
-        await supervise(tell, threads=3).run()
+        await supervise(tell, threads=3)
     [port] = [match[1] for match in heard.matches(r"share grpc on 127.0.0.1:(\d+)")]
     assert str(caught.value).startswith(f"['3', '{port}', '2'] ['CONVEYOR_DEVICE', ")
     assert "CONFIG" not in str(caught.value)
 
 
+async def test_a_worker_has_a_process_group_of_its_own(supervise) -> None:
+    with pytest.raises(StartError, match="True"):
+        await supervise("link.tell(Report(error=f'{os.getpgrp() == os.getpid()}'))")
+
+
 async def test_a_worker_that_dies_is_replaced_and_the_other_stays(supervise, heard) -> None:
-    running = asyncio.create_task(supervise(_SERVE).run())
+    running = supervise(_SERVE)
     processes = {match[1]: int(match[2]) for match in await heard.until(_READY, 2)}
     os.kill(processes["1"], signal.SIGKILL)
     again = (await heard.until(_READY, 3))[2]
@@ -131,7 +147,7 @@ async def test_a_worker_that_dies_is_replaced_and_the_other_stays(supervise, hea
 
 
 async def test_a_worker_that_keeps_dying_is_replaced_less_and_less_often(supervise, heard) -> None:
-    running = asyncio.create_task(supervise("ready()\nif not first(): sys.exit(3)\ndrain()").run())
+    running = supervise("again = not first(); ready()\nif again: sys.exit(3)\ndrain()")
     processes = {match[1]: int(match[2]) for match in await heard.until(_READY, 2)}
     os.kill(processes["1"], signal.SIGKILL)
     waits = await heard.until(r"worker 1 .*: its sessions are lost; another one is started in (.*) s", 4)
@@ -144,20 +160,20 @@ async def test_a_worker_that_keeps_dying_is_replaced_less_and_less_often(supervi
 async def test_the_error_of_a_start_is_raised_once_and_ends_all(supervise, heard) -> None:
     broken = "link.tell(Report(error='no such folder')); sys.exit(2)"
     with pytest.raises(StartError, match=r"^no such folder$"):
-        await asyncio.wait_for(supervise(f"if link.index: {broken}\nready(); drain()", workers=3).run(), 30)
+        await asyncio.wait_for(supervise(f"if link.index: {broken}\nready(); drain()", workers=3), 30)
     assert not heard.matches("no such folder|another one")
 
 
 async def test_a_crash_before_all_were_ready_ends_all(supervise, heard) -> None:
     crash = "if link.index: os.kill(os.getpid(), signal.SIGSEGV)\nready(); drain()"
     with pytest.raises(StartError, match=r"^worker 1 was ended by SIGSEGV while it started$"):
-        await asyncio.wait_for(supervise(crash).run(), 30)
+        await asyncio.wait_for(supervise(crash), 30)
     assert not heard.matches("another one")
 
 
 async def test_a_worker_that_cannot_start_again_is_tried_again_and_the_other_stays(supervise, heard) -> None:
     second_fails = "if not first(): link.tell(Report(error='the folder is away')); sys.exit(2)\n"
-    running = asyncio.create_task(supervise(second_fails + _SERVE).run())
+    running = supervise(second_fails + _SERVE)
     processes = {match[1]: int(match[2]) for match in await heard.until(_READY, 2)}
     os.kill(processes["0"], signal.SIGKILL)
     await heard.until("the folder is away: .* another one is started", 3)
@@ -170,16 +186,15 @@ async def test_a_worker_that_cannot_start_again_is_tried_again_and_the_other_sta
 async def test_told_before_the_workers_are_ready(supervise, tmp_path) -> None:
     for index in (0, 1):
         os.mkfifo(tmp_path / f"started{index}")
-    supervisor = supervise("Path(os.environ['FOLDER'], f'started{link.index}').write_text('now'); drain()")
-    running = asyncio.create_task(supervisor.run())
+    running = supervise("Path(os.environ['FOLDER'], f'started{link.index}').write_text('now'); drain()")
     for index in (0, 1):
         assert await asyncio.to_thread((tmp_path / f"started{index}").read_text) == "now"
-    supervisor.stop()
+    os.kill(os.getpid(), signal.SIGTERM)
     assert await asyncio.wait_for(running, 30) == 0
 
 
 async def test_a_worker_that_ends_badly_is_seen_in_the_status(supervise, heard) -> None:
-    running = asyncio.create_task(supervise("ready(); drain(); sys.exit(link.index)").run())
+    running = supervise("ready(); drain(); sys.exit(link.index)")
     await heard.until(_READY, 2)
     os.kill(os.getpid(), signal.SIGTERM)
     assert await asyncio.wait_for(running, 30) == 1
@@ -187,7 +202,7 @@ async def test_a_worker_that_ends_badly_is_seen_in_the_status(supervise, heard) 
 
 async def test_a_second_signal_ends_at_once(supervise, heard) -> None:
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); ready(); signal.pause()"
-    running = asyncio.create_task(supervise(deaf).run())
+    running = supervise(deaf)
     await heard.until(_READY, 2)
     os.kill(os.getpid(), signal.SIGTERM)
     await heard.until("stopping: 2 workers drain")
@@ -198,7 +213,7 @@ async def test_a_second_signal_ends_at_once(supervise, heard) -> None:
 
 async def test_a_worker_that_does_not_drain_in_time_is_killed(supervise, heard, monkeypatch) -> None:
     monkeypatch.setattr(supervisor_module, "PATIENCE_S", 0.1)
-    running = asyncio.create_task(supervise("ready(); signal.pause()", drain_s=0.1).run())
+    running = supervise("ready(); signal.pause()", drain_s=0.1)
     await heard.until(_READY, 2)
     os.kill(os.getpid(), signal.SIGTERM)
     assert await asyncio.wait_for(running, 30) == 1
@@ -207,7 +222,7 @@ async def test_a_worker_that_does_not_drain_in_time_is_killed(supervise, heard, 
 async def test_a_system_that_starts_no_process_is_told(supervise, monkeypatch) -> None:
     monkeypatch.setattr(process_module, "_command", lambda: ["/no/such/python"])
     with pytest.raises(StartError, match=r"worker \d cannot be started: No such file"):
-        await asyncio.wait_for(supervise(_SERVE).run(), 30)
+        await asyncio.wait_for(supervise(_SERVE), 30)
 
 
 def test_waits_grow_until_a_worker_has_lived_long_enough() -> None:

@@ -129,6 +129,8 @@ def test_settings_survive_the_way_to_a_worker() -> None:
         "tls_certificate": Path("c"),
         "tls_key": Path("k"),
         "device": "cpu",
+        "max_batch": 8,
+        "inline_run_s": 0.1,
         "log_level": "debug",
     }
     for field in dataclasses.fields(Settings):
