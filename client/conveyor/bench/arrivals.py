@@ -10,6 +10,7 @@ from conveyor.bench.ledger import Integers, Ledger, rank_in_run
 from conveyor.bench.spec import LoadSpec, Pattern
 
 _AHEAD = 4096
+_NONE: Integers = np.zeros(0, np.int64)
 
 
 class Arrivals:
@@ -19,12 +20,16 @@ class Arrivals:
         spec: pattern, rate, sessions.
         start_ns: when the first gap begins.
         rng: of gaps and sessions.
+
+    Attributes:
+        waiting: steps that are due and not sent.
     """
 
     def __init__(self, spec: LoadSpec, start_ns: int, rng: np.random.Generator) -> None:
         self._spec = spec
         self._rng = rng
         self._last_ns = float(start_ns)
+        self.waiting = 0
         self._times: Integers = np.zeros(0, np.int64)
         self._sessions: Integers = np.zeros(0, np.int64)
         self._next = 0
@@ -38,11 +43,6 @@ class Arrivals:
     def next_ns(self) -> int:
         """When the next step falls due."""
         return int(self._times[self._next])
-
-    @property
-    def waiting(self) -> int:
-        """Steps that are due and not sent."""
-        return int((self._tail - self._head).sum())
 
     def oldest_ns(self) -> int:
         """When the first of the waiting steps fell due; there must be one."""
@@ -60,42 +60,48 @@ class Arrivals:
         Returns:
             Sessions `[m]`, ascending, and when each of their steps fell due, `[m]`.
         """
-        fresh = self._take(now_ns)
-        touched = np.unique(np.concatenate([fresh, freed]))
-        if not touched.size:
-            return touched, touched
+        if not self.waiting and self.next_ns > now_ns:
+            return _NONE, _NONE
+        sessions, times = self._take(now_ns)
+        ranks = rank_in_run(sessions)
+        if not self.waiting and not np.count_nonzero(ranks >= ledger.room(sessions)):
+            return sessions, times
+        self._queue(sessions, times, ranks)
+        touched = np.unique(np.concatenate([sessions, freed]))
         counts = np.minimum(self._tail[touched] - self._head[touched], ledger.room(touched))
-        counts = np.maximum(counts, 0)
         sessions = np.repeat(touched, counts)
-        places = self._head[sessions] + rank_in_run(sessions)
-        times = self._ring[sessions, places % self._ring.shape[1]]
+        times = self._ring[sessions, (self._head[sessions] + rank_in_run(sessions)) % self._ring.shape[1]]
         self._head[touched] += counts
+        self.waiting -= len(sessions)
         return sessions, times
 
-    def _take(self, now_ns: int) -> Integers:
-        """Puts what fell due into the rings; returns the sessions, ascending."""
-        found_sessions, found_times = [], []
+    def _take(self, now_ns: int) -> tuple[Integers, Integers]:
+        """What fell due: sessions, ascending, and times, ascending within a session."""
+        sessions, times = [], []
         while True:
-            end = int(np.searchsorted(self._times, now_ns, side="right"))
-            found_sessions.append(self._sessions[self._next : end])
-            found_times.append(self._times[self._next : end])
+            end = int(self._times.searchsorted(now_ns, side="right"))
+            sessions.append(self._sessions[self._next : end])
+            times.append(self._times[self._next : end])
             self._next = end
             if end < len(self._times):
                 break
             self._plan()
-        sessions = np.concatenate(found_sessions) if len(found_sessions) > 1 else found_sessions[0]
+        if len(sessions) == 1 and len(sessions[0]) <= 1:
+            return sessions[0], times[0]
+        joined = np.concatenate(sessions)
+        order = np.argsort(joined, kind="stable")
+        return joined[order], np.concatenate(times)[order]
+
+    def _queue(self, sessions: Integers, times: Integers, ranks: Integers) -> None:
+        """Puts steps at the ends of their sessions' rings."""
         if not sessions.size:
-            return sessions
-        times = np.concatenate(found_times) if len(found_times) > 1 else found_times[0]
-        order = np.argsort(sessions, kind="stable")
-        sessions = sessions[order]
-        ranks = rank_in_run(sessions)
+            return
         while int((self._tail[sessions] + ranks - self._head[sessions]).max()) >= self._ring.shape[1]:
             self._grow()
         places = self._tail[sessions] + ranks
-        self._ring[sessions, places % self._ring.shape[1]] = times[order]
+        self._ring[sessions, places % self._ring.shape[1]] = times
         self._tail[sessions] = places + 1
-        return sessions
+        self.waiting += len(sessions)
 
     def _grow(self) -> None:
         """Doubles the rings."""

@@ -1,19 +1,19 @@
 """One HTTP/2 connection without I/O: bytes in, messages and bytes out.
 
-Invariants: never more is sent than the peer's windows (connection and stream) allow, and what they do not allow waits
-here in order; every PING and SETTINGS is answered; the peer's own windows are refilled long before they are empty.
+Invariants: every PING and SETTINGS is answered; the windows that the peer sends into are refilled long before they are
+empty; what is not plain DATA or WINDOW_UPDATE costs a look of its own, and what breaks the protocol is an error.
 """
 
 import struct
-from collections import deque
 
 import numpy as np
-from numpy.typing import NDArray
 
-from conveyor.bench import http2
+from conveyor.bench import http2, runs
 from conveyor.bench.extra import needs_extra
-from conveyor.bench.http2 import FRAME_HEADER_BYTES, Flag, Frame, Setting
+from conveyor.bench.http2 import FRAME_HEADER_BYTES, MESSAGE_PREFIX_BYTES, Flag, Frame, Setting
 from conveyor.bench.inbox import Inbox
+from conveyor.bench.ledger import Integers
+from conveyor.bench.outlet import Outlet
 from conveyor.bench.spec import LoadError
 
 with needs_extra():
@@ -22,6 +22,8 @@ with needs_extra():
 _FRAME_HEADER = struct.Struct(">IBI")
 _MESSAGE_PREFIX = struct.Struct(">BI")
 _WORD = struct.Struct(">I")
+# Length and type of a frame that widens a window: with DATA, all that comes in a busy connection.
+_WINDOW_UPDATE = 4 << 8 | Frame.WINDOW_UPDATE
 # The windows that we give are 2^31 bytes; they are looked at after so many, and refilled where half of it was used.
 _CREDIT_EVERY_BYTES = 1 << 28
 
@@ -31,85 +33,42 @@ class Connection:
 
     Args:
         first: index of its first stream among all streams.
-        stream_windows: bytes `[all streams]` that may be sent on each stream; shared, so that others can take from it.
+        windows: as Outlet's.
 
     Attributes:
-        outgoing: bytes to be sent, in order; whoever sends them empties it.
-        window: bytes that may be sent on all its streams together.
+        outlet: the sending half; what the peer asks for is answered there.
+        settled: the peer's settings have come.
         max_streams: streams that the peer takes at once.
-        waiting: streams whose messages wait for a window.
     """
 
-    def __init__(self, first: int, stream_windows: NDArray[np.int64]) -> None:
-        self.outgoing = bytearray(http2.greeting())
-        self.window = http2.DEFAULT_WINDOW_BYTES
-        self.max_streams = 2**31
-        self.waiting: dict[int, deque[memoryview]] = {}
+    def __init__(self, first: int, windows: Integers) -> None:
+        self.outlet = Outlet(first, windows)
         self.settled = False
+        self.max_streams = 2**31
         self._first = first
-        self._windows = stream_windows
-        self._initial_window = http2.DEFAULT_WINDOW_BYTES
-        self.frame_bytes = http2.DEFAULT_FRAME_BYTES
-        self._opened = 0
+        self._windows = windows
         self._partial: dict[int, bytearray] = {}
         self._decoder = Decoder()
         self._header_block = b""
         self._header_flags = 0
+        # Bytes of DATA for which the peer's window was not refilled: of each stream, and of all together.
         self._received: list[int] = []
         self._uncredited = 0
 
-    # ------------------------------------------------------------ sending
-
-    def open(self, header_block: bytes) -> int:
-        """Opens the next stream; returns its index among all streams."""
-        stream = self._first + self._opened
-        self._opened += 1
+    def open(self, header_block: bytes) -> None:
+        """Opens the next stream."""
+        self.outlet.open(header_block)
         self._received.append(0)
-        self._windows[stream] = self._initial_window
-        self.outgoing += http2.frame(Frame.HEADERS, Flag.END_HEADERS, self.stream_id(stream), header_block)
-        return stream
-
-    def stream_id(self, stream: int) -> int:
-        """The number on the wire of a stream index: 1, 3, 5, ..."""
-        return 2 * (stream - self._first) + 1
-
-    def queue(self, stream: int, data: bytes | bytearray | memoryview) -> None:
-        """Sends messages (with gRPC's prefix), as far as the windows allow; the rest waits here."""
-        self.waiting.setdefault(stream, deque()).append(memoryview(data))
-        self._pump(stream)
-
-    def half_close(self, stream: int) -> None:
-        """Ends our side of a stream, on which nothing waits any more."""
-        self.outgoing += http2.frame(Frame.DATA, Flag.END_STREAM, self.stream_id(stream))
-
-    def _pump(self, stream: int) -> None:
-        """Sends what waits on a stream, as far as the windows allow."""
-        pieces = self.waiting[stream]
-        stream_id = self.stream_id(stream)
-        window = min(self.window, int(self._windows[stream]))
-        sent = 0
-        while pieces and (window > sent or not pieces[0]):
-            size = min(len(pieces[0]), window - sent, self.frame_bytes)
-            self.outgoing += _FRAME_HEADER.pack(size << 8 | Frame.DATA, 0, stream_id)
-            self.outgoing += pieces[0][:size]
-            sent += size
-            if size == len(pieces[0]):
-                pieces.popleft()
-            else:
-                pieces[0] = pieces[0][size:]
-        self.window -= sent
-        self._windows[stream] -= sent
-        if not pieces:
-            del self.waiting[stream]
-
-    # ------------------------------------------------------------ receiving
 
     def receive(self, start: int, end: int, inbox: Inbox) -> int:
-        """Reads all whole frames in `inbox.buffer[start:end]`; returns where the first unfinished one begins."""
-        buffer, partial, received = inbox.buffer, self._partial, self._received
-        header, prefix = _FRAME_HEADER.unpack_from, _MESSAGE_PREFIX.unpack_from
-        offsets, sizes, streams = inbox.offsets.append, inbox.sizes.append, inbox.streams.append
-        first, at, data_bytes = self._first, start, 0
+        """Reads all whole frames in `inbox.buffer[start:end]`; returns where the first unfinished one begins.
+
+        Raises:
+            LoadError: what came is no HTTP/2 for us.
+        """
+        buffer, partial, received, waiting = inbox.buffer, self._partial, self._received, self.outlet.waiting
+        header, prefix, increment = _FRAME_HEADER.unpack_from, _MESSAGE_PREFIX.unpack_from, _WORD.unpack_from
+        first, opened, windows, at = self._first, self.outlet.opened, self._windows, start
         while at + FRAME_HEADER_BYTES <= end:
             word, flags, stream_id = header(buffer, at)
             body = at + FRAME_HEADER_BYTES
@@ -117,73 +76,113 @@ class Connection:
             at_next = body + size
             if at_next > end:
                 break
-            if word & 0xFF or flags:
-                self._unusual(word & 0xFF, flags, stream_id & 0x7FFFFFFF, buffer[body:at_next], inbox)
-            else:
-                # A DATA frame without any flag, and mostly one whole message in it.
-                data_bytes += size
-                received[stream_id >> 1] += size
-                stream = first + (stream_id >> 1)
-                if stream in partial:
-                    self._continue(stream, buffer[body:at_next], inbox)
-                else:
-                    while body + 5 <= at_next:
-                        compressed, length = prefix(buffer, body)
-                        if body + 5 + length > at_next or compressed:
-                            break
-                        offsets(body + 5)
-                        sizes(length)
-                        streams(stream)
-                        body += 5 + length
-                    if body < at_next:
-                        self._continue(stream, buffer[body:at_next], inbox)
+            far = at + (runs.SHORTEST - 1) * (FRAME_HEADER_BYTES + size)
+            if far + FRAME_HEADER_BYTES <= end and header(buffer, far)[0] == word and not partial:
+                read = self._read_run(word, at, end, inbox)
+                if read:
+                    at += read
+                    continue
             at = at_next
-        if data_bytes:
-            self._uncredited += data_bytes
-            if self._uncredited >= _CREDIT_EVERY_BYTES:
-                self._credit()
+            if word & 0xFF == Frame.DATA and not flags and stream_id >> 1 < opened:
+                stream = first + (stream_id >> 1)
+                received[stream_id >> 1] += size
+                self._uncredited += size
+                # Nearly always one whole message.
+                if stream not in partial and prefix(buffer, body) == (0, size - MESSAGE_PREFIX_BYTES):
+                    inbox.offsets.append(body + MESSAGE_PREFIX_BYTES)
+                    inbox.sizes.append(size - MESSAGE_PREFIX_BYTES)
+                    inbox.streams.append(stream)
+                else:
+                    self._split(stream, body, at_next, inbox)
+            elif word == _WINDOW_UPDATE and 0 < stream_id < 2 * opened and not waiting:
+                windows[first + (stream_id >> 1)] += increment(buffer, body)[0]
+            else:
+                self._unusual(word & 0xFF, flags, stream_id & 0x7FFFFFFF, buffer[body:at_next], inbox)
+        if self._uncredited >= _CREDIT_EVERY_BYTES:
+            self._credit()
         return at
+
+    def _read_run(self, word: int, begin: int, end: int, inbox: Inbox) -> int:
+        """Reads several frames of this length and kind at once; returns their bytes, 0 where that cannot be done."""
+        size, kind = word >> 8, word & 0xFF
+        if kind == Frame.WINDOW_UPDATE and size == 4:
+            ids, increments = runs.window_run(inbox.buffer, begin, end)
+            count = len(ids)
+            if self._known(ids, count):
+                self.outlet.widen_many(ids, increments)
+                return count * (FRAME_HEADER_BYTES + size)
+        elif kind == Frame.DATA and size >= MESSAGE_PREFIX_BYTES:
+            ids = runs.data_run(inbox.buffer, begin, end)
+            count = len(ids)
+            if self._known(ids, count) and ids.all():
+                self._uncredited += count * size
+                places = (ids >> 1).tolist()
+                for place in places:
+                    self._received[place] += size
+                stride = FRAME_HEADER_BYTES + size
+                message = begin + FRAME_HEADER_BYTES + MESSAGE_PREFIX_BYTES
+                inbox.offsets.extend(range(message, message + count * stride, stride))
+                inbox.sizes.extend([size - MESSAGE_PREFIX_BYTES] * count)
+                inbox.streams.extend((self._first + (ids >> 1)).tolist())
+                return count * stride
+        return 0
+
+    def _known(self, ids: Integers, count: int) -> bool:
+        """There is a run, and all of its streams are ours; otherwise each frame is looked at by itself."""
+        return count > 1 and int(np.maximum.reduce(ids)) < 2 * self.outlet.opened
+
+    def _split(self, stream: int, begin: int, end: int, inbox: Inbox) -> None:
+        """Takes the contents of a DATA frame: any part of any number of messages."""
+        if stream not in self._partial:
+            while begin + MESSAGE_PREFIX_BYTES <= end:
+                compressed, length = _MESSAGE_PREFIX.unpack_from(inbox.buffer, begin)
+                message = begin + MESSAGE_PREFIX_BYTES
+                if compressed or message + length > end:
+                    break
+                inbox.offsets.append(message)
+                inbox.sizes.append(length)
+                inbox.streams.append(stream)
+                begin = message + length
+        if begin < end:
+            self._continue(stream, inbox.buffer[begin:end], inbox)
 
     def _continue(self, stream: int, data: memoryview, inbox: Inbox) -> None:
         """Takes a piece of a message that is spread over frames."""
         gathered = self._partial.setdefault(stream, bytearray())
         gathered += data
         begin = 0
-        while begin + 5 <= len(gathered):
+        while begin + MESSAGE_PREFIX_BYTES <= len(gathered):
             compressed, length = _MESSAGE_PREFIX.unpack_from(gathered, begin)
             if compressed:
                 raise LoadError("the server compresses its messages, which nobody asked for")
-            end = begin + 5 + length
-            if end > len(gathered):
+            message = begin + MESSAGE_PREFIX_BYTES
+            if message + length > len(gathered):
                 break
-            inbox.loose.append((len(inbox.offsets), stream, bytes(gathered[begin + 5 : end])))
-            begin = end
-        if begin == len(gathered):
+            inbox.loose.append((len(inbox.offsets), stream, bytes(gathered[message : message + length])))
+            begin = message + length
+        del gathered[:begin]
+        if not gathered:
             del self._partial[stream]
-        else:
-            del gathered[:begin]
 
     def _credit(self) -> None:
         """Refills the windows that the peer sends into."""
-        self.outgoing += http2.window_update(0, self._uncredited)
+        self.outlet.bytes += http2.window_update(0, self._uncredited)
         self._uncredited = 0
         for index, count in enumerate(self._received):
             if count >= _CREDIT_EVERY_BYTES // 2:
-                self.outgoing += http2.window_update(2 * index + 1, count)
+                self.outlet.bytes += http2.window_update(2 * index + 1, count)
                 self._received[index] = 0
-
-    # ------------------------------------------------------------ frames that are not plain DATA
 
     def _unusual(self, kind: int, flags: int, stream_id: int, body: memoryview, inbox: Inbox) -> None:
         if kind == Frame.WINDOW_UPDATE:
-            self._widen(stream_id, _WORD.unpack(body)[0] & 0x7FFFFFFF)
+            self.outlet.widen(self._stream(stream_id) if stream_id else None, _WORD.unpack(body)[0] & 0x7FFFFFFF)
         elif kind == Frame.DATA:
             self._data(flags, stream_id, body, inbox)
         elif kind in {Frame.HEADERS, Frame.CONTINUATION}:
             self._headers(kind, flags, stream_id, body, inbox)
         elif kind == Frame.PING:
             if not flags & Flag.ACK:
-                self.outgoing += http2.frame(Frame.PING, Flag.ACK, 0, body)
+                self.outlet.bytes += http2.frame(Frame.PING, Flag.ACK, 0, body)
         elif kind == Frame.SETTINGS:
             if not flags & Flag.ACK:
                 self._settings(body)
@@ -198,25 +197,9 @@ class Connection:
 
     def _stream(self, stream_id: int) -> int:
         index = stream_id >> 1
-        if not stream_id & 1 or index >= self._opened:
+        if not stream_id & 1 or index >= self.outlet.opened:
             raise LoadError(f"the server speaks of stream {stream_id}, which was never opened")
         return self._first + index
-
-    def _widen(self, stream_id: int, increment: int) -> None:
-        if stream_id:
-            stream = self._stream(stream_id)
-            self._windows[stream] += increment
-            if stream in self.waiting:
-                self._pump(stream)
-        else:
-            self.window += increment
-            self._pump_all()
-
-    def _pump_all(self) -> None:
-        for stream in list(self.waiting):
-            if self.window <= 0:
-                break
-            self._pump(stream)
 
     def _data(self, flags: int, stream_id: int, body: memoryview, inbox: Inbox) -> None:
         stream = self._stream(stream_id)
@@ -254,20 +237,18 @@ class Connection:
     def _settings(self, body: memoryview) -> None:
         for identifier, value in struct.iter_unpack(">HI", body):
             if identifier == Setting.INITIAL_WINDOW_SIZE:
-                self._windows[self._first : self._first + self._opened] += value - self._initial_window
-                self._initial_window = value
+                self.outlet.set_initial_window(value)
             elif identifier == Setting.MAX_FRAME_SIZE:
-                self.frame_bytes = value
+                self.outlet.frame_bytes = value
             elif identifier == Setting.MAX_CONCURRENT_STREAMS:
                 self.max_streams = value
         self.settled = True
-        self.outgoing += http2.frame(Frame.SETTINGS, Flag.ACK, 0)
-        self._pump_all()
+        self.outlet.bytes += http2.frame(Frame.SETTINGS, Flag.ACK, 0)
 
     def _go_away(self, body: memoryview, inbox: Inbox) -> None:
         last, code = struct.unpack_from(">II", body)
         text = bytes(body[8:]).decode("utf-8", "replace")
         if code:
             raise LoadError(f"the server ended the connection (HTTP/2 error {code}): {text}")
-        for index in range((last + 1) // 2, self._opened):
+        for index in range((last + 1) // 2, self.outlet.opened):
             inbox.ended.append((self._first + index, None, "the server took no more streams"))

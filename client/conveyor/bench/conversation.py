@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from conveyor_proto.reasons import from_status
 from conveyor_proto.v1 import session_pb2
+from google.rpc import status_pb2
 
 from conveyor.bench.frame_codec import FrameEncoder, decode_frame
 from conveyor.bench.histogram import Histogram
@@ -53,6 +54,9 @@ class Conversation:
         self._windows = windows
         self._wires = sockets.wires
         self._in_frames = spec.frames
+        self._before_first = topology.first_session - 1
+        # A stream stands at most once in what is sent at a time.
+        self._streams_once = spec.sessions == spec.streams and spec.in_flight == 1
         self._decoder = StepDecoder()
         # Of the turn that is being taken: when it came, what it counts for, who was answered.
         self._now_ns = 0
@@ -86,25 +90,34 @@ class Conversation:
     def _send_steps(self, sessions: Integers, seqs: Integers, acked: Integers) -> None:
         frames, begins = self._steps.encode(sessions, seqs, acked)
         self.requests += len(sessions)
-        data = frames.data
         streams = self.topology.stream[sessions]
-        sizes = np.diff(begins) - FRAME_HEADER_BYTES
-        np.subtract.at(self._windows, streams, sizes)
-        fits = bool((self._windows[streams] >= 0).all())
+        sizes = begins[1:] - begins[:-1] - FRAME_HEADER_BYTES
+        largest = int(np.maximum.reduce(sizes))
+        fits = self._take_windows(streams, sizes)
         for connection, begin, end in self._runs(sessions):
             wire = self._wires[connection]
             first, last = int(begins[begin]), int(begins[end])
             need = last - first - FRAME_HEADER_BYTES * (end - begin)
-            plain = not wire.connection.waiting and need <= wire.connection.window
-            if plain and fits and sizes[begin] <= wire.connection.frame_bytes:
-                wire.connection.window -= need
-                self.sockets.send(wire, data[first:last])
+            peer = wire.connection.outlet
+            if fits and not peer.waiting and need <= peer.window and largest <= peer.frame_bytes:
+                peer.window -= need
+                self.sockets.send(wire, frames.data[first:last])
                 continue
             np.add.at(self._windows, streams[begin:end], sizes[begin:end])
             for row in range(begin, end):
-                message = data[int(begins[row]) + FRAME_HEADER_BYTES : int(begins[row + 1])]
-                wire.connection.queue(int(streams[row]), message)
+                message = frames.data[int(begins[row]) + FRAME_HEADER_BYTES : int(begins[row + 1])]
+                wire.connection.outlet.queue(int(streams[row]), message)
             self.sockets.send(wire)
+
+    def _take_windows(self, streams: Integers, sizes: Integers) -> bool:
+        """Takes what is to be sent from the streams' windows; False where one was not wide enough."""
+        if self._streams_once:
+            left = self._windows[streams] - sizes
+            self._windows[streams] = left
+        else:
+            np.subtract.at(self._windows, streams, sizes)
+            left = self._windows[streams]
+        return int(np.minimum.reduce(left)) >= 0
 
     def _send_frames(self, sessions: Integers, seqs: Integers, acked: Integers) -> None:
         streams = self.topology.stream[sessions]
@@ -115,7 +128,7 @@ class Conversation:
             rows = slice(begin, end)
             message = self._frames[stream].encode(sessions[rows], seqs[rows], acked[rows])
             wire = self._wires[int(self.topology.connection[sessions[begin]])]
-            wire.connection.queue(stream, message)
+            wire.connection.outlet.queue(stream, message)
             touched[id(wire)] = wire
         self.requests += len(cuts) - 1
         for wire in touched.values():
@@ -124,6 +137,8 @@ class Conversation:
     def _runs(self, sessions: Integers) -> Iterator[tuple[int, int, int]]:
         """Connections, and where the sessions of each begin and end."""
         connections = self.topology.connection[sessions]
+        if connections[0] == connections[-1]:
+            return iter([(int(connections[0]), 0, len(sessions))])
         cuts = [0, *(np.flatnonzero(connections[1:] != connections[:-1]) + 1).tolist(), len(connections)]
         return zip(connections[cuts[:-1]].tolist(), cuts[:-1], cuts[1:], strict=True)
 
@@ -186,17 +201,23 @@ class Conversation:
             handles, seqs = np.array([response.result.handle]), np.array([response.result.seq], np.int64)
             self._count(np.array([stream]), handles, seqs)
         elif kind == "error" and response.error.seq:
-            session = self.topology.session(stream, response.error.handle)
-            took_ns = self.ledger.fail(session, response.error.seq, self._now_ns)
-            reason = from_status(response.error.status).reason_name
-            self._result.refused.setdefault(reason, Histogram()).record(np.array([took_ns]))
-            self._answered.append(np.array([session]))
+            self._refused(stream, [response.error.handle], [response.error.seq], response.error.status)
+        elif kind == "errors":
+            handles, seqs = np.frombuffer(response.errors.handles, "<u4"), np.frombuffer(response.errors.seqs, "<u8")
+            self._refused(stream, handles.tolist(), seqs.tolist(), response.errors.status)
         else:
             raise LoadError(f"the server said, in the middle of the load: {response}")
 
+    def _refused(self, stream: int, handles: Sequence[int], seqs: Sequence[int], status: status_pb2.Status) -> None:
+        sessions = [self.topology.session(stream, handle) for handle in handles]
+        took_ns = [self.ledger.fail(session, seq, self._now_ns) for session, seq in zip(sessions, seqs, strict=True)]
+        reason = from_status(status).reason_name
+        self._result.refused.setdefault(reason, Histogram()).record(np.array(took_ns, np.int64))
+        self._answered.append(np.array(sessions, np.int64))
+
     def _count(self, streams: Integers, handles: Integers, seqs: Integers) -> None:
-        sessions = self.topology.first_session[streams] + handles - 1
-        if (sessions >= self.topology.first_session[streams + 1]).any() or (handles < 1).any():
+        sessions = self._before_first[streams] + handles
+        if np.count_nonzero(self.topology.stream.take(sessions, mode="clip") != streams):
             raise LoadError(f"the server answered for a handle that is not attached, up to {handles.max()}")
         self._result.latency.record(self.ledger.answer(sessions, seqs, self._now_ns))
         self._result.steps += len(sessions)

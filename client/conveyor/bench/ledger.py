@@ -50,7 +50,7 @@ class Ledger:
             Their seqs `[n]`.
         """
         seqs = self.sent[sessions] + 1
-        if self.in_flight > 1:
+        if self.in_flight > 1 and np.count_nonzero(sessions[1:] == sessions[:-1]):
             seqs += rank_in_run(sessions)
         self.sent[sessions] = seqs
         self._times[self._slot(sessions, seqs)] = times_ns
@@ -72,10 +72,10 @@ class Ledger:
             LoadError: an answer that is not the next one of its session.
         """
         expected = self.applied[sessions] + 1
-        if (seqs != expected).any():
+        if np.count_nonzero(seqs != expected):
             order = np.argsort(sessions, kind="stable")
             expected[order] += rank_in_run(sessions[order])
-            if (seqs != expected).any():
+            if np.count_nonzero(seqs != expected):
                 wrong = int(np.flatnonzero(seqs != expected)[0])
                 raise LoadError(f"the server answered step {seqs[wrong]} where {expected[wrong]} was due")
         # Assigned in order, so the last one stays.
@@ -112,7 +112,7 @@ class Ledger:
         return np.where(self.failed[sessions] > 0, 0, self.in_flight - open_steps)
 
     def _slot(self, session: Integers | int, seq: Integers | int) -> Integers | int:
-        return session * self.in_flight + seq % self.in_flight
+        return session if self.in_flight == 1 else session * self.in_flight + seq % self.in_flight
 
 
 def rank_in_run(values: Integers) -> Integers:

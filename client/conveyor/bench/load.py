@@ -60,7 +60,7 @@ class Load:
         self._sockets = Sockets(self._target, connections, spec.root_certificates)
         self._opening = Opening(self._sockets, spec, topology, self._target)
         self._opening.open()
-        columns = random_columns(inputs, spec.time_steps, spec.sessions, self._rng)
+        columns = random_columns(inputs, spec, self._rng)
         self._conversation = Conversation(self._sockets, spec, topology, windows, columns)
         result = LoadResult()
         for first in range(0, spec.sessions, _FIRST_STEPS):
@@ -83,16 +83,19 @@ class Load:
         conversation, result = self._opened(), LoadResult()
         self.tend()
         served = conversation.ledger.applied.copy()
-        bytes_before = (conversation.sockets.bytes_sent, conversation.sockets.bytes_received)
+        sockets, requests = conversation.sockets, conversation.requests
+        bytes_before = (sockets.bytes_sent, sockets.bytes_received)
         cpu_s = time.process_time()
         begin_ns = time.perf_counter_ns()
         end_ns = begin_ns + int(seconds * 1e9)
         self._turn_until(end_ns, begin_ns, result, told)
         self._drain(result)
         result.elapsed_s = (time.perf_counter_ns() - begin_ns) / 1e9
-        result.client_cpu_s = time.process_time() - cpu_s
-        result.request_bytes = conversation.sockets.bytes_sent - bytes_before[0]
-        result.reply_bytes = conversation.sockets.bytes_received - bytes_before[1]
+        result.client_cpu_s = result.busiest_cpu_s = time.process_time() - cpu_s
+        result.tick_s = self._spec.tick
+        result.requests = conversation.requests - requests
+        result.request_bytes = sockets.bytes_sent - bytes_before[0]
+        result.reply_bytes = sockets.bytes_received - bytes_before[1]
         result.served = conversation.ledger.applied - served
         result.served_streams = np.add.reduceat(result.served, conversation.topology.first_session[:-1])
         result.time_steps = result.steps * self._spec.time_steps
@@ -119,7 +122,7 @@ class Load:
     def _turn_until(self, end_ns: int, begin_ns: int, result: LoadResult, told: Told | None) -> None:
         conversation, clock = self._opened(), time.perf_counter_ns
         pattern = pattern_of(self._spec, conversation, begin_ns, self._rng)
-        tick_ns = _tick_ns(self._spec)
+        tick_ns = int(self._spec.tick * 1e9)
         tell_ns = begin_ns + int(_TELL_S * 1e9) if told else end_ns
         pattern.begin(begin_ns)
         looked_ns = begin_ns
@@ -152,10 +155,3 @@ class Load:
             elif time.monotonic() > end:
                 count = conversation.ledger.unanswered
                 raise LoadError(f"{count} steps were not answered for {self._spec.answer_timeout_s:g} s")
-
-
-def _tick_ns(spec: LoadSpec) -> int:
-    """A turn costs tens of microseconds before its first message, so where many are on their way it waits for some."""
-    if spec.tick_s is not None:
-        return int(spec.tick_s * 1e9)
-    return 0

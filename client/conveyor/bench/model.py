@@ -13,12 +13,10 @@ from conveyor_proto.v1 import model_pb2, spec_pb2
 from conveyor_proto.v1.model_pb2_grpc import ModelServiceStub
 from numpy.typing import NDArray
 
-from conveyor.bench.spec import LoadError
+from conveyor.bench.spec import LoadError, LoadSpec
 
 # Beyond so much random data, sessions send the same values as others: the model's cost does not depend on them.
 _MAX_POOL_BYTES = 64 << 20
-# Token ids and the like stay within an embedding of this size, unless told otherwise.
-_INTEGERS_BELOW = 2
 
 
 def inputs_of(
@@ -57,24 +55,23 @@ class Column:
     data: NDArray[np.uint8]
 
 
-def random_columns(
-    inputs: Sequence[spec_pb2.TensorSpec], time_steps: int, sessions: int, rng: np.random.Generator
-) -> list[Column]:
-    """Random values for each input: standard normal, small whole numbers, or truth values, as its dtype is."""
+def random_columns(inputs: Sequence[spec_pb2.TensorSpec], spec: LoadSpec, rng: np.random.Generator) -> list[Column]:
+    """Random values for each input: standard normal, or whole numbers, or truth values, as its dtype is."""
+    time_steps = spec.time_steps
     row_bytes = sum(
         math.prod(item.shape) * to_numpy_dtype(item.dtype).itemsize * (time_steps if item.has_time else 1)
         for item in inputs
     )
-    pool = max(1, min(sessions, _MAX_POOL_BYTES // max(1, row_bytes)))
-    return [_column(item, time_steps, pool, rng) for item in inputs]
+    pool = max(1, min(spec.sessions, _MAX_POOL_BYTES // max(1, row_bytes)))
+    return [_column(item, spec, pool, rng) for item in inputs]
 
 
-def _column(item: spec_pb2.TensorSpec, time_steps: int, pool: int, rng: np.random.Generator) -> Column:
+def _column(item: spec_pb2.TensorSpec, spec: LoadSpec, pool: int, rng: np.random.Generator) -> Column:
     dtype = to_numpy_dtype(item.dtype)
-    shape = (pool, *([time_steps] if item.has_time else []), *item.shape)
+    shape = (pool, *([spec.time_steps] if item.has_time else []), *item.shape)
     values: NDArray[Any]
     if np.issubdtype(dtype, np.floating):
         values = rng.standard_normal(shape, np.float32).astype(dtype)
     else:
-        values = rng.integers(0, _INTEGERS_BELOW, shape).astype(dtype)
+        values = rng.integers(0, spec.integers_below, shape).astype(dtype)
     return Column(item.has_time, np.ascontiguousarray(values).reshape(pool, -1).view(np.uint8).reshape(pool, -1))

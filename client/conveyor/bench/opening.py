@@ -53,7 +53,7 @@ class Opening:
             while sessions and self._unanswered < self._spec.opening:
                 self._attach(*sessions.popleft())
             for wire in self._sockets.wires:
-                if wire.connection.outgoing:
+                if wire.connection.outlet.bytes:
                     self._sockets.send(wire)
             self._take()
 
@@ -90,7 +90,7 @@ class Opening:
             options=session_pb2.SessionOptions(max_in_flight=self._spec.in_flight),
         )
         request = session_pb2.StreamRequest(attach=attach)
-        wire.connection.queue(stream, http2.message(request.SerializeToString()))
+        wire.connection.outlet.queue(stream, http2.message(request.SerializeToString()))
         self._unanswered += 1
 
     def _take(self) -> None:
@@ -127,7 +127,7 @@ class Opening:
         for connection, stream, handle in self._sessions():
             wire = self._sockets.wires[connection]
             request = session_pb2.StreamRequest(close=session_pb2.CloseAttachedSession(handle=handle))
-            wire.connection.queue(stream, http2.message(request.SerializeToString()))
+            wire.connection.outlet.queue(stream, http2.message(request.SerializeToString()))
 
     def _hear_out(self) -> None:
         """Half-closes each stream once all that was said on it is on its way, and waits for the server's last word."""
@@ -137,10 +137,10 @@ class Opening:
         while listening and time.monotonic() < end:
             for index, wire in enumerate(self._sockets.wires):
                 for stream in speaking.intersection(self._topology.streams(index)):
-                    if stream not in wire.connection.waiting:
-                        wire.connection.half_close(stream)
+                    if stream not in wire.connection.outlet.waiting:
+                        wire.connection.outlet.half_close(stream)
                         speaking.discard(stream)
-                if wire.connection.outgoing:
+                if wire.connection.outlet.bytes:
                     self._sockets.send(wire)
             listening -= {stream for stream, _, _ in self._sockets.turn(0.1).ended}
 

@@ -30,7 +30,9 @@ class LoadResult:
         unsent_oldest_s: how long the first of them had been waiting at the end.
         served: steps answered, of each session.
         served_streams: steps answered, of each stream.
-        client_cpu_s: CPU time of the client's process.
+        client_cpu_s: CPU time of the client's processes.
+        busiest_cpu_s: CPU time of the one that took most; near `elapsed_s`, the client is what was measured.
+        tick_s: the client's own share of an open loop's latency, at most about this much.
     """
 
     elapsed_s: float = 0.0
@@ -47,11 +49,18 @@ class LoadResult:
     served: Integers = field(default_factory=_none)
     served_streams: Integers = field(default_factory=_none)
     client_cpu_s: float = 0.0
+    busiest_cpu_s: float = 0.0
+    tick_s: float = 0.0
 
     @property
     def steps_per_s(self) -> float:
         """Steps answered per second."""
         return self.steps / self.elapsed_s if self.elapsed_s else 0.0
+
+    @property
+    def busiest_cores(self) -> float:
+        """Cores that the busiest of the client's processes used, 0 to 1."""
+        return self.busiest_cpu_s / self.elapsed_s if self.elapsed_s else 0.0
 
     @property
     def active_streams(self) -> int:
@@ -64,6 +73,8 @@ class LoadResult:
         for name in ("steps", "time_steps", "requests", "replies", "request_bytes", "reply_bytes", "unsent"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.client_cpu_s += other.client_cpu_s
+        self.busiest_cpu_s = max(self.busiest_cpu_s, other.busiest_cpu_s)
+        self.tick_s = max(self.tick_s, other.tick_s)
         self.unsent_oldest_s = max(self.unsent_oldest_s, other.unsent_oldest_s)
         self.latency.add(other.latency)
         for reason, took in other.refused.items():

@@ -127,21 +127,24 @@ class Sockets:
         end += count
         parsed = wire.connection.receive(start, end, inbox)
         wire.tail = bytes(inbox.buffer[parsed:end])
-        if wire.connection.outgoing:
+        if wire.connection.outlet.bytes:
             self.send(wire)
         return end
 
     def send(self, wire: Wire, data: memoryview | bytes = b"") -> None:
         """Sends what the connection has to say, then `data`; what the kernel does not take now is sent later."""
-        if wire.connection.outgoing or wire.outbox:
-            wire.outbox += wire.connection.outgoing
-            wire.connection.outgoing.clear()
+        said = wire.connection.outlet.bytes
+        if wire.outbox:
+            wire.outbox += said
             wire.outbox += data
-            sent = self._write(wire, wire.outbox)
-            del wire.outbox[:sent]
+            said.clear()
+            del wire.outbox[: self._write(wire, wire.outbox)]
+        elif said:
+            said += data
+            wire.outbox += memoryview(said)[self._write(wire, said) :]
+            said.clear()
         elif data:
-            sent = self._write(wire, data)
-            wire.outbox += data[sent:]
+            wire.outbox += data[self._write(wire, data) :]
         self._watch(wire)
 
     def _write(self, wire: Wire, data: memoryview | bytes | bytearray) -> int:

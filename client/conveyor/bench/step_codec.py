@@ -41,7 +41,8 @@ class StepEncoder:
         self._stream_ids = stream_ids
         self._handles = handles
         self._handle_widths = varint.widths(handles)
-        self._same_handle_width = bool((self._handle_widths == self._handle_widths[0]).all())
+        self._handle_width = int(self._handle_widths[0])
+        self._same_handle_width = bool((self._handle_widths == self._handle_width).all())
         self._bodies = _bodies(columns)
         self._pool = len(self._bodies)
         self._heads: dict[tuple[int, int, int], Bytes] = {}
@@ -57,11 +58,11 @@ class StepEncoder:
         Returns:
             All frames one after the other, and where each begins and the last one ends, `[n + 1]`.
         """
-        low = (varint.width(int(seqs.min())), varint.width(int(acked.min())))
-        high = (varint.width(int(seqs.max())), varint.width(int(acked.max())))
+        low = (_width(np.minimum.reduce(seqs)), _width(np.minimum.reduce(acked)))
+        high = (_width(np.maximum.reduce(seqs)), _width(np.maximum.reduce(acked)))
         if low == high and self._same_handle_width:
-            rows = self._rows(sessions, seqs, acked, (int(self._handle_widths[0]), *low))
-            return rows.reshape(-1), np.arange(len(rows) + 1) * rows.shape[1]
+            rows = self._rows(sessions, seqs, acked, (self._handle_width, *low))
+            return rows.reshape(-1), np.arange(0, (len(rows) + 1) * rows.shape[1], rows.shape[1])
         return self._mixed(sessions, seqs, acked)
 
     def _mixed(self, sessions: Integers, seqs: Integers, acked: Integers) -> tuple[Bytes, Integers]:
@@ -124,6 +125,10 @@ class StepEncoder:
         return heads
 
 
+def _width(value: np.int64) -> int:
+    return varint.width(int(value))
+
+
 def _bodies(columns: Sequence[Column]) -> Bytes:
     """The inputs of a step as protobuf fields, `[pool, bytes]`."""
     parts = []
@@ -172,7 +177,7 @@ class StepDecoder:
         layout = self._layouts[0] if self._layouts else None
         if layout is not None:
             fits = _fits(heads, layout)
-            if fits.all():
+            if np.count_nonzero(fits) == len(fits):
                 return streams, *_numbers(heads, layout), []
         return self._mixed(inbox, begin, streams, heads)
 
@@ -210,7 +215,9 @@ class StepDecoder:
 
 
 def _fits(heads: Bytes, layout: _Layout) -> NDArray[np.bool_]:
-    fits: NDArray[np.bool_] = ((heads[:, : len(layout.mask)] & layout.mask) == layout.value).all(axis=1)
+    fits: NDArray[np.bool_] = np.logical_and.reduce(
+        (heads[:, : len(layout.mask)] & layout.mask) == layout.value, axis=1
+    )
     return fits
 
 

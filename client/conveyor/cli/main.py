@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import conveyor
-from conveyor.cli import commands
+from conveyor.cli import bench, commands
 
 GROUP = "conveyor.commands"
 DEFAULT_TARGET = "localhost:50051"
@@ -96,6 +96,14 @@ def _parser(brought: dict[str, EntryPoint]) -> argparse.ArgumentParser:
     source.add_argument("--input", metavar="JSON", help="one input")
     source.add_argument("--file", metavar="PATH", type=Path, help="one input from .npy, or from .npz by name")
     step.set_defaults(run=commands.step)
+
+    load = kinds.add_parser(
+        "bench",
+        help="put load on a server and measure it",
+        description="Puts load on a server and says how fast it answers. Needs pip install 'conveyor[bench]'.",
+    )
+    bench.add_arguments(load, os.environ.get("CONVEYOR_TARGET", DEFAULT_TARGET))
+    load.set_defaults(run=bench.bench)
 
     for name in sorted(brought):
         text, _ = _KNOWN.get(name, (f"from {brought[name].value.partition(':')[0]}", ""))
