@@ -44,8 +44,7 @@ class Link:
     ) -> None:
         """Has written what is to be written, starts what is to be started, lets go of the lock."""
         try:
-            core = self.core
-            if self._wire is not None and (core.has_outgoing or core.finishing or core.closed):
+            if self._wire is not None and self.core.has_outgoing:
                 self._wire.wake()
             if not self._running and self.core.wanted:
                 self._running = True
@@ -59,7 +58,7 @@ class Link:
         While the link is being resumed the time does not end: the resumption has a bound of its own.
         """
         while True:
-            with self:
+            with self._io.lock:
                 if ticket.done:
                     return True
                 signal = self._io.signal()

@@ -6,7 +6,6 @@ Invariant: an input that was handed to `step` is applied at most once, and its a
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, overload
 
@@ -16,6 +15,7 @@ from conveyor._calls import GET_SESSION, SNAPSHOT_SESSION
 from conveyor._core.answer import Answer
 from conveyor._core.session import Leaving, SessionCore
 from conveyor._core.signature import Inputs, Outputs, Prepared, Signature
+from conveyor._core.step import Step
 from conveyor._core.ticket import Ticket
 from conveyor._info import SessionInfo
 from conveyor._link import Link
@@ -33,12 +33,6 @@ from conveyor.errors import (
 
 if TYPE_CHECKING:
     from conveyor._opener import Opener
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    ticket: Ticket[Answer]
-    prepared: Prepared
 
 
 class AsyncSession:
@@ -118,9 +112,9 @@ class AsyncSession:
         Raises:
             ConveyorError: as `step`, at the place of the answer. Steps after it were not applied.
         """
-        pending: deque[_Sent] = deque()
+        pending: deque[Step] = deque()
 
-        async def send(chunk: Inputs) -> _Sent | None:
+        async def send(chunk: Inputs) -> Step | None:
             follows = pending[-1].ticket if pending else None
             return await self._submit(self._signature.prepare(chunk), timeout_s, follows)
 
@@ -216,16 +210,16 @@ class AsyncSession:
             return self._core.error is None and self._core.blocker() is None
 
     @overload
-    async def _submit(self, prepared: Prepared, timeout_s: float | None) -> _Sent: ...
+    async def _submit(self, prepared: Prepared, timeout_s: float | None) -> Step: ...
 
     @overload
     async def _submit(
         self, prepared: Prepared, timeout_s: float | None, follows: Ticket[Answer] | None
-    ) -> _Sent | None: ...
+    ) -> Step | None: ...
 
     async def _submit(
         self, prepared: Prepared, timeout_s: float | None, follows: Ticket[Answer] | None = None
-    ) -> _Sent | None:
+    ) -> Step | None:
         """Sends a step once there is credit. None: `follows` has failed, and nothing after it may be applied."""
         timeout_ms = 0 if timeout_s is None else max(1, round(timeout_s * 1000))
         while True:
@@ -234,12 +228,12 @@ class AsyncSession:
                     return None
                 blocker = self._core.blocker()
                 if blocker is None:
-                    return _Sent(self._core.submit(prepared, timeout_ms), prepared)
+                    return self._core.submit(prepared, timeout_ms)
             bound_s = self._opener.settings.timeout_s if timeout_s is None else timeout_s
             if not await self._link.wait(blocker, bound_s):
                 raise StepTimeout(f"{bound_s:g} s have passed and earlier steps are unanswered: nothing was sent")
 
-    async def _answer(self, sent: _Sent, timeout_s: float | None) -> Outputs:
+    async def _answer(self, sent: Step, timeout_s: float | None) -> Outputs:
         # To wait on the server, and then to run and to travel.
         default_s = self._opener.settings.timeout_s
         bound_s = default_s + (default_s if timeout_s is None else timeout_s)

@@ -14,7 +14,7 @@ from conveyor_proto.v1 import errors_pb2 as e
 from numpy.typing import NDArray
 
 from conveyor._core.frame import Lengths
-from conveyor._core.ledger import ALL, Picked
+from conveyor._core.ledger import Picked
 from conveyor._core.signature import Field, Outputs, Signature
 from conveyor.errors import ProtocolError
 
@@ -37,15 +37,15 @@ class Batch:
     """Several rows' inputs, checked, cast and packed: copies, for the caller's arrays may change before they are sent.
 
     Attributes:
-        columns: one per model input: `[sum(lengths), *shape]`, or `[rows, *shape]` where the input has no time.
-        timed: for each of them, whether it has time.
+        fields: the model's inputs.
+        columns: the bytes of each: `[sum(lengths), *shape]`, or `[rows, *shape]` where the input has no time.
         lengths: `[rows]` uint32 time steps, or None: one each.
         form: how they were given.
         rows: how many rows.
     """
 
-    columns: tuple[Array, ...]
-    timed: tuple[bool, ...]
+    fields: Sequence[Field]
+    columns: Sequence[bytes]
     lengths: Lengths | None
     form: Form
     rows: int
@@ -74,6 +74,11 @@ def prepare_batch(signature: Signature, given: Any, rows: int) -> Batch:
     Raises:
         InvalidInput: a name, shape, dtype or number of rows or time steps that does not fit.
     """
+    if len(signature.inputs) == 1 and isinstance(given, np.ndarray):
+        (field,) = signature.inputs
+        if given.dtype == field.dtype and given.shape == (rows, *field.shape):
+            # What nearly every step is: nothing to name, cast or agree upon.
+            return Batch(signature.inputs, (given.tobytes(),), None, Form.ONE, rows)
     columns: list[Array] = []
     form, lengths = Form.ONE, None
     first = True
@@ -88,8 +93,7 @@ def prepare_batch(signature: Signature, given: Any, rows: int) -> Batch:
             )
         form, lengths, first = its_form, its_lengths, False
         columns.append(column)
-    timed = tuple(field.has_time for field in signature.inputs)
-    return Batch(tuple(map(np.copy, columns)), timed, lengths, form, rows)
+    return Batch(signature.inputs, [column.tobytes() for column in columns], lengths, form, rows)
 
 
 def _timed(field: Field, value: Any, rows: int) -> tuple[Array, Form, Lengths | None]:
@@ -228,14 +232,13 @@ def _spread(starts: NDArray[np.int64], rows: Picked) -> NDArray[np.int64]:
     return np.repeat(first - ends + counts, counts) + np.arange(int(ends[-1]) if len(ends) else 0)
 
 
-def pick_rows(batch: Batch, positions: Picked) -> tuple[list[bytes], bytes]:
+def pick_rows(batch: Batch, positions: Picked) -> tuple[Sequence[bytes], bytes]:
     """Columns and lengths, as bytes, of some rows of a batch: what a StepFrame carries."""
+    if isinstance(positions, slice):
+        return batch.columns, b"" if batch.lengths is None else batch.lengths.tobytes()
     columns: list[bytes] = []
-    for has_time, column in zip(batch.timed, batch.columns, strict=True):
-        if positions is not ALL and has_time and batch.lengths is not None:
-            columns.append(column[_spread(batch.starts, positions)].tobytes())
-        else:
-            columns.append(column[positions].tobytes())
-    if batch.lengths is None:
-        return columns, b""
-    return columns, batch.lengths[positions].tobytes()
+    for field, data in zip(batch.fields, batch.columns, strict=True):
+        column = np.frombuffer(data, field.dtype).reshape(-1, *field.shape)
+        spread = field.has_time and batch.lengths is not None
+        columns.append(column[_spread(batch.starts, positions) if spread else positions].tobytes())
+    return columns, b"" if batch.lengths is None else batch.lengths[positions].tobytes()

@@ -1,10 +1,8 @@
 """Columnar answers: many rows in packed buffers. Decoded by numpy for whoever has many rows, cut up for who has few."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
-from conveyor_proto.codec import WireError, decode_integers
 from conveyor_proto.v1 import session_pb2 as pb
 from numpy.typing import NDArray
 
@@ -20,28 +18,45 @@ class Frame:
     """Answered rows. Those of one session are in the order of its steps.
 
     Attributes:
-        handles: `[rows]` uint32.
-        seqs: `[rows]` uint64.
+        rows: how many.
+        handle_bytes, seq_bytes: `handles` and `seqs` as they came.
         lengths: `[rows]` uint32, or None: one time step each.
         columns: per output, the rows' bytes one after the other.
     """
 
-    __slots__ = ("_cuts", "_replayed", "columns", "handles", "lengths", "seqs")
+    __slots__ = ("_cuts", "_handles", "_replayed", "_seqs", "columns", "handle_bytes", "lengths", "rows", "seq_bytes")
 
     def __init__(
         self,
-        handles: Handles,
-        seqs: Seqs,
-        lengths: Lengths | None,
+        handle_bytes: bytes,
+        seq_bytes: bytes,
         columns: Sequence[bytes],
-        replayed: NDArray[np.uint32] | None = None,
+        lengths: Lengths | None = None,
+        replayed_bytes: bytes = b"",
     ) -> None:
-        self.handles = handles
-        self.seqs = seqs
+        self.rows = len(handle_bytes) // 4
+        self.handle_bytes = handle_bytes
+        self.seq_bytes = seq_bytes
         self.lengths = lengths
         self.columns = columns
-        self._replayed = () if replayed is None else frozenset(replayed.tolist())
+        self._replayed = frozenset(np.frombuffer(replayed_bytes, np.uint32).tolist()) if replayed_bytes else ()
+        self._handles: Handles | None = None
+        self._seqs: Seqs | None = None
         self._cuts: _Cuts | None = None
+
+    @property
+    def handles(self) -> Handles:
+        """`[rows]` uint32."""
+        if self._handles is None:
+            self._handles = np.frombuffer(self.handle_bytes, np.uint32)
+        return self._handles
+
+    @property
+    def seqs(self) -> Seqs:
+        """`[rows]` uint64."""
+        if self._seqs is None:
+            self._seqs = np.frombuffer(self.seq_bytes, np.uint64)
+        return self._seqs
 
     def answers(self, rows: Sequence[int], timed: Sequence[bool]) -> list[tuple[int, Answer]]:
         """Seq and answer of some rows, in their order.
@@ -70,7 +85,7 @@ class _Cuts:
             raise ProtocolError(f"{len(frame.columns)} outputs came in a frame and the model has {len(timed)}")
         self.timed = timed
         self.seqs: list[int] = frame.seqs.tolist()
-        rows = len(self.seqs)
+        rows = frame.rows
         self._starts: Sequence[int] = range(rows + 1)
         if frame.lengths is not None:
             self._starts = [0, *np.cumsum(frame.lengths, dtype=np.int64).tolist()]
@@ -97,16 +112,12 @@ def decode_frame(message: pb.ResultFrame) -> Frame:
     Raises:
         ProtocolError: the frame's vectors disagree.
     """
-    try:
-        handles = cast("Handles", decode_integers(message.handles, np.uint32, -1, "handles"))
-        rows = len(handles)
-        seqs = cast("Seqs", decode_integers(message.seqs, np.uint64, rows, "seqs"))
-        lengths = replayed = None
-        if message.lengths:
-            lengths = cast("Lengths", decode_integers(message.lengths, np.uint32, rows, "lengths"))
-        if message.replayed_rows:
-            replayed = cast("Lengths", decode_integers(message.replayed_rows, np.uint32, -1, "replayed_rows"))
-    except WireError as error:
-        raise ProtocolError(f"a result frame cannot be read: {error}") from error
     # Each look at a repeated field of bytes copies: one look per column.
-    return Frame(handles, seqs, lengths, list(message.columns), replayed)
+    handles, seqs, lengths, columns = message.handles, message.seqs, message.lengths, list(message.columns)
+    replayed = message.replayed_rows
+    if len(seqs) != 2 * len(handles) or len(handles) % 4 or len(lengths) not in {0, len(handles)} or len(replayed) % 4:
+        raise ProtocolError(
+            f"a result frame cannot be read: {len(handles)}, {len(seqs)}, {len(lengths)} and {len(replayed)} bytes of "
+            "handles, seqs, lengths and replayed_rows"
+        )
+    return Frame(handles, seqs, columns, np.frombuffer(lengths, np.uint32) if lengths else None, replayed)

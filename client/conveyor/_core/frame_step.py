@@ -23,8 +23,7 @@ class FrameStep:
         picked: the same for indexing.
         batch: their inputs.
         seqs: `[k]` uint64.
-        pending: `[k]` bool, neither answered nor refused.
-        left: how many are pending.
+        left: how many rows are pending: neither answered nor refused.
         pieces: the answers.
         errors: position in `rows` -> why it failed.
         ticket: settled with the step itself.
@@ -32,13 +31,12 @@ class FrameStep:
 
     __slots__ = (
         "_handles",
-        "_positions",
+        "_pending",
+        "_seqs",
         "_timeout_ms",
-        "_total",
         "batch",
         "errors",
         "left",
-        "pending",
         "picked",
         "pieces",
         "rows",
@@ -47,70 +45,72 @@ class FrameStep:
     )
 
     def __init__(
-        self,
-        rows: NDArray[np.intp],
-        picked: Picked,
-        batch: Batch,
-        seqs: Seqs,
-        handles: NDArray[np.uint32],
-        *,
-        timeout_ms: int,
+        self, rows: NDArray[np.intp], picked: Picked, batch: Batch, seqs: Seqs, handles: bytes, *, timeout_ms: int = 0
     ) -> None:
         self.rows = rows
         self.picked = picked
         self.batch = batch
         self.seqs = seqs
         self.left = len(rows)
-        self.pending = np.ones(self.left, np.bool_)
         self.pieces: list[Piece] = []
         self.errors: dict[int, ConveyorError] = {}
         self.ticket: Ticket[FrameStep] = Ticket()
-        self._total = len(handles)
-        self._handles = handles[picked]
-        self._positions: NDArray[np.intp] | None = None
+        # As they travel.
+        self._handles = handles
+        self._seqs = seqs.tobytes()
         self._timeout_ms = timeout_ms
+        # Made when the step is settled in parts, which few are.
+        self._pending: NDArray[np.bool_] | None = None
+
+    @property
+    def pending(self) -> NDArray[np.bool_]:
+        """`[k]`, the rows that are neither answered nor refused."""
+        if self._pending is None:
+            self._pending = np.full(len(self.rows), bool(self.left), np.bool_)
+        return self._pending
 
     def answered_by(self, frame: Frame) -> bool:
         """A frame has the answers of all rows and of no other, in their order."""
-        return (
-            self.left == len(self.rows)
-            and len(frame.handles) == self.left
-            and np.array_equal(frame.seqs, self.seqs)
-            and np.array_equal(frame.handles, self._handles)
-        )
+        return self.left == frame.rows and frame.seq_bytes == self._seqs and frame.handle_bytes == self._handles
 
     def find(self, rows: NDArray[np.intp], seqs: Seqs) -> NDArray[np.intp]:
         """Positions of pending (row, seq) pairs; -1 for pairs that are not this step's."""
-        if self._positions is None:
-            self._positions = np.full(self._total, -1, np.intp)
-            self._positions[self.rows] = np.arange(len(self.rows))
-        positions = self._positions[rows]
-        mine = (positions >= 0) & (self.seqs[positions] == seqs) & self.pending[positions]
+        order = np.argsort(self.rows)
+        at = np.minimum(np.searchsorted(self.rows, rows, sorter=order), len(order) - 1)
+        positions = order[at]
+        mine = (self.rows[positions] == rows) & (self.seqs[positions] == seqs) & self.pending[positions]
         return np.where(mine, positions, -1)
 
     def settle(self, positions: Picked) -> None:
         """Rows that were pending are answered or refused."""
-        self.pending[positions] = False
-        self.left = 0 if positions is ALL else int(np.count_nonzero(self.pending))
+        if isinstance(positions, slice):
+            self.left, self._pending = 0, None
+        else:
+            self.pending[positions] = False
+            self.left -= len(positions)
 
     def requests(self, acked: Seqs) -> list[pb.StreamRequest]:
         """The messages that carry the pending rows; `acked` is of all of the population's rows."""
         acked = acked[self.picked]
-        size = sum(column.nbytes for column in self.batch.columns)
+        size = sum(map(len, self.batch.columns))
         if self.left == len(self.rows) and size <= MESSAGE_BYTES:
-            return [self._request(ALL, acked)]
+            return [self._request(self._handles, self._seqs, acked.tobytes(), ALL)]
         positions = np.flatnonzero(self.pending)
+        handles = np.frombuffer(self._handles, np.uint32)
         parts = min(len(positions), 1 + size // MESSAGE_BYTES)
-        return [self._request(part, acked) for part in np.array_split(positions, parts or 1)]
+        return [
+            self._request(handles[part].tobytes(), self.seqs[part].tobytes(), acked[part].tobytes(), part)
+            for part in np.array_split(positions, parts or 1)
+        ]
 
-    def _request(self, positions: Picked, acked: Seqs) -> pb.StreamRequest:
+    def _request(self, handles: bytes, seqs: bytes, acked: bytes, positions: Picked) -> pb.StreamRequest:
         # Built in place: a message that is assigned to another is copied by way of its bytes.
         request = pb.StreamRequest()
         message = request.frame
-        message.handles = self._handles[positions].tobytes()
-        message.seqs = self.seqs[positions].tobytes()
+        message.handles = handles
+        message.seqs = seqs
         columns, message.lengths = pick_rows(self.batch, positions)
         message.columns.extend(columns)
         message.timeout_ms = self._timeout_ms
-        message.acked_seqs = acked[positions].tobytes()
+        message.acked_seqs = acked
         return request

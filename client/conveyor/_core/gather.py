@@ -3,7 +3,7 @@
 Invariant: a session's steps leave in their order; the rows of a frame are of one model version and one `timeout_ms`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from conveyor_proto.v1 import session_pb2 as pb
@@ -38,49 +38,51 @@ class _Rows:
         self.bytes += size
 
     def request(self) -> pb.StreamRequest:
-        return self._alone() if len(self.steps) == 1 else self._frame()
-
-    def _alone(self) -> pb.StreamRequest:
-        # Built in place: a message that is assigned to another is copied by way of its bytes.
-        request = pb.StreamRequest()
-        message, (step,) = request.step, self.steps
-        message.handle = self.handles[0]
-        message.seq = step.seq
-        for data in step.data:
-            message.inputs.add().data = data
-        message.timeout_ms = step.timeout_ms
-        message.acked_seq = self.acked_seqs[0]
-        return request
+        if len(self.steps) == 1:
+            return _alone(self.handles[0], self.acked_seqs[0], self.steps[0])
+        return self._frame()
 
     def _frame(self) -> pb.StreamRequest:
         request = pb.StreamRequest()
         message, steps = request.frame, self.steps
         message.handles = np.array(self.handles, "<u4").tobytes()
         message.seqs = np.array([step.seq for step in steps], "<u8").tobytes()
-        lengths = [step.time_steps for step in steps]
+        lengths = [step.prepared.time_steps for step in steps]
         if max(lengths) > 1:
             message.lengths = np.array(lengths, "<u4").tobytes()
-        message.columns.extend(map(b"".join, zip(*[step.data for step in steps], strict=True)))
+        message.columns.extend(map(b"".join, zip(*[step.prepared.data for step in steps], strict=True)))
         message.timeout_ms = steps[0].timeout_ms
         message.acked_seqs = np.array(self.acked_seqs, "<u8").tobytes()
         return request
 
 
-def gather(parcels: Iterable[Parcel]) -> list[pb.StreamRequest]:
+def gather(parcels: Sequence[Parcel]) -> list[pb.StreamRequest]:
     """The messages that carry some parcels, at most one of each session: a frame for those that fit together.
 
     A step that is left alone travels as a Step, which is the cheapest and the fastest.
     """
+    if len(parcels) == 1 and len(parcels[0].steps) == 1:
+        (parcel,) = parcels
+        return [_alone(parcel.handle, parcel.acked_seq, parcel.steps[0])]
     frames: dict[tuple[Signature, int], list[_Rows]] = {}
     for parcel in parcels:
         parts = frames.setdefault((parcel.signature, parcel.steps[0].timeout_ms), [_Rows()])
         for step in parcel.steps:
-            size = _size(step.data)
+            size = sum(map(len, step.prepared.data))
             if not parts[-1].takes(size):
                 parts.append(_Rows())
             parts[-1].add(parcel, step, size)
     return [rows.request() for parts in frames.values() for rows in parts]
 
 
-def _size(data: Sequence[bytes]) -> int:
-    return sum(map(len, data))
+def _alone(handle: int, acked_seq: int, step: Step) -> pb.StreamRequest:
+    # Built in place: a message that is assigned to another is copied by way of its bytes.
+    request = pb.StreamRequest()
+    message = request.step
+    message.handle = handle
+    message.seq = step.seq
+    for data in step.prepared.data:
+        message.inputs.add().data = data
+    message.timeout_ms = step.timeout_ms
+    message.acked_seq = acked_seq
+    return request

@@ -1,6 +1,6 @@
 """What a population knows of each row's numbering, in arrays: one entry per row, one numpy call for all.
 
-Invariant: `in_flight` counts the row's steps that were submitted and neither answered nor refused.
+Invariant: a row's steps that were submitted and neither answered nor refused are counted, and never exceed its credit.
 """
 
 import numpy as np
@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from conveyor._core.frame import Seqs
 
-# Rows by their indices; or all of them, which costs no picking.
+# Rows by their indices; or all of them, in their order: the slice, which costs no picking.
 Picked = NDArray[np.intp] | slice
 ALL = slice(None)
+_ONE = np.uint64(1)
 
 
 class Ledger:
@@ -19,8 +20,7 @@ class Ledger:
     Attributes:
         next_seqs: `[n]` uint64, the number that the row's next step gets.
         acked: `[n]` uint64, the row's last step that was answered.
-        in_flight: `[n]` int64.
-        credits: `[n]` int64, how many may be.
+        credits: `[n]` int64, how many of its steps may be in flight.
         blocked: `[n]` bool, rows that were refused a step and whose later steps still await their own refusal.
         resend_from: `[n]` uint64, the first step that this stream refused and the next one shall take; 0: none.
     """
@@ -28,7 +28,9 @@ class Ledger:
     def __init__(self, rows: int) -> None:
         self.next_seqs: Seqs = np.ones(rows, np.uint64)
         self.acked: Seqs = np.zeros(rows, np.uint64)
-        self.in_flight = np.zeros(rows, np.int64)
+        # A row's count is the sum of the two: steps of all rows are counted once.
+        self._in_flight = np.zeros(rows, np.int64)
+        self._all_in_flight = 0
         self.credits = np.ones(rows, np.int64)
         self.blocked = np.zeros(rows, np.bool_)
         self.resend_from: Seqs = np.zeros(rows, np.uint64)
@@ -47,29 +49,40 @@ class Ledger:
         """Every one of the rows may take one more step."""
         if self._some_blocked and self.blocked[rows].any():
             return False
-        return bool((self.in_flight[rows] < self.credits[rows]).all())
+        return bool((self._in_flight[rows] + self._all_in_flight < self.credits[rows]).all())
 
     def submit(self, rows: Picked) -> Seqs:
-        """Numbers one more step of each row: `[k]` uint64."""
-        seqs = self.next_seqs[rows].copy()
-        self.next_seqs[rows] += np.uint64(1)
-        self.in_flight[rows] += 1
+        """Numbers one more step of each row: `[k]` uint64, which nobody changes."""
+        if isinstance(rows, slice):
+            # What was the next is handed out, and never written to again.
+            seqs, self.next_seqs = self.next_seqs, self.next_seqs + _ONE
+            self._all_in_flight += 1
+            return seqs
+        seqs = self.next_seqs[rows]
+        self.next_seqs[rows] += _ONE
+        self._in_flight[rows] += 1
         return seqs
 
     def unsubmit(self, row: int) -> None:
         """The row's session is gone, and the step that was numbered is never sent."""
-        self.next_seqs[row] -= np.uint64(1)
+        self.next_seqs[row] -= _ONE
 
     def answered(self, rows: Picked, seqs: Seqs) -> None:
         """Those steps were answered."""
-        self.acked[rows] = np.maximum(self.acked[rows], seqs)
+        if isinstance(rows, slice):
+            np.maximum(self.acked, seqs, out=self.acked)
+        else:
+            self.acked[rows] = np.maximum(self.acked[rows], seqs)
         self.settled(rows)
 
     def settled(self, rows: Picked) -> None:
         """A step of each row was answered or refused."""
-        self.in_flight[rows] -= 1
+        if isinstance(rows, slice):
+            self._all_in_flight -= 1
+        else:
+            self._in_flight[rows] -= 1
         if self._some_blocked:
-            self.blocked &= self.in_flight > 0
+            self.blocked &= self._in_flight + self._all_in_flight > 0
             self._some_blocked = bool(self.blocked.any())
 
     def skipped(self, row: int, seq: int) -> None:

@@ -57,6 +57,9 @@ class Member(Protocol):
     def result(self, message: pb.StepResult) -> None:
         """A step was answered."""
 
+    def owns(self, frame: Frame) -> bool:
+        """Every row of the frame is of a handle of this member."""
+
     def rows(self, frame: Frame, rows: Sequence[int] | None) -> None:
         """Rows of a frame were answered: these, or all of them."""
 

@@ -46,7 +46,7 @@ class PopulationCore:
         self._send_request = send
         self._signature: Signature | None = None
         self.every_row = np.arange(len(handles))
-        self._every_handle = np.arange(handles.start, handles.stop, dtype=np.uint32)
+        self._handle_bytes = np.arange(handles.start, handles.stop, dtype=np.uint32).tobytes()
         self._ledger = Ledger(len(handles))
         # The stream that is open now got our attaches, and still takes messages.
         self._present = False
@@ -88,8 +88,10 @@ class PopulationCore:
 
     def submit(self, rows: NDArray[np.intp], batch: Batch, timeout_ms: int = 0) -> FrameStep:
         """Numbers a step of some rows and sends it now, or with the next stream. Only where `blocker` gave None."""
-        picked = self._picked(rows)
-        step = FrameStep(rows, picked, batch, self._ledger.submit(picked), self._every_handle, timeout_ms=timeout_ms)
+        picked, handles = self._picked(rows), self._handle_bytes
+        if picked is not ALL:
+            handles = (rows + self._handles.start).astype("<u4").tobytes()
+        step = FrameStep(rows, picked, batch, self._ledger.submit(picked), handles, timeout_ms=timeout_ms)
         self._frames.append(step)
         if self.row_errors:
             for position in np.flatnonzero(np.isin(rows, list(self.row_errors))).tolist():
@@ -171,17 +173,25 @@ class PopulationCore:
             (position,) = step.find(np.array([row]), seq)
             if position >= 0:
                 lengths = step.batch.lengths
-                handles = np.array([message.handle], np.uint32)
-                columns = [tensor.data for tensor in message.outputs]
-                frame = Frame(handles, seq, None if lengths is None else lengths[[position]], columns)
+                frame = Frame(
+                    np.uint32(message.handle).tobytes(),
+                    seq.tobytes(),
+                    [tensor.data for tensor in message.outputs],
+                    None if lengths is None else lengths[[position]],
+                )
                 self._answered(step, np.array([position]), frame, ALL)
                 return
+
+    def owns(self, frame: Frame) -> bool:
+        if frame.handle_bytes == self._handle_bytes:
+            return True
+        return int(frame.handles.min()) in self._handles and int(frame.handles.max()) in self._handles
 
     def rows(self, frame: Frame, rows: Sequence[int] | None) -> None:
         if rows is None and self._frames and self._frames[0].answered_by(frame):
             self._answered(self._frames[0], ALL, frame, ALL)
             return
-        mine = np.arange(len(frame.handles)) if rows is None else np.array(rows)
+        mine = np.arange(frame.rows) if rows is None else np.array(rows)
         its_rows = frame.handles[mine].astype(np.intp) - self._handles.start
         seqs = frame.seqs[mine]
         for step in list(self._frames):
@@ -307,7 +317,7 @@ class PopulationCore:
 
     def _check_done(self, step: FrameStep) -> None:
         if not step.left:
-            self._frames = [other for other in self._frames if other is not step]
+            self._frames.remove(step)
             step.ticket.resolve(step)
 
     def _picked(self, rows: NDArray[np.intp]) -> Picked:

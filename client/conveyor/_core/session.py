@@ -59,8 +59,11 @@ class SessionCore:
         self._leaving: Leaving | None = None
         self._said_goodbye = False
         self._next_seq = 1
-        # Those from _next_seq on follow a refused step and await their own refusal.
         self._window = Window()
+        # Steps from _next_seq on follow a refused one and await their own refusal.
+        self._stalled = False
+        # Steps that may be unanswered.
+        self._credit = 1
         # The first step that this stream refused and the next one shall take.
         self._resend_from: int | None = None
 
@@ -93,21 +96,21 @@ class SessionCore:
         """
         if self.error is not None:
             raise self.error.with_traceback(None)
-        if self._window:
-            newest = self._window.newest
-            if newest.seq >= self._next_seq:
-                return newest.ticket
-            if len(self._window) >= self._credit:
-                return self._window.oldest.ticket
+        if self._stalled:
+            if self._window and self._window.newest.seq >= self._next_seq:
+                return self._window.newest.ticket
+            self._stalled = False
+        if len(self._window) >= self._credit:
+            return self._window.oldest.ticket
         return None
 
-    def submit(self, prepared: Prepared, timeout_ms: int = 0) -> Ticket[Answer]:
+    def submit(self, prepared: Prepared, timeout_ms: int = 0) -> Step:
         """Numbers a step, to be sent with the next message, or with the next stream. Only where `blocker` gave None."""
-        ticket: Ticket[Answer] = Ticket()
-        self._window.add(Step(self._next_seq, prepared.data(), prepared.time_steps, timeout_ms, ticket))
+        step = Step(self._next_seq, prepared, timeout_ms, Ticket())
+        self._window.add(step)
         self._next_seq += 1
         self._offer()
-        return ticket
+        return step
 
     def leave(self, how: Leaving) -> Ticket[None]:
         """Detaches from, or closes, the session once its steps are answered."""
@@ -164,6 +167,7 @@ class SessionCore:
         if error is not None:
             self.end(error)
             return
+        self._credit = max(1, message.session.max_in_flight)
         if not self.opened.done:
             self._next_seq = applied + 1
         self.opened.resolve(message.session)
@@ -185,9 +189,11 @@ class SessionCore:
             step.ticket.resolve(answer_of(message))
         self._offer()
 
+    def owns(self, frame: Frame) -> bool:
+        return frame.handle_bytes == frame.handle_bytes[:4] * frame.rows
+
     def rows(self, frame: Frame, rows: Sequence[int] | None) -> None:
-        every = range(len(frame.handles))
-        for seq, answer in frame.answers(every if rows is None else rows, self._timed):
+        for seq, answer in frame.answers(range(frame.rows) if rows is None else rows, self._timed):
             step = self._window.pop(seq)
             if step is not None:
                 step.ticket.resolve(answer)
@@ -214,6 +220,7 @@ class SessionCore:
         step.ticket.fail(error)
         if kind is not Verdict.APPLIED:
             self._next_seq = min(self._next_seq, seq, int(error.metadata.get("next_seq", seq)))
+            self._stalled = True
             # No stream was given these, and none shall be: the server would refuse them like those that it has.
             self._abort(self._window.drop_unsent())
             self._send_leave()
@@ -263,10 +270,6 @@ class SessionCore:
         self._present = False
         self.end(error)
         return False
-
-    @property
-    def _credit(self) -> int:
-        return max(1, self.info.max_in_flight)
 
     def _offer(self) -> None:
         """Asks to be asked by `take`, where that would give something."""

@@ -5,7 +5,7 @@ Invariant: an array's rank alone decides whether it is one time step (the row's 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from conveyor_proto.codec import Array, WireError, to_numpy_dtype
@@ -92,23 +92,19 @@ def _kept(given: NDArray[Any], converted: NDArray[Any]) -> bool:
     return bool(np.array_equal(np.isfinite(given), np.isfinite(converted)))
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """One step's inputs, checked and cast.
 
     Attributes:
-        arrays: one per model input, in its order: `[time, *shape]`, or `[*shape]` where the input has no time.
+        data: one per model input, in its order, its bytes: `[time, *shape]`, or `[*shape]` where the input has no time.
+            The lean wire form, for position and size say the rest. Copies: the caller's arrays may change.
         time_steps: how many time steps.
         one: a single time step came without its time axis, and the answer goes back without it.
     """
 
-    arrays: tuple[Array, ...]
+    data: Sequence[bytes]
     time_steps: int
     one: bool
-
-    def data(self) -> list[bytes]:
-        """The lean wire form, one for each input: position and size say the rest. Copies, for arrays may change."""
-        return [array.tobytes() for array in self.arrays]
 
 
 class Signature:
@@ -118,6 +114,8 @@ class Signature:
         self.model = spec.name
         self.inputs = tuple(map(Field.of, spec.inputs))
         self.outputs = tuple(map(Field.of, spec.outputs))
+        # The input of a model that has only one, and takes it by time steps.
+        self._only = self.inputs[0] if len(self.inputs) == 1 and self.inputs[0].has_time else None
 
     def prepare(self, given: Inputs) -> Prepared:
         """Checks one step of one session.
@@ -129,7 +127,11 @@ class Signature:
         Raises:
             InvalidInput: a name, shape, dtype or number of time steps that the model does not take.
         """
-        arrays: list[Array] = []
+        only = self._only
+        if only is not None and type(given) is np.ndarray and given.dtype == only.dtype and given.shape == only.shape:
+            # What nearly every step is: nothing to name, cast or agree upon.
+            return Prepared((given.tobytes(),), 1, True)
+        data: list[bytes] = []
         one: bool | None = None
         time_steps = 1
         for field, value in zip(self.inputs, self.by_name(given), strict=True):
@@ -141,8 +143,8 @@ class Signature:
                 if field.has_time:
                     expected += f" for one time step or {field.describe(axes=['time'])} for a chunk"
                 raise field.refuse(e.ERROR_REASON_INPUT_SHAPE, expected, f"shape {list(array.shape)}")
+            data.append(array.tobytes())
             if not field.has_time:
-                arrays.append(array)
                 continue
             steps = array.shape[0] if extra else 1
             if one is not None and (one != (extra == 0) or steps != time_steps):
@@ -151,8 +153,7 @@ class Signature:
             if steps == 0:
                 raise field.refuse(e.ERROR_REASON_INPUT_EMPTY, "at least one time step", "a chunk of none")
             one, time_steps = extra == 0, steps
-            arrays.append(array if extra else array[np.newaxis])
-        return Prepared(tuple(arrays), time_steps, bool(one))
+        return Prepared(data, time_steps, bool(one))
 
     def by_name(self, given: Any) -> list[Any]:
         """The values in the model's order of inputs.
@@ -186,8 +187,8 @@ class Signature:
             raise ProtocolError(f"{len(outputs)} outputs came and the model has {len(self.outputs)}")
         arrays = []
         for field, data in zip(self.outputs, outputs, strict=True):
-            shape = (time_steps, *field.shape) if field.has_time and not one else field.shape
-            arrays.append(decode(field, data, shape).copy())
+            shape = field.shape if one or not field.has_time else (time_steps, *field.shape)
+            arrays.append(decode(field, data, shape))
         return self.named(arrays)
 
     def named(self, arrays: Sequence[Any]) -> Outputs:
@@ -198,13 +199,13 @@ class Signature:
 
 
 def decode(field: Field, data: Buffer, shape: tuple[int, ...]) -> Array:
-    """A read-only view of an output's bytes.
+    """An output's bytes as a writable array.
 
     Raises:
         ProtocolError: the size is not the shape's.
     """
     try:
-        return np.frombuffer(data, field.dtype).reshape(shape)
+        return np.frombuffer(bytearray(data), field.dtype).reshape(shape)
     except ValueError as error:
         raise ProtocolError(f"output {field.name!r}: {len(data)} bytes are not {field.dtype} {list(shape)}") from error
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from conveyor._core.answer import Answer
-from conveyor._core.signature import Signature
+from conveyor._core.signature import Prepared, Signature
 from conveyor._core.ticket import Ticket
 
 
@@ -15,15 +15,13 @@ class Step:
 
     Attributes:
         seq: its number.
-        data: one per model input, its bytes; the caller's arrays may change behind them.
-        time_steps: how many.
+        prepared: its inputs.
         timeout_ms: how long it may wait on the server; 0: the server's setting.
         ticket: its answer.
     """
 
     seq: int
-    data: Sequence[bytes]
-    time_steps: int
+    prepared: Prepared
     timeout_ms: int
     ticket: Ticket[Answer]
 

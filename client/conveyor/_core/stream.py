@@ -38,6 +38,8 @@ class StreamCore:
         # Steps were unanswered when the stream was lost: being attached again is no progress, only answers are.
         self._owes_answers = False
         self._resting = False
+        # An answer has come since the stream was lost last.
+        self._progresses = False
         # Why this stream had to be ended, where a refusal is why.
         self._refusal: ConveyorError | None = None
 
@@ -81,15 +83,17 @@ class StreamCore:
 
     @property
     def has_outgoing(self) -> bool:
-        """`take_outgoing` may give something."""
-        return bool(self._outgoing or self._ready)
+        """There is something to be written, or the stream is to be half-closed."""
+        return bool(self._outgoing or self._ready or self.finishing or self.closed)
 
     def take_outgoing(self) -> list[pb.StreamRequest]:
         """What is to be written now, in order."""
+        if not self._outgoing and not self._ready:
+            return []
         outgoing, self._outgoing = self._outgoing, []
         while self._ready:
             ready, self._ready = self._ready, {}
-            outgoing += gather(parcel for stepper in ready if (parcel := stepper.take()) is not None)
+            outgoing += gather([parcel for stepper in ready if (parcel := stepper.take()) is not None])
             # What a member has to say behind its steps.
             outgoing += self._outgoing
             self._outgoing.clear()
@@ -141,7 +145,7 @@ class StreamCore:
         Returns:
             Seconds to wait before opening the next one; None: it was given up, and whoever waited was told.
         """
-        self.open = False
+        self.open = self._progresses = False
         self._outgoing.clear()
         self._ready.clear()
         for member in list(self._each()):
@@ -181,16 +185,15 @@ class StreamCore:
     def _frame(self, message: pb.StreamResponse) -> None:
         self._progressed()
         frame = decode_frame(message.frame)
-        handles = frame.handles
-        if not len(handles):
+        if not frame.rows:
             return
-        member = self._members.get(int(handles[0]))
-        if member is not None and int(handles.min()) in member.handles and int(handles.max()) in member.handles:
+        member = self._members.get(int.from_bytes(frame.handle_bytes[:4], "little"))
+        if member is not None and member.owns(frame):
             member.rows(frame, None)
             self.forget_if_gone(member)
             return
         shares: dict[Member, list[int]] = {}
-        for row, handle in enumerate(handles.tolist()):
+        for row, handle in enumerate(frame.handles.tolist()):
             if (member := self._members.get(handle)) is not None:
                 shares.setdefault(member, []).append(row)
         for member, rows in shares.items():
@@ -250,8 +253,10 @@ class StreamCore:
         return dict.fromkeys(self._members.values())
 
     def _progressed(self) -> None:
-        self._owes_answers = False
-        self._backoff.progressed()
+        if not self._progresses:
+            self._progresses = True
+            self._owes_answers = False
+            self._backoff.progressed()
 
     def _finish(self) -> None:
         if not self.finishing:

@@ -20,7 +20,7 @@ class Ticket(Generic[T]):
         self.done = False
         self._value: T | None = None
         self._error: ConveyorError | None = None
-        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], None]] | None = None
 
     def resolve(self, value: T) -> None:
         """Settles with a value; does nothing where the ticket is settled already."""
@@ -43,6 +43,8 @@ class Ticket(Generic[T]):
         """Calls back once the ticket is settled: at once, if it is."""
         if self.done:
             callback()
+        elif self._callbacks is None:
+            self._callbacks = [callback]
         else:
             self._callbacks.append(callback)
 
@@ -55,6 +57,6 @@ class Ticket(Generic[T]):
 
     def _settle(self) -> None:
         self.done = True
-        callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
+        callbacks, self._callbacks = self._callbacks, None
+        for callback in callbacks or ():
             callback()

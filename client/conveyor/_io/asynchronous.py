@@ -1,6 +1,7 @@
 """asyncio: grpc.aio, with one reading and one writing task per stream. Everything belongs to one event loop."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, Generic, TypeVar
@@ -11,9 +12,13 @@ from conveyor_proto.v1 import session_pb2 as pb
 from google.protobuf.message import Message
 
 from conveyor._core.ticket import Ticket
+from conveyor._io.alarms import Alarms
 from conveyor._io.base import STREAM_METHOD, Io, Metadata, NullSource, Outgoing, Runner, Signal, Source, Wire
 from conveyor._io.channel import TLS, Option
 from conveyor.errors import ConnectionLost, ConveyorError, from_rpc_error
+
+# How long one stream may keep the loop to itself while its items are there at once.
+_TURN_S = 0.0001
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Message)
@@ -22,29 +27,24 @@ R = TypeVar("R", bound=Message)
 class AsyncSignal:
     """A future that says whether it happened (True) or took too long (False)."""
 
-    __slots__ = ("future",)
+    __slots__ = ("_alarms", "future")
 
-    def __init__(self) -> None:
+    def __init__(self, alarms: Alarms) -> None:
+        self._alarms = alarms
         self.future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     def set(self) -> None:
-        self._settle(happened=True)
+        if not self.future.done():
+            self.future.set_result(True)
 
     async def wait(self, timeout_s: float | None) -> bool:
         if timeout_s is None:
             return await self.future
-        timer = self.future.get_loop().call_later(timeout_s, self._expire)
+        self._alarms.set(self.future, timeout_s)
         try:
             return await self.future
         finally:
-            timer.cancel()
-
-    def _expire(self) -> None:
-        self._settle(happened=False)
-
-    def _settle(self, *, happened: bool) -> None:
-        if not self.future.done():
-            self.future.set_result(happened)
+            self._alarms.drop(self.future)
 
 
 class AsyncRunner:
@@ -70,11 +70,13 @@ class AsyncWire:
             response_deserializer=pb.StreamResponse.FromString,
         )
         self._call: Any = method(metadata=tuple(metadata))
-        self._ready = asyncio.Event()
+        # What the writer waits for while there is nothing to write.
+        self._idle: asyncio.Future[None] | None = None
         self._writer = asyncio.get_running_loop().create_task(self._write(), name="conveyor-write")
 
     def wake(self) -> None:
-        self._ready.set()
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
     def cancel(self) -> None:
         self._call.cancel()
@@ -102,15 +104,13 @@ class AsyncWire:
 
     async def _write(self) -> None:
         try:
-            while True:
-                await self._ready.wait()
-                self._ready.clear()
-                while requests := self._outgoing(self):
-                    for request in requests:
-                        await self._call.write(request)
-                if requests is None:
-                    await self._call.done_writing()
-                    return
+            while (requests := self._outgoing(self)) is not None:
+                for request in requests:
+                    await self._call.write(request)
+                if not requests:
+                    self._idle = asyncio.get_running_loop().create_future()
+                    await self._idle
+            await self._call.done_writing()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             # The stream has ended; the reader hears how.
             return
@@ -126,10 +126,15 @@ class AsyncSource(Generic[T]):
     async def pull(self, or_until: Ticket[Any] | None) -> tuple[T, ...] | None:
         if self._pulling is None:
             self._pulling = asyncio.get_running_loop().create_task(self._next(), name="conveyor-pull")
-        settled = AsyncSignal()
+        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def settle() -> None:
+            if not settled.done():
+                settled.set_result(None)
+
         if or_until is not None:
-            or_until.when_done(settled.set)
-        await asyncio.wait((self._pulling, settled.future), return_when=asyncio.FIRST_COMPLETED)
+            or_until.when_done(settle)
+        await asyncio.wait((self._pulling, settled), return_when=asyncio.FIRST_COMPLETED)
         if not self._pulling.done():
             return None
         pulled, self._pulling = self._pulling, None
@@ -148,10 +153,20 @@ class AsyncSource(Generic[T]):
 
 
 class YieldingSource(NullSource[T]):
-    """Pulls from a plain iterable, and lets the loop send and receive between two items."""
+    """Pulls from a plain iterable, and lets the loop send and receive meanwhile.
+
+    Before each item where items take their time; but not before each of many that are there at once, for a turn of the
+    loop costs more than a step.
+    """
+
+    def __init__(self, items: Iterable[T]) -> None:
+        super().__init__(items)
+        self._turned_s = 0.0
 
     async def pull(self, or_until: Ticket[Any] | None) -> tuple[T, ...] | None:
-        await asyncio.sleep(0)
+        if time.perf_counter() - self._turned_s > _TURN_S:
+            await asyncio.sleep(0)
+            self._turned_s = time.perf_counter()
         return await super().pull(or_until)
 
 
@@ -160,6 +175,7 @@ class AsyncIo:
 
     def __init__(self, target: str, tls: TLS | None, options: Sequence[Option]) -> None:
         self.lock = nullcontext()
+        self._alarms = Alarms()
         self.target = target
         self._tls = tls
         self._options = options
@@ -179,7 +195,7 @@ class AsyncIo:
         return asyncio.get_running_loop().time()
 
     def signal(self) -> Signal:
-        return AsyncSignal()
+        return AsyncSignal(self._alarms)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Runner:
         return AsyncRunner(coroutine)
@@ -207,6 +223,7 @@ class AsyncIo:
         return YieldingSource(items)
 
     async def close(self) -> None:
+        self._alarms.close()
         if self._opened is not None:
             await self._opened.close()
 

@@ -38,7 +38,7 @@ class App:
         if self.session.opened.done and self.session.blocker() is None:
             self.number += 1
             prepared = self.signature.prepare([self.number, 0])
-            self.pending.append((self.number, self.session.submit(prepared)))
+            self.pending.append((self.number, self.session.submit(prepared).ticket))
 
     def refuse(self, reason="MODEL_FAILED"):
         """The server shall refuse the step that is submitted next."""

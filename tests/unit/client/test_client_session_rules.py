@@ -40,7 +40,7 @@ def step(specs):
 
     def submit(session, value=1.0):
         assert session.blocker() is None
-        return session.submit(signature.prepare([value, 0]))
+        return session.submit(signature.prepare([value, 0])).ticket
 
     return submit
 

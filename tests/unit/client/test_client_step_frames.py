@@ -24,7 +24,7 @@ def step(specs):
     def submit(session, value=1.0, time_steps=None, timeout_ms=0):
         assert session.blocker() is None
         x = np.array([value, 0]) if time_steps is None else np.tile([value, 0], (time_steps, 1))
-        return session.submit(signature.prepare(x), timeout_ms)
+        return session.submit(signature.prepare(x), timeout_ms).ticket
 
     return submit
 
@@ -89,7 +89,7 @@ def test_sessions_of_one_model_version_share_a_frame(cable, step, specs):
     other = opened(cable, "c", Signature(specs["mix"]), model="mix")
     tickets = [step(one, 1), step(two, 10, time_steps=3), step(one, 2)]
     mixed = Signature(specs["mix"]).prepare({"x": np.ones(2), "token": 5, "gain": 2})
-    alone = other.submit(mixed)
+    alone = other.submit(mixed).ticket
     requests = cable.core.take_outgoing()
     assert list(map(described, requests)) == [("frame", [(1, 1), (1, 2), (2, 1)]), ("step", [(3, 1)])]
     assert np.frombuffer(requests[0].frame.lengths, np.uint32).tolist() == [1, 1, 3]
@@ -135,7 +135,7 @@ def test_answers_may_come_in_any_form(cable, specs, form, model):
         x = np.tile(np.float32([value, 0]), (time_steps, 1))
         given = {"x": x, "token": np.arange(time_steps), "gain": 1} if model == "mix" else x
         prepared = signature.prepare(given)
-        return prepared, session.submit(prepared)
+        return prepared, session.submit(prepared).ticket
 
     sent = [submit(1, 1), submit(2, 3), submit(3, 1)]
     cable.settle()
@@ -157,7 +157,7 @@ def test_the_callers_array_may_change_behind_a_step_that_waits(cable, specs):
     tickets = []
     for value in (1, 2, 3, 4):
         x[0] = value
-        tickets.append(session.submit(signature.prepare(x)))
+        tickets.append(session.submit(signature.prepare(x)).ticket)
     x[0] = 100
     cable.settle()
     assert [total(ticket) for ticket in tickets] == [1, 3, 6, 10]
