@@ -54,7 +54,8 @@ class Conversation:
         self._windows = windows
         self._wires = sockets.wires
         self._in_frames = spec.frames
-        self._before_first = topology.first_session - 1
+        # Of each session whose stream, and of what lies before the first and behind the last that of none.
+        self._owner = np.concatenate([[-1], topology.stream, [-1]])
         # A stream stands at most once in what is sent at a time.
         self._streams_once = spec.sessions == spec.streams and spec.in_flight == 1
         self._decoder = StepDecoder()
@@ -210,15 +211,18 @@ class Conversation:
 
     def _refused(self, stream: int, handles: Sequence[int], seqs: Sequence[int], status: status_pb2.Status) -> None:
         sessions = [self.topology.session(stream, handle) for handle in handles]
+        if any(session not in self.topology.sessions(stream) for session in sessions):
+            raise LoadError(f"the server refused a step of a handle that is not attached, up to {max(handles)}")
         took_ns = [self.ledger.fail(session, seq, self._now_ns) for session, seq in zip(sessions, seqs, strict=True)]
         reason = from_status(status).reason_name
         self._result.refused.setdefault(reason, Histogram()).record(np.array(took_ns, np.int64))
         self._answered.append(np.array(sessions, np.int64))
 
     def _count(self, streams: Integers, handles: Integers, seqs: Integers) -> None:
-        sessions = self._before_first[streams] + handles
-        if np.count_nonzero(self.topology.stream.take(sessions, mode="clip") != streams):
+        places = self.topology.first_session[streams] + handles
+        if np.count_nonzero(self._owner.take(places, mode="clip") != streams):
             raise LoadError(f"the server answered for a handle that is not attached, up to {handles.max()}")
+        sessions = places - 1
         self._result.latency.record(self.ledger.answer(sessions, seqs, self._now_ns))
         self._result.steps += len(sessions)
         self._answered.append(sessions)

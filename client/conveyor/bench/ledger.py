@@ -38,6 +38,9 @@ class Ledger:
         self.unanswered = 0
         # When a step was sent, or should have been: of the last `in_flight` numbers of each session.
         self._times: Integers = np.zeros(sessions * in_flight, np.int64)
+        # Where a session last stands in an array, to find those that stand there twice.
+        self._last: Integers = np.zeros(sessions, np.int64)
+        self._index: Integers = np.arange(sessions * in_flight)
 
     def send(self, sessions: Integers, times_ns: Integers | int) -> Integers:
         """Numbers the next steps.
@@ -72,12 +75,15 @@ class Ledger:
             LoadError: an answer that is not the next one of its session.
         """
         expected = self.applied[sessions] + 1
-        if np.count_nonzero(seqs != expected):
+        index = self._index[: len(sessions)] if len(sessions) <= len(self._index) else np.arange(len(sessions))
+        self._last[sessions] = index
+        if np.count_nonzero(self._last[sessions] != index):
+            # A session was answered several times.
             order = np.argsort(sessions, kind="stable")
             expected[order] += rank_in_run(sessions[order])
-            if np.count_nonzero(seqs != expected):
-                wrong = int(np.flatnonzero(seqs != expected)[0])
-                raise LoadError(f"the server answered step {seqs[wrong]} where {expected[wrong]} was due")
+        if np.count_nonzero(seqs != expected):
+            wrong = int(np.flatnonzero(seqs != expected)[0])
+            raise LoadError(f"the server answered step {seqs[wrong]} where {expected[wrong]} was due")
         # Assigned in order, so the last one stays.
         self.applied[sessions] = seqs
         self.unanswered -= len(sessions)

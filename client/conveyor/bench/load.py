@@ -126,18 +126,19 @@ class Load:
         tell_ns = begin_ns + int(_TELL_S * 1e9) if told else end_ns
         pattern.begin(begin_ns)
         looked_ns = begin_ns
-        silent_ns = begin_ns
+        patience_ns = int(self._spec.answer_timeout_s * 1e9)
+        give_up_ns = begin_ns + patience_ns
         while (now_ns := clock()) < end_ns:
             if tick_ns and (rest_ns := looked_ns + tick_ns - now_ns) > 0:
                 time.sleep(rest_ns / 1e9)
                 now_ns = clock()
             looked_ns = now_ns
-            until_ns = min(end_ns, pattern.next_ns, tell_ns)
+            until_ns = min(end_ns, pattern.next_ns, tell_ns, give_up_ns)
             freed = conversation.take(max(0, until_ns - now_ns) / 1e9, result)
             now_ns = clock()
             if freed.size or not conversation.ledger.unanswered:
-                silent_ns = now_ns
-            elif now_ns - silent_ns > self._spec.answer_timeout_s * 1e9:
+                give_up_ns = now_ns + patience_ns
+            elif now_ns >= give_up_ns:
                 raise LoadError(f"the server was silent for {self._spec.answer_timeout_s:g} s")
             pattern.turn(now_ns, freed)
             if now_ns >= tell_ns and told:

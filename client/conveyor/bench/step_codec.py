@@ -145,10 +145,12 @@ class _Layout:
     """Where a result's handle and seq stand.
 
     Attributes:
+        size: bytes of such a message.
         mask: `[bytes]`: bits that are the same in all results of the layout.
         value: `[bytes]`: those bits.
     """
 
+    size: int
     mask: Bytes
     value: Bytes
     handle_at: int
@@ -174,44 +176,47 @@ class StepDecoder:
         streams = np.array(inbox.streams[begin:end])
         offsets = np.array(inbox.offsets[begin:end])
         heads = np.frombuffer(inbox.buffer, np.uint8)[offsets[:, None] + self._reach]
+        sizes = inbox.sizes[begin:end]
         layout = self._layouts[0] if self._layouts else None
-        if layout is not None:
+        if layout is not None and sizes.count(layout.size) == len(sizes):
             fits = _fits(heads, layout)
             if np.count_nonzero(fits) == len(fits):
                 return streams, *_numbers(heads, layout), []
-        return self._mixed(inbox, begin, streams, heads)
-
-    def _mixed(
-        self, inbox: Inbox, begin: int, streams: Integers, heads: Bytes
-    ) -> tuple[Integers, Integers, Integers, list[int]]:
-        handles = np.zeros(len(heads), np.int64)
-        seqs = np.zeros(len(heads), np.int64)
-        left = np.ones(len(heads), bool)
-        for layout in list(self._layouts):
-            self._apply(layout, heads, left, handles, seqs)
-        others = []
-        while left.any():
-            first = int(np.argmax(left))
-            made = _layout_of(heads[first], inbox.sizes[begin + first])
-            if made is None:
-                others.append(first)
-                left[first] = False
-                continue
-            # The newest is what comes next: numbers only grow.
-            self._layouts = [made, *self._layouts[: _MAX_LAYOUTS - 1]]
-            self._apply(made, heads, left, handles, seqs)
+        handles, seqs, others = self._mixed(heads, np.array(sizes))
         if not others:
             return streams, handles, seqs, []
         results = np.ones(len(heads), bool)
         results[others] = False
         return streams[results], handles[results], seqs[results], [begin + index for index in others]
 
-    @staticmethod
-    def _apply(layout: _Layout, heads: Bytes, left: NDArray[np.bool_], handles: Integers, seqs: Integers) -> None:
-        found = left & _fits(heads, layout)
-        if found.any():
-            handles[found], seqs[found] = _numbers(heads[found], layout)
-            left &= ~found
+    def _mixed(self, heads: Bytes, sizes: Integers) -> tuple[Integers, Integers, list[int]]:
+        """Handles `[n]` and seqs `[n]` of messages of several layouts; and which are none."""
+        handles = np.zeros(len(heads), np.int64)
+        seqs = np.zeros(len(heads), np.int64)
+        left = np.ones(len(heads), bool)
+        others: list[int] = []
+        known = iter(list(self._layouts))
+        while left.any():
+            layout = next(known, None) or self._learn(heads, sizes, left, others)
+            if layout is None:
+                break
+            found = left & (sizes == layout.size) & _fits(heads, layout)
+            if found.any():
+                handles[found], seqs[found] = _numbers(heads[found], layout)
+                left &= ~found
+        return handles, seqs, others
+
+    def _learn(self, heads: Bytes, sizes: Integers, left: NDArray[np.bool_], others: list[int]) -> _Layout | None:
+        """The layout of the first message that is left and has one; those before it are others. None: there is none."""
+        for index in np.flatnonzero(left).tolist():
+            layout = _layout_of(heads[index], int(sizes[index]))
+            if layout is not None:
+                # The newest is what comes next: numbers only grow.
+                self._layouts = [layout, *self._layouts[: _MAX_LAYOUTS - 1]]
+                return layout
+            others.append(index)
+            left[index] = False
+        return None
 
 
 def _fits(heads: Bytes, layout: _Layout) -> NDArray[np.bool_]:
@@ -250,7 +255,7 @@ def _layout_of(head: Bytes, size: int) -> _Layout | None:
     mask = np.full(end + 1, 0xFF, np.uint8)
     # Of a number, only how many bytes it takes is fixed.
     mask[handle_at:at] = mask[seq_at:end] = 0x80
-    return _Layout(mask, head[: end + 1] & mask, handle_at, at - handle_at, seq_at, end - seq_at)
+    return _Layout(size, mask, head[: end + 1] & mask, handle_at, at - handle_at, seq_at, end - seq_at)
 
 
 assert _HEAD_BYTES <= SPARE_BYTES  # noqa: S101 - a head may be read behind the last message
