@@ -21,6 +21,9 @@ from conveyor._settings import Settings
 
 Resume = bool | Literal["or-create"]
 
+# Measured: a pipelined session on 64 costs half of one on 16 (messages of 32 steps), and on 128 hardly less.
+_IN_FLIGHT = 64
+
 
 class AsyncClient:
     """A connection to a Conveyor server. Made by `conveyor.aio.connect`; belongs to one event loop.
@@ -55,7 +58,8 @@ class AsyncClient:
             session_id: 1 to 128 of letters, digits and `._:-`; None: chosen.
             resume: True: the session must be there, and is taken over from whoever holds it; `"or-create"`: created
                 where it is not; False: it must be new.
-            max_in_flight: steps that may be unanswered at once; the server's limit holds.
+            max_in_flight: steps that may be unanswered at once, which bounds `stream`; None: 64. The server's limit
+                holds.
             idle_timeout_s: idle time after which the server closes it; the server's limit holds.
             detach_on_exit: leaving the `with` detaches instead of closing.
             own_stream: a stream for this session alone, which carries `x-session-id` for proxies that route by it.
@@ -73,7 +77,7 @@ class AsyncClient:
             model,
             version or "",
             opening(model, resume),
-            session_options(max_in_flight, idle_timeout_s),
+            session_options(max_in_flight or _IN_FLIGHT, idle_timeout_s),
         )
         return Opening(lambda: opened(claim, detach_on_exit=detach_on_exit, own_stream=own_stream, timeout_s=timeout_s))
 
@@ -98,7 +102,7 @@ class AsyncClient:
             version: as in `session`.
             session_ids: one for each row; None: chosen.
             resume: as in `session`, for every row.
-            max_in_flight: as in `session`, for every row.
+            max_in_flight: as in `session`, for every row; None: the server's setting.
             idle_timeout_s: as in `session`, for every row.
             detach_on_exit: as in `session`.
             timeout_s: as in `session`.
@@ -145,7 +149,7 @@ class AsyncClient:
             ModelMismatch: of another model.
             SessionExists: the id is taken.
         """
-        options = session_options(max_in_flight, idle_timeout_s)
+        options = session_options(max_in_flight or _IN_FLIGHT, idle_timeout_s)
 
         def request(chosen: str) -> pb.RestoreSessionRequest:
             return pb.RestoreSessionRequest(

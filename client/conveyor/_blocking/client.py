@@ -41,7 +41,8 @@ class Client:
             session_id: 1 to 128 of letters, digits and `._:-`; None: chosen.
             resume: True: the session must be there, and is taken over from whoever holds it; `"or-create"`: created
                 where it is not; False: it must be new.
-            max_in_flight: steps that may be unanswered at once; the server's limit holds.
+            max_in_flight: steps that may be unanswered at once, which bounds `stream`; None: 64. The server's limit
+                holds.
             idle_timeout_s: idle time after which the server closes it; the server's limit holds.
             detach_on_exit: leaving the `with` detaches instead of closing.
             own_stream: a stream for this session alone, which carries `x-session-id` for proxies that route by it.
@@ -85,7 +86,7 @@ class Client:
             version: as in `session`.
             session_ids: one for each row; None: chosen.
             resume: as in `session`, for every row.
-            max_in_flight: as in `session`, for every row.
+            max_in_flight: as in `session`, for every row; None: the server's setting.
             idle_timeout_s: as in `session`, for every row.
             detach_on_exit: as in `session`.
             timeout_s: as in `session`.
