@@ -73,25 +73,33 @@ class ModelFigures:
     run: Tally = field(default_factory=lambda: Tally(LATENCY_BUCKETS_S))
     reply: Tally = field(default_factory=lambda: Tally(LATENCY_BUCKETS_S))
 
-    def delivered(self, batch: Batch, now: float) -> None:
-        """Counts a batch that was just delivered, and the steps that it finished."""
-        rows = len(batch.steps)
-        self.batch_rows.observe(rows)
-        self.batch_share.observe(rows / batch.ready)
+    def delivered(self, batch: Batch, now: float) -> int:
+        """Counts a batch that was just delivered, and the steps that it finished, which it returns."""
+        before = self.steps
+        self.batch_rows.observe(batch.rows)
+        self.batch_share.observe(batch.rows / batch.ready)
         self.batch_run.observe(batch.run_s)
         whole = 0
         for step in batch.steps:
             if step.finished_at != now or step.fault is not None:
                 continue
-            self.steps += 1
+            self.steps += step.train
             self.time_steps += step.length
-            self.queue.observe(step.started_at - step.submitted_at)
+            self.queue.observe(step.started_at - step.submitted_at, step.train)
             if step.started_at == batch.taken_at:
-                whole += 1
+                whole += step.train
             else:
                 self.run.observe(now - step.started_at)
+        for cohort in batch.cohorts:
+            count = len(cohort.members) * cohort.train
+            if count:
+                self.steps += count
+                self.time_steps += len(cohort.members) * cohort.length
+                self.queue.observe(cohort.started_at - cohort.submitted_at, count)
+                whole += count
         if whole:
             self.run.observe(now - batch.taken_at, whole)
+        return self.steps - before
 
 
 class Metrics:
@@ -122,12 +130,12 @@ class Metrics:
         self.of(engine).ready = 0
         del self._by_engine[engine]
 
-    def refused(self, status: status_pb2.Status) -> None:
-        """A refusal goes to a caller."""
+    def refused(self, status: status_pb2.Status, count: int = 1) -> None:
+        """A refusal goes to callers."""
         info = error_details_pb2.ErrorInfo()
         for detail in status.details:
             if detail.Unpack(info):
-                self.errors[info.reason] += 1
+                self.errors[info.reason] += count
 
     def sample(self, directory: Directory) -> "Sample":
         """A copy of all numbers, for another thread. Some 100 microseconds for each model and 1,000 sessions."""

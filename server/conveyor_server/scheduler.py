@@ -7,8 +7,12 @@ first in its bucket, so the number of half-done steps stays bounded.
 
 from collections import deque
 from collections.abc import Callable
+from typing import TypeAlias
 
+from conveyor_server.engine.cohort import Cohort
 from conveyor_server.engine.step import Step
+
+Entry: TypeAlias = Step | Cohort
 
 
 class Scheduler:
@@ -16,7 +20,7 @@ class Scheduler:
 
     Args:
         max_batch: rows of one batch.
-        quantum: time steps of one row in one batch; longer steps take several batches.
+        quantum: time steps of one row in one batch; longer steps take several batches, cohorts are never longer.
         max_batch_time_steps: rows times padded time steps of one batch (a batch always takes at least one row).
     """
 
@@ -24,12 +28,13 @@ class Scheduler:
         self.max_batch = max_batch
         self.quantum = quantum
         self.max_batch_time_steps = max_batch_time_steps
-        self._buckets: list[deque[Step]] = [deque() for _ in range(self._bucket(quantum) + 1)]
+        self._buckets: list[deque[Entry]] = [deque() for _ in range(self._bucket(quantum) + 1)]
         # Bucket indices, least recently served first.
         self._turns = list(range(len(self._buckets)))
         self._size = 0
 
     def __len__(self) -> int:
+        """Steps that wait, those in cohorts included."""
         return self._size
 
     def add(self, step: Step) -> None:
@@ -41,6 +46,11 @@ class Scheduler:
             bucket.append(step)
         self._size += 1
 
+    def add_cohort(self, cohort: Cohort) -> None:
+        """Queues the steps of a cohort."""
+        self._buckets[self._bucket(cohort.length)].append(cohort)
+        self._size += cohort.rows
+
     def remove(self, step: Step) -> bool:
         """Takes a step out; False when it was not queued."""
         try:
@@ -50,11 +60,16 @@ class Scheduler:
         self._size -= 1
         return True
 
+    def left(self, cohort: Cohort, member: int) -> None:
+        """A member leaves a cohort that is queued."""
+        cohort.taken.add(member)
+        self._size -= 1
+
     def share(self, step: Step) -> int:
         """Time steps that the next batch would take of a step, 1 to quantum."""
         return min(step.remaining, self.quantum)
 
-    def take(self, may_begin: Callable[[int], bool]) -> list[Step]:
+    def take(self, may_begin: Callable[[int], bool]) -> list[Entry]:
         """Takes the steps of the next batch, empty when nothing can run.
 
         Args:
@@ -64,25 +79,40 @@ class Scheduler:
             bucket = self._buckets[index]
             if not bucket:
                 continue
-            steps = self._take_from(bucket, 1 << index, may_begin)
-            if steps:
+            entries, rows = self._take_from(bucket, 1 << index, may_begin)
+            if entries:
                 self._turns.append(self._turns.pop(turn))
-                self._size -= len(steps)
-                return steps
+                self._size -= rows
+                return entries
         return []
 
-    def _take_from(self, bucket: deque[Step], padded: int, may_begin: Callable[[int], bool]) -> list[Step]:
-        rows = max(1, min(self.max_batch, self.max_batch_time_steps // padded))
-        steps: list[Step] = []
+    def _take_from(
+        self, bucket: deque[Entry], padded: int, may_begin: Callable[[int], bool]
+    ) -> tuple[list[Entry], int]:
+        room = most = max(1, min(self.max_batch, self.max_batch_time_steps // padded))
+        entries: list[Entry] = []
         begun = 0
-        while bucket and len(steps) < rows:
-            step = bucket[0]
-            if step.remaining > self.quantum and not step.begun:
+        while bucket and room:
+            entry = bucket[0]
+            if isinstance(entry, Cohort):
+                entry.compact()
+                if entry.rows > room:
+                    entries.append(entry.split(room))
+                    room = 0
+                    break
+                bucket.popleft()
+                if entry.rows:
+                    entries.append(entry)
+                    room -= entry.rows
+                continue
+            if entry.remaining > self.quantum and not entry.begun:
                 if not may_begin(begun):
                     break
                 begun += 1
-            steps.append(bucket.popleft())
-        return steps
+            entries.append(entry)
+            bucket.popleft()
+            room -= 1
+        return entries, most - room
 
     @staticmethod
     def _bucket(length: int) -> int:

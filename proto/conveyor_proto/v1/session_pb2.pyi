@@ -205,6 +205,7 @@ class StreamResponse(_message.Message):
     DETACHED_FIELD_NUMBER: _builtins.int
     GO_AWAY_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def attached(self) -> Global___SessionAttached: ...
     @_builtins.property
@@ -219,6 +220,8 @@ class StreamResponse(_message.Message):
     def go_away(self) -> Global___GoAway: ...
     @_builtins.property
     def end(self) -> Global___StreamEnd: ...
+    @_builtins.property
+    def errors(self) -> Global___StepErrorFrame: ...
     def __init__(
         self,
         *,
@@ -229,12 +232,13 @@ class StreamResponse(_message.Message):
         detached: Global___SessionDetached | None = ...,
         go_away: Global___GoAway | None = ...,
         end: Global___StreamEnd | None = ...,
+        errors: Global___StepErrorFrame | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "detached", b"detached", "end", b"end", "error", b"error", "frame", b"frame", "go_away", b"go_away", "kind", b"kind", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "detached", b"detached", "end", b"end", "error", b"error", "errors", b"errors", "frame", b"frame", "go_away", b"go_away", "kind", b"kind", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "detached", b"detached", "end", b"end", "error", b"error", "frame", b"frame", "go_away", b"go_away", "kind", b"kind", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "detached", b"detached", "end", b"end", "error", b"error", "errors", b"errors", "frame", b"frame", "go_away", b"go_away", "kind", b"kind", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["attached", "result", "frame", "error", "detached", "go_away", "end"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["attached", "result", "frame", "error", "detached", "go_away", "end", "errors"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -410,9 +414,10 @@ Global___StepResult: _TypeAlias = StepResult  # noqa: Y015
 
 @_typing.final
 class StepFrame(_message.Message):
-    """One step for each of many sessions, in columns. All sessions are of one model version. Rows are
+    """Steps of many sessions, in columns. All sessions are of one model version. A handle may be there several times: its
+    rows are consecutive steps of that session, in the order of the rows, as if they had come one by one. Rows are
     answered as they are done, so one frame may be answered by several result frames, and a row that fails
-    by a StepError of its own; the other rows go on.
+    by a StepError of its own; the rows of other sessions go on.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -458,6 +463,10 @@ Global___StepFrame: _TypeAlias = StepFrame  # noqa: Y015
 
 @_typing.final
 class ResultFrame(_message.Message):
+    """Answers in columns, of steps of one model version, however those were sent. Rows of one handle are in the order of its
+    steps, in this frame as from frame to frame.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HANDLES_FIELD_NUMBER: _builtins.int
@@ -522,6 +531,34 @@ class StepError(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepError: _TypeAlias = StepError  # noqa: Y015
+
+@_typing.final
+class StepErrorFrame(_message.Message):
+    """Rows of StepFrames that were refused for one reason that is none of theirs, such as OVERLOADED: as a StepError each."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLES_FIELD_NUMBER: _builtins.int
+    SEQS_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    handles: _builtins.bytes
+    seqs: _builtins.bytes
+    @_builtins.property
+    def status(self) -> _status_pb2.Status: ...
+    def __init__(
+        self,
+        *,
+        handles: _builtins.bytes = ...,
+        seqs: _builtins.bytes = ...,
+        status: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handles", b"handles", "seqs", b"seqs", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepErrorFrame: _TypeAlias = StepErrorFrame  # noqa: Y015
 
 @_typing.final
 class DetachSession(_message.Message):

@@ -10,60 +10,96 @@ from dataclasses import dataclass
 import numpy as np
 from conveyor_proto.codec import Array
 from conveyor_proto.v1 import spec_pb2
+from numpy.typing import NDArray
 
+from conveyor_server.engine.cohort import Cohort
+from conveyor_server.engine.lanes import Lanes
 from conveyor_server.engine.step import Step
 from conveyor_server.runner.base import Run
 
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Steps of one run.
+    """Steps of one run: the rows of the cohorts first, then one row for each step.
 
     Attributes:
+        cohorts: whole, and all of one length bucket.
         steps: one a row.
-        shares: time steps of each row in this run.
+        shares: time steps of each of the steps in this run.
         run: what the runner gets.
         ready: sessions that were ready when the batch was taken, those in the batch included.
         taken_at: when it was taken, in seconds of the driver's clock.
+        rows: of all together.
+        longest: time steps of the longest row.
+        time_steps: valid time steps of all rows together.
         run_s: how long the model ran; set by the engine.
     """
 
+    cohorts: Sequence[Cohort]
     steps: Sequence[Step]
     shares: Sequence[int]
     run: Run
     ready: int
     taken_at: float
+    rows: int = 0
+    longest: int = 0
+    time_steps: int = 0
     run_s: float = 0.0
 
-    @property
-    def time_steps(self) -> int:
-        """Valid time steps of all rows together."""
-        return sum(self.shares)
+    def __post_init__(self) -> None:
+        self.rows = sum(len(cohort.members) for cohort in self.cohorts) + len(self.steps)
+        self.longest = max((*(cohort.length for cohort in self.cohorts), *self.shares))
+        self.time_steps = sum(len(cohort.members) * cohort.length for cohort in self.cohorts) + sum(self.shares)
 
 
 def assemble(
-    steps: Sequence[Step], shares: Sequence[int], destinations: Sequence[int], spec: spec_pb2.ModelSpec
+    cohorts: Sequence[Cohort],
+    alone: Sequence[tuple[Step, int]],
+    destinations: NDArray[np.int64],
+    lanes: Lanes,
+    spec: spec_pb2.ModelSpec,
 ) -> Run:
-    """The dense arrays of a run, padded with zeros beyond each row's share."""
-    sources = [step.working if step.working is not None else step.lane.slot for step in steps]
-    fresh = np.array([slot is None for slot in sources], np.bool_)
+    """The dense arrays of a run, padded with zeros beyond each row's share; `alone` are steps with their shares."""
+    if len(cohorts) == 1 and not alone:
+        (cohort,) = cohorts
+        sources, lengths, inputs = lanes.held[cohort.lanes], [cohort.length] * len(cohort.members), cohort.inputs
+    else:
+        held = [step.working + 1 if step.working is not None else _held(step) for step, _ in alone]
+        sources = np.concatenate([*(lanes.held[cohort.lanes] for cohort in cohorts), np.array(held, np.int64)])
+        lengths = [*(cohort.length for cohort in cohorts for _ in cohort.members), *(share for _, share in alone)]
+        longest = max(lengths)
+        inputs = [
+            _column([cohort.inputs[index] for cohort in cohorts], alone, longest, index)
+            if item.has_time
+            else np.concatenate(
+                [*(cohort.inputs[index] for cohort in cohorts), *(step.inputs[index][np.newaxis] for step, _ in alone)]
+            )
+            for index, item in enumerate(spec.inputs)
+        ]
+    fresh = sources == 0
     return Run(
-        sources=np.array([slot or 0 for slot in sources], np.int64),
-        destinations=np.array(destinations, np.int64),
+        # A fresh row's source is ignored, but must be a slot.
+        sources=np.maximum(sources - 1, 0),
+        destinations=destinations,
         fresh=fresh,
-        lengths=np.array(shares, np.int32),
-        inputs=[_column(steps, shares, index, item.has_time) for index, item in enumerate(spec.inputs)],
+        lengths=np.array(lengths, np.int32),
+        inputs=inputs,
     )
 
 
-def _column(steps: Sequence[Step], shares: Sequence[int], index: int, has_time: bool) -> Array:
-    if not has_time:
-        return np.stack([step.inputs[index] for step in steps])
-    longest = max(shares)
-    parts = [step.inputs[index][step.done : step.done + share] for step, share in zip(steps, shares, strict=True)]
-    if min(shares) == longest:
-        return np.concatenate(parts).reshape(len(parts), longest, *parts[0].shape[1:])
-    column = np.zeros((len(parts), longest, *parts[0].shape[1:]), parts[0].dtype)
-    for row, part in enumerate(parts):
-        column[row, : len(part)] = part
+def _held(step: Step) -> int:
+    slot = step.lane.slot
+    return 0 if slot is None else slot + 1
+
+
+def _column(blocks: Sequence[Array], alone: Sequence[tuple[Step, int]], longest: int, index: int) -> Array:
+    parts = [step.inputs[index][np.newaxis, step.done : step.done + share] for step, share in alone]
+    every = [*blocks, *parts]
+    if all(part.shape[1] == longest for part in every):
+        return np.concatenate(every)
+    column = np.zeros((sum(map(len, every)), longest, *every[0].shape[2:]), every[0].dtype)
+    row = 0
+    for part in every:
+        column[row : row + len(part), : part.shape[1]] = part
+        row += len(part)
     return column

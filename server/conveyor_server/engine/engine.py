@@ -14,10 +14,13 @@ from conveyor_proto.codec import Array
 from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import spec_pb2
+from numpy.typing import NDArray
 
 from conveyor_server.engine.batch import Batch, assemble
+from conveyor_server.engine.cohort import Cohort
+from conveyor_server.engine.lanes import Lane, Lanes
 from conveyor_server.engine.run_times import RunTimes
-from conveyor_server.engine.step import Lane, Step
+from conveyor_server.engine.step import Step
 from conveyor_server.runner.base import RunFailed, Runner, RunResult
 from conveyor_server.scheduler import Scheduler
 from conveyor_server.slab import SlotPool
@@ -58,8 +61,12 @@ class Engine:
         self.version = version
         self.limits = limits
         self.slots = SlotPool(runner.capacity)
+        # A session's lane is numbered as its row in the session table, and there are no more of those than slots.
+        self.lanes = Lanes(runner.capacity)
         # Read once: a protobuf message is slow to ask, and each row asks.
         self._timed = tuple(item.has_time for item in runner.spec.outputs)
+        # All inputs and outputs have time: steps beside each other can run as one longer one.
+        self.timed = all(self._timed) and all(item.has_time for item in runner.spec.inputs)
         self.run_times = RunTimes()
         # Time steps accepted and not yet run, of all sessions.
         self.backlog_time_steps = 0
@@ -94,6 +101,20 @@ class Engine:
         """Makes a step ready. Its lane must have no other step in the engine."""
         self._scheduler.add(step)
 
+    def submit_cohort(self, cohort: Cohort) -> None:
+        """Makes a cohort's steps ready. Their lanes must have no other step in the engine."""
+        self._scheduler.add_cohort(cohort)
+
+    def detach(self, cohort: Cohort, member: int) -> None:
+        """Makes a member's row a Step of its own, which waits or runs as the row does."""
+        for out in self._out.cohorts if self._out is not None else ():
+            # The part of the cohort that runs may be another one than the part that waits.
+            if out.owner is cohort.owner and member in out.members and member not in out.claimed:
+                self._claim(out, member)
+                return
+        self._scheduler.left(cohort, member)
+        self._scheduler.add(cohort.owner.claim(member, running=False))
+
     def cancel(self, step: Step) -> bool:
         """Takes a step back and rolls its state back; False when it is running, or is about to run again."""
         if step.running or not self._scheduler.remove(step):
@@ -103,20 +124,28 @@ class Engine:
 
     def next_batch(self, now: float) -> Batch | None:
         """Takes the next batch, or None when one is out or nothing is ready."""
+        if self._out is not None:
+            return None
         ready = self.ready
-        if self._out is not None or not ready:
+        if not ready:
             return None
-        steps = self._suspects.popleft() if self._suspects else self._scheduler.take(self._may_begin)
-        if not steps:
+        entries: Sequence[Step | Cohort]
+        entries = self._suspects.popleft() if self._suspects else self._scheduler.take(self._may_begin)
+        if not entries:
             return None
+        cohorts = [entry for entry in entries if isinstance(entry, Cohort)]
+        steps = [entry for entry in entries if isinstance(entry, Step)]
         shares = [self._scheduler.share(step) for step in steps]
-        destinations = [self.slots.acquire() for _ in steps]
+        for cohort in cohorts:
+            cohort.running, cohort.started_at = True, now
         for step in steps:
             step.running = True
             if step.done == 0:
                 step.started_at = now
-        run = assemble(steps, shares, destinations, self.spec)
-        self._out = Batch(steps=steps, shares=shares, run=run, ready=ready, taken_at=now)
+        rows = sum(len(cohort.members) for cohort in cohorts) + len(steps)
+        alone = list(zip(steps, shares, strict=True))
+        run = assemble(cohorts, alone, self.slots.acquire_many(rows), self.lanes, self.spec)
+        self._out = Batch(cohorts, steps, shares, run, ready, now)
         return self._out
 
     def run(self, batch: Batch) -> RunResult | RunFailed:
@@ -130,37 +159,97 @@ class Engine:
             batch.run_s = time.perf_counter() - began
 
     def deliver(self, batch: Batch, result: RunResult | RunFailed, now: float) -> list[Step]:
-        """Commits or rolls back each row, and returns the steps that are finished, in the batch's order."""
+        """Commits or rolls back each row, and returns the steps that are finished, in the batch's order.
+
+        The cohorts of a batch that ran are finished with it: what is left of them has its outputs, and their rows that
+        did not succeed are among the steps.
+        """
         if self._out is not batch:
             raise AssertionError("delivered a batch that is not out")
         self._out = None
         if isinstance(result, RunFailed):
             return self._fail(batch, result, now)
-        self.run_times.observe(len(batch.steps), max(batch.shares), batch.time_steps, batch.run_s)
+        self.run_times.observe(batch.rows, batch.longest, batch.time_steps, batch.run_s)
         finished: list[Step] = []
-        finite, destinations = result.finite.tolist(), batch.run.destinations.tolist()
-        for row, step in enumerate(batch.steps):
-            step.running = False
-            if not finite[row]:
-                self.slots.release(destinations[row])
-                self._roll_back(step)
-                step.fault = _NON_FINITE
-            elif not self._advance(step, batch.shares[row], destinations[row], row, result.outputs):
-                self._scheduler.add(step)
-                continue
-            step.finished_at = now
-            finished.append(step)
+        row = 0
+        for cohort in batch.cohorts:
+            finished += self._land(cohort, row, batch.run.destinations, result, now)
+            row += len(cohort.members)
+        for step, share in zip(batch.steps, batch.shares, strict=True):
+            finished += self._settle(step, share, _Row(row, batch.run.destinations, result), now)
+            row += 1
         return finished
+
+    def _land(
+        self, cohort: Cohort, first: int, destinations: NDArray[np.int64], result: RunResult, now: float
+    ) -> list[Step]:
+        """Commits the cohort's rows, which are the run's from `first` on; returns those that left it."""
+        last = first + len(cohort.members)
+        finite = result.finite[first:last]
+        finished: list[Step] = []
+        if cohort.claimed or not finite.all():
+            claims = {int(member): row for row, member in enumerate(cohort.members) if int(member) in cohort.claimed}
+            for row in np.flatnonzero(~finite).tolist():
+                member = int(cohort.members[row])
+                if member not in claims:
+                    self._claim(cohort, member)
+                    claims[member] = row
+            for member, row in claims.items():
+                step = cohort.claimed[member]
+                finished += self._settle(step, cohort.length, _Row(first + row, destinations, result), now)
+            good = np.ones(len(cohort.members), np.bool_)
+            good[list(claims.values())] = False
+            rows = first + np.flatnonzero(good)
+            cohort.members, cohort.lanes = cohort.members[good], cohort.lanes[good]
+            cohort.outputs = [
+                array[rows, : cohort.length] if timed else array[rows]
+                for array, timed in zip(result.outputs, self._timed, strict=True)
+            ]
+            mine = destinations[rows]
+        else:
+            cohort.outputs = [
+                array[first:last, : cohort.length] if timed else array[first:last]
+                for array, timed in zip(result.outputs, self._timed, strict=True)
+            ]
+            mine = destinations[first:last]
+        held = self.lanes.held[cohort.lanes]
+        self.lanes.held[cohort.lanes] = mine + 1
+        self.slots.release_many(held[held > 0] - 1)
+        cohort.running = False
+        return finished
+
+    def _claim(self, cohort: Cohort, member: int) -> Step:
+        """Makes a member's row of a cohort that runs a Step that runs."""
+        step = cohort.claimed[member] = cohort.owner.claim(member, running=True)
+        step.running, step.started_at = True, cohort.started_at
+        return step
+
+    def _settle(self, step: Step, share: int, row: "_Row", now: float) -> list[Step]:
+        """Commits or rolls back one row; the step, if that finished it."""
+        step.running = False
+        destination, result = row.destination, row.result
+        if not result.finite[row.index]:
+            self.slots.release(destination)
+            self._roll_back(step)
+            step.fault = _NON_FINITE
+        elif not self._advance(step, share, row):
+            self._scheduler.add(step)
+            return []
+        step.finished_at = now
+        return [step]
 
     def _fail(self, batch: Batch, failure: RunFailed, now: float) -> list[Step]:
         """A run failed and nothing moved: a row alone is to blame, rows together run again in halves."""
-        for slot in batch.run.destinations.tolist():
-            self.slots.release(slot)
-        if len(batch.steps) > 1:
-            half = len(batch.steps) // 2
-            self._suspects.extend((batch.steps[:half], batch.steps[half:]))
+        self.slots.release_many(batch.run.destinations)
+        steps = [*batch.steps]
+        for cohort in batch.cohorts:
+            steps += [cohort.claimed.get(member) or self._claim(cohort, member) for member in cohort.members.tolist()]
+            cohort.members, cohort.lanes, cohort.running = cohort.members[:0], cohort.lanes[:0], False
+        if len(steps) > 1:
+            half = len(steps) // 2
+            self._suspects.extend((steps[:half], steps[half:]))
             return []
-        step = batch.steps[0]
+        (step,) = steps
         step.running = False
         self._roll_back(step)
         step.fault = Fault(
@@ -194,24 +283,24 @@ class Engine:
         # Keep a run's destinations in reserve: steps that have begun can then always go on, and finish.
         return self.slots.free - begun > self.limits.max_batch
 
-    def _advance(self, step: Step, share: int, destination: int, row: int, outputs: Sequence[Array]) -> bool:
+    def _advance(self, step: Step, share: int, row: "_Row") -> bool:
         """Moves a step over its share; True when that was all of it and its state is committed."""
         # Copies: a row's answer may be kept for replay, and must not keep the whole batch's outputs alive.
         part = [
-            array[row, :share].copy() if has_time else array[row].copy()
-            for array, has_time in zip(outputs, self._timed, strict=True)
+            array[row.index, :share].copy() if has_time else array[row.index].copy()
+            for array, has_time in zip(row.result.outputs, self._timed, strict=True)
         ]
         step.done += share
         if step.working is not None:
             self.slots.release(step.working)
         if step.remaining:
-            step.working = destination
+            step.working = row.destination
             step.parts = (*step.parts, part)
             return False
         step.working = None
         if step.lane.slot is not None:
             self.slots.release(step.lane.slot)
-        step.lane.slot = destination
+        step.lane.slot = row.destination
         step.outputs = self._joined((*step.parts, part)) if step.parts else part
         step.parts = ()
         return True
@@ -227,6 +316,17 @@ class Engine:
             step.working = None
         step.done = 0
         step.parts = ()
+
+
+class _Row:
+    """A row of a run that was delivered."""
+
+    __slots__ = ("destination", "index", "result")
+
+    def __init__(self, index: int, destinations: NDArray[np.int64], result: RunResult) -> None:
+        self.index = index
+        self.destination = int(destinations[index])
+        self.result = result
 
 
 _NON_FINITE = Fault(

@@ -1,4 +1,4 @@
-"""A step on its way through an engine, and the lane that it moves."""
+"""A step on its way through an engine."""
 
 import math
 from collections.abc import Sequence
@@ -8,16 +8,7 @@ from typing import Any
 from conveyor_proto.codec import Array
 from conveyor_proto.reasons import Fault
 
-
-@dataclass(slots=True, eq=False)
-class Lane:
-    """Where a session's committed state lives in its engine.
-
-    Attributes:
-        slot: row of the slab; None: fresh, the model's initial state.
-    """
-
-    slot: int | None = None
+from conveyor_server.engine.lanes import Lane
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +29,7 @@ class Step:
         outputs: when finished, one for each of ModelSpec.outputs: `[time, *shape]`, or `[*shape]` without time.
         fault: when finished, why nothing moved.
         parts: outputs of the shares that were run, while there are more to come.
+        train: steps of the session that run as this one, a time step each; see sessions.flight.
     """
 
     lane: Lane
@@ -54,6 +46,7 @@ class Step:
     outputs: Sequence[Array] = ()
     fault: Fault | None = None
     parts: Sequence[Sequence[Array]] = ()
+    train: int = 1
 
     @property
     def remaining(self) -> int:

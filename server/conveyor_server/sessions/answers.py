@@ -1,56 +1,88 @@
-"""The record of a session's last answers, so that a step sent again is answered and not applied again.
+"""A session's last answers, so that a step sent again is answered and not applied again.
 
-Invariant: seqs are consecutive and end with the session's applied_seq; there are never more than `limit`.
+Invariant: seqs are consecutive and end with the session's applied_seq; there are never more than its credit, so that a
+client that resumes misses none. One-token answers lie in the engine's Record, longer ones in a ring of the session's
+own; the ring's are older than the record's.
 """
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from conveyor_proto.codec import Array
+import numpy as np
 
+from conveyor_server.sessions.record import Recorded
 
-@dataclass(slots=True)
-class Recorded:
-    """One applied step: its number, what was in it, and what came out."""
-
-    seq: int
-    fingerprint: int
-    length: int
-    outputs: Sequence[Array]
+if TYPE_CHECKING:
+    from conveyor_server.sessions.session import Session
 
 
 class Answers:
-    """A bounded ring of Recorded. Core thread only.
+    """The answers of one session. Core thread only."""
 
-    Args:
-        limit: how many are kept. At least the session's credit, or a client that resumes could miss one.
-    """
+    __slots__ = ("_session",)
 
-    __slots__ = ("_ring",)
-
-    def __init__(self, limit: int) -> None:
-        self._ring: deque[Recorded] = deque(maxlen=limit)
+    def __init__(self, session: "Session") -> None:
+        self._session = session
 
     @property
     def oldest_seq(self) -> int:
         """The oldest seq that can be replayed; 0: none."""
-        return self._ring[0].seq if self._ring else 0
+        session, table = self._session, self._session.table
+        self.trim()
+        if session.ring:
+            return session.ring[0].seq
+        first, last = int(table.first_seq[session.row]), int(table.last_seq[session.row])
+        return first if first <= last else 0
 
     def add(self, answer: Recorded) -> None:
         """Records the answer of the next seq; the oldest makes room."""
-        self._ring.append(answer)
+        session = self._session
+        if answer.length == 1:
+            session.record.add(
+                np.array([session.row]),
+                np.array([answer.seq]),
+                np.array([answer.fingerprint], np.uint64),
+                [array[np.newaxis] for array in answer.outputs],
+            )
+            self.trim()
+            return
+        table, row = session.table, session.row
+        ring = session.ring = deque(session.ring)
+        held = (session.record.get(row, seq) for seq in range(int(table.first_seq[row]), int(table.last_seq[row]) + 1))
+        ring.extend(recorded for recorded in held if recorded is not None)
+        ring.append(answer)
+        table.forget_answers(row)
+        table.kept[row] = True
+        self.trim()
 
     def get(self, seq: int) -> Recorded | None:
         """The answer of `seq`, or None when it is no longer kept."""
-        ring = self._ring
-        if not ring:
-            return None
-        index = seq - ring[0].seq
-        return ring[index] if 0 <= index < len(ring) else None
+        self.trim()
+        for recorded in self._session.ring:
+            if recorded.seq == seq:
+                return recorded
+        return self._session.record.get(self._session.row, seq)
 
     def forget(self, acked_seq: int) -> None:
         """Drops answers that the client says it holds."""
-        ring = self._ring
-        while ring and ring[0].seq <= acked_seq:
+        session = self._session
+        session.record.acknowledge(np.array([session.row]), np.array([acked_seq]))
+        self.trim(acked_seq)
+
+    def trim(self, acked_seq: int = 0) -> None:
+        """Drops from the ring what is acknowledged or past the credit."""
+        session = self._session
+        ring = session.ring
+        if not ring:
+            return
+        newest = max(ring[-1].seq, int(session.table.last_seq[session.row]))
+        oldest = max(newest - session.options.max_in_flight, acked_seq)
+        while ring and ring[0].seq <= oldest:
             ring.popleft()
+        if not ring:
+            session.ring = NO_ANSWERS
+            session.table.kept[session.row] = False
+
+
+# Shared by all sessions that keep none of their own: an empty deque takes 700 bytes.
+NO_ANSWERS: deque[Recorded] = deque(maxlen=0)

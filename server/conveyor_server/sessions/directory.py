@@ -5,29 +5,37 @@ Everything here is synchronous, takes the time as an argument, and runs on the c
 a client are events, taken with `take_events` after each call.
 """
 
+import itertools
 import math
 import re
 import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from conveyor_proto.codec import Array
 from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2
+from numpy.typing import NDArray
 
 from conveyor_server.engine.batch import Batch
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused, refuse
 from conveyor_server.runner.base import RunFailed, RunResult
 from conveyor_server.sessions import rules
-from conveyor_server.sessions.answers import Answers
-from conveyor_server.sessions.events import Attachment, Closed, Detached, Event
+from conveyor_server.sessions.events import Attachment, Closed, Declined, Detached, Event, Landed
 from conveyor_server.sessions.expiry import Deadlines
+from conveyor_server.sessions.flight import Flight, Offer
 from conveyor_server.sessions.limits import SessionLimits
+from conveyor_server.sessions.record import Record
 from conveyor_server.sessions.session import DetachCause, Session, SessionOptions, Submission
+from conveyor_server.sessions.table import SessionTable
 
 SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# How long a look for idle sessions is put off for each row of the table.
+_LOOK_S = 3e-7
+_ALONE = np.ones(1, np.bool_)
 
 
 class Directory:
@@ -37,11 +45,18 @@ class Directory:
         self.limits = limits
         self.draining = False
         self.sessions: dict[str, Session] = {}
+        self.table = SessionTable(limits.max_sessions)
         self.opened = 0
         self.closed: Counter[str] = Counter()
         self._gone: OrderedDict[str, Fault] = OrderedDict()
-        self._idle = Deadlines(self._idle_deadline)
+        # Sessions that were granted the same share it.
+        self._options: dict[tuple[int, float], SessionOptions] = {}
+        self._records: dict[Engine, Record] = {}
+        # Numbers are never used again: a row of the table may still name the record of an engine that is gone.
+        self._record_numbers = itertools.count(1)
+        self._idle_at = math.inf
         self._late = Deadlines(rules.first_deadline)
+        self._late_flights = Deadlines(Flight.next_deadline)
         self._events: list[Event] = []
 
     # ------------------------------------------------------------ life
@@ -90,20 +105,12 @@ class Directory:
                 session_id=session_id,
             )
         credit = min(max_in_flight or limits.default_in_flight, limits.max_in_flight)
-        session = Session(
-            id=session_id,
-            engine=engine,
-            options=SessionOptions(
-                max_in_flight=credit,
-                idle_timeout_s=min(idle_timeout_s or limits.default_idle_timeout_s, limits.max_idle_timeout_s),
-            ),
-            answers=Answers(credit),
-            created_at=now,
-            last_used_at=now,
-        )
+        timeout_s = min(idle_timeout_s or limits.default_idle_timeout_s, limits.max_idle_timeout_s)
+        options = self._options.setdefault((credit, timeout_s), SessionOptions(credit, timeout_s))
+        session = Session(session_id, engine, self._record(engine), options, now)
         self.sessions[session_id] = session
         self._gone.pop(session_id, None)
-        self._idle.watch(session, self._idle_deadline(session))
+        self._idle_at = min(self._idle_at, now + timeout_s)
         self.opened += 1
         return session
 
@@ -163,7 +170,7 @@ class Directory:
         """Closes once the accepted steps are answered; then come Detached (if attached) and Closed events."""
         session.last_used_at = now
         session.closing = session_pb2.DETACH_CAUSE_CLOSED
-        session.close_waiters.append(reply_to)
+        session.close_waiters = [*session.close_waiters, reply_to]
         self._settle(session)
 
     def close_all(self, engine: Engine, cause: DetachCause, now: float) -> int:
@@ -177,12 +184,17 @@ class Directory:
             self._events += rules.abort_waiting(session, rules.closing(session, _cause_name(cause)))
             session.closing = cause
             self._settle(session)
+        self._records.pop(engine, None)
         return len(sessions)
 
     # ------------------------------------------------------------ streams
 
-    def attach(self, session: Session, owner: object, handle: int, now: float, *, max_epoch: int = 0) -> Attachment:
+    def attach(
+        self, session: Session, owner: object, handle: int, now: float, *, max_epoch: int = 0, number: int = 0
+    ) -> Attachment:
         """Gives the session to a stream. A stream that held it is fenced: its waiting steps are aborted.
+
+        With a `number`, the stream's steps may come as offers: it is the stream's alone, and never used again.
 
         Raises:
             Refused: DRAINING, or SESSION_TAKEN_OVER where the epoch is above `max_epoch` (0: any).
@@ -197,7 +209,8 @@ class Directory:
             self._events += rules.abort_waiting(session, rules.taken_over(session))
             self._leave(former, session_pb2.DETACH_CAUSE_TAKEN_OVER)
         session.failed_seq = 0
-        session.attachment = Attachment(owner=owner, handle=handle, session=session, epoch=session.epoch)
+        session.attachment = Attachment(owner, number, handle, session, session.epoch)
+        session.regate()
         return session.attachment
 
     def detach(self, attachment: Attachment, now: float) -> None:
@@ -213,6 +226,7 @@ class Directory:
                 attachment.live = False
                 attachment.session.attachment = None
                 attachment.session.last_used_at = now
+                attachment.session.regate()
 
     # ------------------------------------------------------------ steps
 
@@ -224,6 +238,35 @@ class Directory:
             self._late.watch(session, rules.accept(session, submission, now).step.deadline)
         else:
             self._events += answers
+        session.regate()
+
+    def offer(self, offer: Offer, now: float) -> NDArray[np.int64]:
+        """Accepts the members whose step is their session's next and whose session waits for nothing else.
+
+        Each of them is answered through the offer's sink, once; while the model has too much to do, that is a refusal.
+        Returns the other members, in order: their steps are to be submitted one by one.
+        """
+        table, rows = self.table, offer.rows
+        good = (table.gate[rows] == offer.holders) & (offer.seqs == table.applied_seq[rows] + 1)
+        if offer.train > 1:
+            good &= table.credit[rows] >= offer.train
+        good &= _first_of_each(rows)
+        accepted = np.flatnonzero(good)
+        if not len(accepted):
+            return np.flatnonzero(~good)
+        chosen = rows if len(accepted) == len(rows) else rows[accepted]
+        table.last_used_at[chosen] = now
+        if offer.acked_seqs is not None:
+            offer.record.acknowledge(chosen, offer.acked_seqs[accepted])
+        fault = rules.no_capacity(offer.engine, self.limits, draining=self.draining)
+        if fault is not None:
+            table.failed_seq[chosen] = offer.seqs[accepted]
+            self._events.append(Declined(offer, accepted, fault))
+        else:
+            flight = Flight(table, offer, now, now + offer.timeout_s)
+            flight.launch(accepted)
+            self._late_flights.watch(flight, flight.deadline)
+        return np.flatnonzero(~good)
 
     def cancel(self, session: Session, seq: int, reply_to: object) -> None:
         """The caller no longer waits. If nobody does and the step is not running, it is taken back: nothing moved."""
@@ -232,12 +275,20 @@ class Directory:
 
     def deliver(self, engine: Engine, batch: Batch, result: RunResult | RunFailed, now: float) -> None:
         """Takes a batch back: commits, records, answers, and makes the sessions' next steps ready."""
-        sessions = [step.context for step in batch.steps]
         finished = engine.deliver(batch, result, now)
+        for cohort in batch.cohorts:
+            flight = cohort.owner
+            if not isinstance(flight, Flight):
+                raise TypeError("a cohort that nobody offered")
+            if len(cohort.members):
+                flight.land(cohort)
+                self._events.append(Landed(flight, cohort.members, cohort.outputs))
+            if not flight.waiting:
+                self._late_flights.forget(flight)
         for step in finished:
             self._events += rules.finish(step.context, step)
-        for session in sessions:
-            self._settle(session)
+        for step in finished:
+            self._settle(step.context)
 
     # ------------------------------------------------------------ time
 
@@ -247,20 +298,17 @@ class Directory:
             self._events += rules.time_out(session, now)
             self._late.watch(session, rules.first_deadline(session))
             self._settle(session)
-        count = 0
-        for session in self._idle.due(now):
-            if session.pending:
-                # Steps under way: not idle. Look again when it could be, at the earliest.
-                session.last_used_at = now
-                self._idle.watch(session, self._idle_deadline(session))
-                continue
-            self._remove(session, rules.expired(session), session_pb2.DETACH_CAUSE_EXPIRED)
-            count += 1
-        return count
+        for flight in self._late_flights.due(now):
+            for row in flight.rows_that_wait():
+                late = self.table.sessions[row]
+                if late is not None and late.pending:
+                    self._events += rules.time_out(late, now)
+                    self._settle(late)
+        return self._expire_idle(now) if now >= self._idle_at else 0
 
     def next_expiry_at(self) -> float:
         """`expire` has nothing to do before this time."""
-        return min(self._idle.next_at(), self._late.next_at())
+        return min(self._idle_at, self._late.next_at(), self._late_flights.next_at())
 
     def take_events(self) -> list[Event]:
         """The events since the last call, in order."""
@@ -282,18 +330,46 @@ class Directory:
                 max_sessions=str(limits.max_sessions),
             )
 
+    def _record(self, engine: Engine) -> Record:
+        record = self._records.get(engine)
+        if record is None:
+            record = Record(next(self._record_numbers), engine.spec.outputs, self.table)
+            self._records[engine] = record
+        return record
+
+    def _expire_idle(self, now: float) -> int:
+        """Closes idle sessions, and finds out when to look again."""
+        rows, next_at = self.table.idle(now)
+        count = 0
+        for row in rows.tolist():
+            session = self.table.sessions[row]
+            if session is None:
+                continue
+            if session.pending:
+                # Steps under way: not idle. Look again when it could be, at the earliest.
+                session.last_used_at = now
+                next_at = min(next_at, now + session.options.idle_timeout_s)
+                continue
+            self._remove(session, rules.expired(session), session_pb2.DETACH_CAUSE_EXPIRED)
+            count += 1
+        # A look costs some nanoseconds a row, and many sessions are due at many moments: 1 % of the time at most.
+        self._idle_at = max(next_at, now + _LOOK_S * len(self.table.sessions))
+        return count
+
     def _settle(self, session: Session) -> None:
-        """Carries out a close or a detach that waited for the last answer."""
-        if session.pending or self.sessions.get(session.id) is not session:
+        """Carries out a close or a detach that waited for the last answer, and opens the gate where nothing waits."""
+        if self.sessions.get(session.id) is not session:
             return
-        if session.closing is not None:
-            self._remove(session, rules.closing(session, _cause_name(session.closing)), session.closing)
-        elif session.attachment is not None and session.attachment.detaching:
-            self._leave(session.attachment, session_pb2.DETACH_CAUSE_DETACHED)
+        if not session.pending:
+            if session.closing is not None:
+                self._remove(session, rules.closing(session, _cause_name(session.closing)), session.closing)
+                return
+            if session.attachment is not None and session.attachment.detaching:
+                self._leave(session.attachment, session_pb2.DETACH_CAUSE_DETACHED)
+        session.regate()
 
     def _remove(self, session: Session, gone: Fault, cause: DetachCause) -> None:
         del self.sessions[session.id]
-        self._idle.forget(session)
         self._late.forget(session)
         session.closing = cause
         session.engine.free(session.lane)
@@ -304,7 +380,8 @@ class Directory:
         if session.attachment is not None:
             self._leave(session.attachment, cause)
         self._events += [Closed(waiter, session.applied_seq) for waiter in session.close_waiters]
-        session.close_waiters.clear()
+        session.close_waiters = ()
+        session.retire()
 
     def _leave(self, attachment: Attachment, cause: DetachCause) -> None:
         session = attachment.session
@@ -314,10 +391,14 @@ class Directory:
             attachment.live = False
             self._events.append(Detached(attachment, cause, session.applied_seq))
 
-    def _idle_deadline(self, session: Session) -> float:
-        if self.sessions.get(session.id) is not session:
-            return math.inf
-        return session.last_used_at + session.options.idle_timeout_s
+
+def _first_of_each(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Where each row of the table comes for the first time."""
+    if len(rows) == 1:
+        return _ALONE
+    chosen = np.zeros(len(rows), np.bool_)
+    chosen[np.unique(rows, return_index=True)[1]] = True
+    return chosen
 
 
 def _cause_name(cause: DetachCause) -> str:

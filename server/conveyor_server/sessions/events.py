@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 from conveyor_proto.codec import Array
 from conveyor_proto.reasons import Fault
+from numpy.typing import NDArray
 
+from conveyor_server.sessions.flight import Flight, Offer
 from conveyor_server.sessions.session import DetachCause, Session
 
 
@@ -16,6 +19,7 @@ class Attachment:
 
     Attributes:
         owner: the stream, opaque to the core.
+        number: of the stream, never 0 and never used again.
         handle: chosen by the client, unique in the stream.
         session: what is held.
         epoch: of the session at this attach.
@@ -24,6 +28,7 @@ class Attachment:
     """
 
     owner: object
+    number: int
     handle: int
     session: Session
     epoch: int
@@ -75,4 +80,29 @@ class Closed:
     applied_seq: int
 
 
-Event: TypeAlias = Answer | Detached | Closed
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """Members of a flight are applied; their sessions may already be on their next step.
+
+    Attributes:
+        flight: whose members, and where the answers go.
+        members: int64 `[members]`.
+        outputs: one for each of ModelSpec.outputs: `[members, time, *shape]`, or `[members, *shape]` without time.
+            Valid until the engine's next run.
+    """
+
+    flight: Flight
+    members: NDArray[np.int64]
+    outputs: Sequence[Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """Members of an offer are refused, and nothing moved."""
+
+    offer: Offer
+    members: NDArray[np.int64]
+    fault: Fault
+
+
+Event: TypeAlias = Answer | Detached | Closed | Landed | Declined

@@ -5,14 +5,17 @@ or cancelled moved nothing. All functions are synchronous and belong to the core
 """
 
 import math
+from collections.abc import Sequence
 
+from conveyor_proto.codec import Array
 from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
 
+from conveyor_server.engine.engine import Engine
 from conveyor_server.engine.step import Step
-from conveyor_server.sessions.answers import Recorded
 from conveyor_server.sessions.events import Answer
 from conveyor_server.sessions.limits import SessionLimits
+from conveyor_server.sessions.record import Recorded
 from conveyor_server.sessions.session import Pending, Session, Submission
 
 
@@ -36,7 +39,7 @@ def accept(session: Session, submission: Submission, now: float) -> Pending:
     step = Step(session.lane, submission.inputs, submission.length, session, now, now + submission.timeout_s)
     pending = Pending(submission.seq, submission.fingerprint, step, [submission.reply_to])
     session.failed_seq = 0
-    session.pending.append(pending)
+    session.own_pending.append(pending)
     session.engine.backlog_time_steps += step.length
     if len(session.pending) == 1:
         session.engine.submit(step)
@@ -45,19 +48,14 @@ def accept(session: Session, submission: Submission, now: float) -> Pending:
 
 def finish(session: Session, step: Step) -> list[Answer]:
     """Answers the session's running step, which the engine has finished, and makes the next one ready."""
+    if step.train > 1:
+        return _finish_train(session, step)
     if step.fault is not None:
         return fail(session, 0, step.fault)
-    pending = session.pending.popleft()
-    session.engine.backlog_time_steps -= step.length
-    session.applied_seq = pending.seq
-    session.applied_time_steps += step.length
-    session.answers.add(Recorded(pending.seq, pending.fingerprint, step.length, step.outputs))
+    answers = _apply(session, step.outputs)
     if session.pending:
         session.engine.submit(session.pending[0].step)
-    return [
-        Answer(waiter, session, pending.seq, step.outputs, step.length, replayed=index > 0)
-        for index, waiter in enumerate(pending.waiters)
-    ]
+    return answers
 
 
 def fail(session: Session, index: int, fault: Fault) -> list[Answer]:
@@ -79,10 +77,12 @@ def abort_waiting(session: Session, fault: Fault) -> list[Answer]:
     """Fails every pending step that is not running."""
     if not session.pending:
         return []
-    head_runs = not session.engine.cancel(session.pending[0].step)
-    if head_runs and len(session.pending) == 1:
+    stay = 0
+    if not session.engine.cancel(session.pending[0].step):
+        stay = max(1, sum(pending.step.running for pending in session.pending))
+    if stay == len(session.pending):
         return []
-    answers = fail(session, 1 if head_runs else 0, fault)
+    answers = fail(session, stay, fault)
     return [
         Answer(answer.reply_to, session, answer.seq, fault=_about(fault, session, answer.seq)) for answer in answers
     ]
@@ -115,6 +115,21 @@ def time_out(session: Session, now: float) -> list[Answer]:
 def first_deadline(session: Session) -> float:
     """When the first pending step is too late to begin; infinity where none waits."""
     return min((pending.step.deadline for pending in session.pending if _waits(pending.step)), default=math.inf)
+
+
+def no_capacity(engine: Engine, limits: SessionLimits, *, draining: bool) -> Fault | None:
+    """Why no step at all can be accepted now."""
+    if draining:
+        return stopping(limits.retry_s)
+    queue_s = engine.queue_s
+    if queue_s <= limits.max_queue_s:
+        return None
+    return Fault(
+        e.ERROR_REASON_OVERLOADED,
+        f"model {engine.model} has work for {queue_s:.2f} s in its queue: slow down, or spread the sessions",
+        {"model": engine.model, "queue_s": f"{queue_s:.3f}"},
+        retry_s=queue_s / 2,
+    )
 
 
 # ---------------------------------------------------------------- faults
@@ -167,6 +182,36 @@ def aborted(session: Session, seq: int) -> Fault:
 # ---------------------------------------------------------------- within
 
 
+def _apply(session: Session, outputs: Sequence[Array]) -> list[Answer]:
+    """The session's first pending step is done: it moves on, and every waiter is answered."""
+    pending = session.pending.popleft()
+    step = pending.step
+    session.engine.backlog_time_steps -= step.length
+    session.applied_seq = pending.seq
+    session.applied_time_steps += step.length
+    session.answers.add(Recorded(pending.seq, pending.fingerprint, step.length, outputs))
+    return [
+        Answer(waiter, session, pending.seq, outputs, step.length, replayed=index > 0)
+        for index, waiter in enumerate(pending.waiters)
+    ]
+
+
+def _finish_train(session: Session, train: Step) -> list[Answer]:
+    """Answers the steps of a train one by one; where it failed nothing moved, and they run again, each alone."""
+    cars = list(session.pending)[: train.train]
+    for car in cars:
+        car.step.running = False
+    if train.fault is None:
+        answers: list[Answer] = []
+        for turn in range(len(cars)):
+            answers += _apply(session, [array[turn : turn + 1] for array in train.outputs])
+    else:
+        answers = []
+    if session.pending:
+        session.engine.submit(session.pending[0].step)
+    return answers
+
+
 def _judge_known(session: Session, step: Submission) -> list[Answer]:
     """A seq that was accepted before: answer it from the record, or with the pending one."""
     if step.seq < 1:
@@ -195,14 +240,14 @@ def _judge_next(session: Session, step: Submission, limits: SessionLimits, drain
         return aborted(session, step.seq)
     if step.seq > session.accepted_seq + 1:
         return _gap(session, step.seq)
-    fault = step.fault or (stopping(limits.retry_s) if draining else _no_room(session, limits))
+    fault = step.fault or _no_credit(session) or no_capacity(session.engine, limits, draining=draining)
     if fault is not None:
         session.failed_seq = step.seq
     return fault
 
 
-def _no_room(session: Session, limits: SessionLimits) -> Fault | None:
-    """Why a valid step cannot be accepted now."""
+def _no_credit(session: Session) -> Fault | None:
+    """Why one more step of this session cannot be accepted now."""
     credit = session.options.max_in_flight
     if len(session.pending) >= credit:
         return Fault(
@@ -210,15 +255,6 @@ def _no_room(session: Session, limits: SessionLimits) -> Fault | None:
             f"{credit} steps of session {session.id!r} are unanswered, which is its credit: wait for an answer, or ask "
             "for a larger max_in_flight",
             {"max_in_flight": str(credit)},
-        )
-    engine = session.engine
-    queue_s = engine.queue_s
-    if queue_s > limits.max_queue_s:
-        return Fault(
-            e.ERROR_REASON_OVERLOADED,
-            f"model {engine.model} has work for {queue_s:.2f} s in its queue: slow down, or spread the sessions",
-            {"model": engine.model, "queue_s": f"{queue_s:.3f}"},
-            retry_s=queue_s / 2,
         )
     return None
 
@@ -229,7 +265,8 @@ def _waits(step: Step) -> bool:
 
 def _take_back(session: Session, index: int) -> bool:
     """Takes a pending step out of the engine, if it is there; False when it runs."""
-    return index > 0 or session.engine.cancel(session.pending[0].step)
+    step = session.pending[index].step
+    return not step.running and (index > 0 or session.engine.cancel(step))
 
 
 def _refuse(session: Session, step: Submission, fault: Fault) -> list[Answer]:

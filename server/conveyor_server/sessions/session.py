@@ -1,7 +1,7 @@
 """One session: its place in an engine, its numbering and what it has accepted.
 
-Invariants: accepted_seq == applied_seq + len(pending); only pending[0] is in the engine; failed_seq is 0 or the next
-seq that can be accepted.
+Invariants: accepted_seq == applied_seq + len(pending); only pending[0] is in the engine (a train that runs is there as
+a whole, and counts as its head); failed_seq is 0 or the next seq that can be accepted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from conveyor_proto.codec import Array
@@ -17,8 +17,11 @@ from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import session_pb2
 
 from conveyor_server.engine.engine import Engine
-from conveyor_server.engine.step import Lane, Step
-from conveyor_server.sessions.answers import Answers
+from conveyor_server.engine.lanes import Lane
+from conveyor_server.engine.step import Step
+from conveyor_server.sessions.answers import NO_ANSWERS, Answers
+from conveyor_server.sessions.record import Record
+from conveyor_server.sessions.table import SessionTable
 
 DetachCause: TypeAlias = session_pb2.DetachCause.ValueType
 
@@ -80,34 +83,133 @@ class Pending:
     waiters: list[object]
 
 
-@dataclass(slots=True, eq=False)
 class Session:
     """A session's record. Core thread only.
 
+    What every step asks of it lies in the session table; what few sessions have (pending steps of its own, answers
+    longer than a token) is made when it is needed: an idle session costs little beside its state and its last answer.
+
+    Args:
+        session_id: its name.
+        engine: of its model version.
+        record: of that engine; its table gives a row to this session.
+        options: what it was granted.
+        now: seconds of the driver's clock.
+
     Attributes:
-        created_at, last_used_at: seconds of the driver's clock.
+        created_at: seconds of the driver's clock.
+        epoch: of the last attach.
         attachment: the stream that holds it.
         closing: why it goes once the accepted steps are answered; no further step is accepted.
         close_waiters: `reply_to` of those who asked for it.
+        ring: answers that its Record does not hold, see Answers.
     """
 
-    id: str
-    engine: Engine
-    options: SessionOptions
-    answers: Answers
-    created_at: float
-    last_used_at: float
-    lane: Lane = field(default_factory=Lane)
-    epoch: int = 0
-    applied_seq: int = 0
-    applied_time_steps: int = 0
-    failed_seq: int = 0
-    pending: deque[Pending] = field(default_factory=deque)
-    attachment: Attachment | None = None
-    closing: DetachCause | None = None
-    close_waiters: list[object] = field(default_factory=list)
+    __slots__ = (
+        *("attachment", "close_waiters", "closing", "created_at", "engine", "epoch", "id", "options", "record", "ring"),
+        *("_pending", "row", "table"),
+    )
+
+    def __init__(self, session_id: str, engine: Engine, record: Record, options: SessionOptions, now: float) -> None:
+        self.id = session_id
+        self.engine = engine
+        self.record = record
+        self.table = record.table
+        self.row = self.table.rows.acquire()
+        self.options = options
+        self.created_at = now
+        self.epoch = 0
+        self.attachment: Attachment | None = None
+        self.closing: DetachCause | None = None
+        self.close_waiters: list[object] | tuple[()] = ()
+        self.ring = NO_ANSWERS
+        self._pending = _NOTHING
+        self.table.add(self, now)
+        self.table.record[self.row] = record.number
+
+    @property
+    def applied_seq(self) -> int:
+        """The last seq that was applied."""
+        return int(self.table.applied_seq[self.row])
+
+    @applied_seq.setter
+    def applied_seq(self, seq: int) -> None:
+        self.table.applied_seq[self.row] = seq
+
+    @property
+    def applied_time_steps(self) -> int:
+        """Time steps of all steps that were applied."""
+        return int(self.table.applied_time_steps[self.row])
+
+    @applied_time_steps.setter
+    def applied_time_steps(self, time_steps: int) -> None:
+        self.table.applied_time_steps[self.row] = time_steps
+
+    @property
+    def failed_seq(self) -> int:
+        """The step that failed and was not sent again; 0: none."""
+        return int(self.table.failed_seq[self.row])
+
+    @failed_seq.setter
+    def failed_seq(self, seq: int) -> None:
+        self.table.failed_seq[self.row] = seq
+
+    @property
+    def last_used_at(self) -> float:
+        """The last step, attach or detach, in seconds of the driver's clock."""
+        return float(self.table.last_used_at[self.row])
+
+    @last_used_at.setter
+    def last_used_at(self, at: float) -> None:
+        self.table.last_used_at[self.row] = at
+
+    @property
+    def lane(self) -> Lane:
+        """Where its committed state is."""
+        return Lane(self.engine.lanes, self.row)
+
+    @property
+    def answers(self) -> Answers:
+        """Its last answers."""
+        return Answers(self)
+
+    @property
+    def pending(self) -> deque[Pending]:
+        """The steps that are accepted and not applied, in order. A step in the air comes down by being looked at."""
+        number = int(self.table.flight[self.row])
+        if number:
+            self.table.flights[number].come_down(self.row)
+        return self._pending
+
+    @property
+    def own_pending(self) -> deque[Pending]:
+        """`pending` to add to; what is in the air stays there."""
+        if self._pending is _NOTHING:
+            self._pending = deque()
+        return self._pending
 
     @property
     def accepted_seq(self) -> int:
         """The last seq that was accepted."""
         return self.applied_seq + len(self.pending)
+
+    def retire(self) -> None:
+        """The session is gone, and its row is free for another."""
+        self.table.remove(self.row)
+        self.table, self.row = _GONE, 0
+
+    def regate(self) -> None:
+        """Opens the gate for the stream that holds the session, if nothing is under way; else closes it."""
+        if not self._pending:
+            self._pending = _NOTHING
+        held = self.attachment
+        if held is None or held.detaching or self.closing is not None or self._pending or self.table.flight[self.row]:
+            self.table.gate[self.row] = 0
+        else:
+            self.table.gate[self.row] = held.number
+
+
+# Where the sessions that are gone find nothing.
+_GONE = SessionTable(1)
+# Shared by all sessions that have none: an empty deque takes 700 bytes.
+_NOTHING: deque[Pending] = deque(maxlen=0)

@@ -95,7 +95,7 @@ class Core:
             tag,
             inputs=[array],
             length=len(values),
-            fingerprint=hash(values),
+            fingerprint=hash(values) % 2**64,
             **fields,  # type: ignore[arg-type]
         )
         self.directory.submit(session, submission, self.now)
@@ -107,7 +107,7 @@ class Core:
         if batch is None:
             return 0
         self.directory.deliver(self.engine, batch, self.engine.run(batch), self.now)
-        return len(batch.steps)
+        return batch.rows
 
     def settle(self) -> list[Event]:
         """Runs until nothing is ready and returns all events."""

@@ -5,7 +5,15 @@ import pytest
 from conveyor_proto.codec import WireError, encode
 from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import session_pb2, spec_pb2, tensor_pb2
-from conveyor_server.inputs import decode_frame, decode_step
+from conveyor_server.frame_inputs import read_columns, read_numbers
+from conveyor_server.inputs import decode_step
+
+
+def decode_frame(message, spec, *, max_time_steps):
+    """The numbers, and each row's content."""
+    numbers = read_numbers(message)
+    columns = read_columns(message, len(numbers.handles), spec)
+    return numbers, columns, list(columns.rows(max_time_steps, range(len(numbers.handles))))
 
 
 @pytest.fixture
@@ -93,12 +101,12 @@ def test_different_content_has_different_fingerprints(spec):
 
 def test_frame_rows_are_what_single_steps_would_be(spec):
     lengths = [1, 3, 2]
-    rows = decode_frame(frame(lengths), spec, max_time_steps=8)
-    assert list(rows.handles) == [0, 1, 2]
-    assert list(rows.seqs) == [1, 2, 3]
-    assert list(rows.acked_seqs) == [0, 0, 0]
+    numbers, columns, rows = decode_frame(frame(lengths), spec, max_time_steps=8)
+    assert numbers.handles.tolist() == [0, 1, 2]
+    assert numbers.seqs.tolist() == [1, 2, 3]
+    assert columns.acked_seqs is None
     start = 0
-    for index, (length, row) in enumerate(zip(lengths, rows.rows, strict=True)):
+    for index, (length, row) in enumerate(zip(lengths, rows, strict=True)):
         x = np.arange(12, dtype=np.float32).reshape(6, 2)[start : start + length]
         token = np.arange(6)[start : start + length]
         speaker = np.arange(9, dtype=np.float32).reshape(3, 3)[index]
@@ -111,15 +119,38 @@ def test_frame_rows_are_what_single_steps_would_be(spec):
 
 
 def test_lengths_left_out_mean_one_each(spec):
-    rows = decode_frame(frame([1, 1], lengths=b""), spec, max_time_steps=8)
-    assert [row.length for row in rows.rows] == [1, 1]
+    _, _, rows = decode_frame(frame([1, 1], lengths=b""), spec, max_time_steps=8)
+    assert [row.length for row in rows] == [1, 1]
+
+
+def test_rows_that_are_alike_make_a_block_of_the_same_content(spec):
+    _, columns, rows = decode_frame(frame([2, 2, 2]), spec, max_time_steps=8)
+    block = columns.block(8)
+    assert block.length == 2
+    for index, row in enumerate(rows):
+        assert block.prints[index] == row.fingerprint
+        for ours, theirs in zip(block.inputs, row.inputs, strict=True):
+            assert np.array_equal(ours[index], theirs)
+
+
+@pytest.mark.parametrize("lengths", [[1, 2], [0, 0], [9, 9]])
+def test_rows_that_are_not_alike_or_too_long_make_none(spec, lengths):
+    assert decode_frame(frame(lengths), spec, max_time_steps=8)[1].block(8) is None
+
+
+def test_a_row_that_cannot_be_used_spoils_a_block(spec):
+    message = frame([1, 1])
+    message.columns[0] = np.array([0, np.inf, 1, 2], np.float32).tobytes()
+    assert decode_frame(message, spec, max_time_steps=8)[1].block(8) is None
+    spec.allow_non_finite_inputs = True
+    assert decode_frame(message, spec, max_time_steps=8)[1].block(8) is not None
 
 
 @pytest.mark.parametrize(
     ("lengths", "changes", "reason"),
     [
         ([], {}, "FRAME_INVALID"),
-        ([1, 1], {"handles": np.array([4, 4], np.uint32).tobytes()}, "FRAME_INVALID"),
+        ([1, 1], {"seqs": np.array([1, 2**63], np.uint64).tobytes()}, "FRAME_INVALID"),
         ([1, 1], {"handles": b"12345"}, "FRAME_INVALID"),
         ([1, 1], {"seqs": b"12345678"}, "FRAME_INVALID"),
         ([1, 1], {"lengths": b"1234"}, "FRAME_INVALID"),
@@ -139,7 +170,7 @@ def test_one_bad_row_does_not_harm_the_others(spec):
     x = np.arange(24, dtype=np.float32)
     x[1] = np.nan
     message.columns[0] = x.tobytes()
-    rows = decode_frame(message, spec, max_time_steps=8).rows
+    _, _, rows = decode_frame(message, spec, max_time_steps=8)
     assert [row.reason_name if isinstance(row, Fault) else row.length for row in rows] == [
         "INPUT_NON_FINITE",
         "INPUT_EMPTY",

@@ -1,6 +1,7 @@
 """Who runs next: buckets, turns, fairness, bounds."""
 
-from conveyor_server.engine.step import Lane, Step
+from conveyor_server.engine.lanes import Lane, Lanes
+from conveyor_server.engine.step import Step
 from conveyor_server.scheduler import Scheduler
 
 
@@ -9,7 +10,7 @@ def make(**options):
 
 
 def steps(*lengths):
-    return [Step(Lane(), (), length) for length in lengths]
+    return [Step(Lane(Lanes(1), 0), (), length) for length in lengths]
 
 
 def always(_):

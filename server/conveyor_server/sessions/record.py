@@ -1,0 +1,98 @@
+"""The record: the last one-token answers of all sessions of an engine, as arrays.
+
+Invariants: what it holds of a session are consecutive seqs; a step sent again finds the bits that were sent before. An
+answer lies at position `(seq - base_seq) % credit`, and a session that acknowledges always finds position 0 free: so a
+session that is idle costs one answer, and the planes of higher positions are made when somebody needs them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from conveyor_proto.codec import Array, to_numpy_dtype
+from conveyor_proto.v1 import spec_pb2
+from numpy.typing import NDArray
+
+from conveyor_server.sessions.table import SessionTable
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One applied step: its number, what was in it, and what came out."""
+
+    seq: int
+    fingerprint: int
+    length: int
+    outputs: Sequence[Array]
+
+
+class Record:
+    """Answers of one engine's sessions, by row of the session table. Core thread only.
+
+    Args:
+        number: of this record.
+        outputs: ModelSpec.outputs.
+        table: the sessions.
+    """
+
+    def __init__(self, number: int, outputs: Sequence[spec_pb2.TensorSpec], table: SessionTable) -> None:
+        self.number = number
+        self.table = table
+        self._rows = [
+            (to_numpy_dtype(item.dtype), (1, *item.shape) if item.has_time else (*item.shape,)) for item in outputs
+        ]
+        # By position: the outputs of all sessions. Pages that no session wrote take no memory.
+        self._planes: list[list[Array]] = []
+        self._prints: list[NDArray[np.uint64]] = []
+
+    def add(
+        self,
+        rows: NDArray[np.int64],
+        seqs: NDArray[np.int64],
+        prints: NDArray[np.uint64],
+        outputs: Sequence[Array],
+    ) -> None:
+        """Records one answer of each row: outputs `[rows, 1, *shape]`, or `[rows, *shape]` without time."""
+        table = self.table
+        first, last, base = table.first_seq[rows], table.last_seq[rows], table.base_seq[rows]
+        empty = (last < first) | (last != seqs - 1)
+        if empty.any():
+            first, base = np.where(empty, seqs, first), np.where(empty, seqs, base)
+            table.base_seq[rows] = base
+        credit = table.credit[rows]
+        table.first_seq[rows] = np.maximum(first, seqs - credit + 1)
+        table.last_seq[rows] = seqs
+        positions = (seqs - base) % credit
+        lowest = int(positions.min())
+        if lowest == int(positions.max()):
+            self._put(lowest, rows, prints, outputs)
+            return
+        for position in np.unique(positions).tolist():
+            here = positions == position
+            self._put(position, rows[here], prints[here], [array[here] for array in outputs])
+
+    def acknowledge(self, rows: NDArray[np.int64], acked_seqs: NDArray[np.int64]) -> None:
+        """Drops answers that clients say they hold. A word about steps that were not applied counts for nothing."""
+        table = self.table
+        acked_seqs = np.minimum(acked_seqs, table.applied_seq[rows])
+        table.first_seq[rows] = np.maximum(table.first_seq[rows], acked_seqs + 1)
+
+    def get(self, row: int, seq: int) -> Recorded | None:
+        """The answer of `seq`, or None where it is not held; the outputs are copies."""
+        table = self.table
+        if not table.first_seq[row] <= seq <= table.last_seq[row]:
+            return None
+        position = int(seq - table.base_seq[row]) % int(table.credit[row])
+        outputs = [plane[row].copy() for plane in self._planes[position]]
+        return Recorded(seq, int(self._prints[position][row]), 1, outputs)
+
+    def _put(
+        self, position: int, rows: NDArray[np.int64], prints: NDArray[np.uint64], outputs: Sequence[Array]
+    ) -> None:
+        capacity = len(self.table.sessions)
+        while len(self._planes) <= position:
+            self._planes.append([np.zeros((capacity, *shape), dtype) for dtype, shape in self._rows])
+            self._prints.append(np.zeros(capacity, np.uint64))
+        for plane, array in zip(self._planes[position], outputs, strict=True):
+            plane[rows] = array
+        self._prints[position][rows] = prints
