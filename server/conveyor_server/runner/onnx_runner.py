@@ -17,7 +17,7 @@ from conveyor_proto.v1 import spec_pb2
 from conveyor_server.runner import graph
 from conveyor_server.runner.base import Run, RunFailed, Runner, RunResult
 from conveyor_server.runner.frame import Frame, FrameShape
-from conveyor_server.runner.provider import DeviceUnavailable, Host, cuda_is_offered, open_session, quiet_run
+from conveyor_server.runner.provider import DeviceUnavailable, Host, cuda_is_offered, open_session
 from conveyor_server.runner.slabs import DeviceSlabs, HostSlabs, Slabs
 from conveyor_server.runner.step_file import StepFile, read_step_file
 
@@ -74,7 +74,6 @@ class OnnxRunner:
             _log.warning("%s: %s may change the last bit of a row with its company", file.spec.name, ", ".join(inexact))
         model = graph.wrap(file) if file.spec.states else file.proto
         self._session = open_session(model, host, folder=file.path.parent, name=file.path.name)
-        self._run_options = quiet_run()
         self._slabs: Slabs = (
             HostSlabs(file.spec.states, capacity + _OWN_ROWS)
             if host.shares_memory
@@ -116,7 +115,7 @@ class OnnxRunner:
         except (IndexError, TypeError, ValueError) as error:
             raise RunFailed("a batch that is not of the model's inputs, shapes and dtypes") from error
         try:
-            self._session.run_with_iobinding(frame.binding, self._run_options)
+            self._session.run_with_iobinding(frame.binding)
         except Exception as error:  # onnxruntime's exceptions have no common base but Exception
             # Its words can quote the input, so they are for whoever asked to debug, and nobody else.
             _log.debug("a run failed", exc_info=error)
