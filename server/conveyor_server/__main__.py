@@ -9,8 +9,8 @@ import asyncio
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
 
 from conveyor_server import settings as settings_module
 from conveyor_server.errors import StartError
@@ -36,10 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             level=settings.log_level.upper(), format=f"%(asctime)s %(levelname)s{who} %(message)s", stream=sys.stderr
         )
         if link is not None:
-            return asyncio.run(_work(settings, link))
+            return _on_transport(settings, lambda: _work(settings, link))
         if settings.workers > 1:
             return asyncio.run(Supervisor(settings, os.environ).run())
-        return asyncio.run(_serve(settings))
+        return _on_transport(settings, lambda: _serve(settings))
     except StartError as error:
         if link is not None:
             # The supervisor says it, once.
@@ -47,6 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(f"conveyor serve: {error}", file=sys.stderr)
         return 2
+
+
+def _on_transport(settings: Settings, main: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    # Read when gRPC is first imported: the thread that waits at the completion queue then does the sockets' work too,
+    # instead of waiting for gRPC's own threads to do it.
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
+    # Here, so that --help, a wrong flag and a supervisor do without gRPC and onnxruntime.
+    try:
+        from conveyor_server.transport.choice import run_with
+    except ModuleNotFoundError as error:
+        raise StartError(f"{error}: install the server with pip install 'conveyor[server]'") from error
+    return run_with(settings.transport, main)
 
 
 async def _serve(settings: Settings) -> int:
@@ -72,11 +84,8 @@ async def _tell_ready(app: "App", link: Link) -> None:
 
 
 def _app(settings: Settings, *, shared_port: bool = False) -> "App":
-    # Here, so that --help, a wrong flag and a supervisor do without onnxruntime.
-    try:
-        from conveyor_server.app import App
-    except ModuleNotFoundError as error:
-        raise StartError(f"{error}: install the server with pip install 'conveyor[server]'") from error
+    from conveyor_server.app import App
+
     return App(settings, shared_port=shared_port)
 
 

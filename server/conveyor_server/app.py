@@ -13,8 +13,6 @@ import signal
 from collections.abc import Iterator
 
 from conveyor_proto.v1 import model_pb2, session_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from conveyor_server.engine.engine import Engine, EngineLimits
 from conveyor_server.errors import StartError
@@ -29,14 +27,13 @@ from conveyor_server.servicers.session import SessionServicer
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.settings import Settings
-from conveyor_server.transport.binding import Calls, unary_handlers
-from conveyor_server.transport.grpc_aio import GrpcServer, Tls, WireLimits
+from conveyor_server.transport.choice import Transport, deferral, open_transport
 from conveyor_server.transport.loop import Driver
+from conveyor_server.transport.port import Tls, WireOptions
 
 _log = logging.getLogger("conveyor")
 _SESSIONS = session_pb2.DESCRIPTOR.services_by_name["SessionService"]
 _MODELS = model_pb2.DESCRIPTOR.services_by_name["ModelService"]
-_SERVICES = (_SESSIONS.full_name, _MODELS.full_name)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # What the ports and threads get for their own end, at most, out of drain_s.
 _LAST_S = 0.5
@@ -61,14 +58,10 @@ class App:
             self.metrics,
             inline_run_s=INLINE_RUN_S if settings.inline_run_s is None else settings.inline_run_s,
             max_time_steps=settings.max_time_steps,
+            defer=deferral(),
         )
-        self.loader = Loader(self.driver, self.metrics)
+        self.loader = Loader(self.driver, self.metrics, diagnostics=settings.diagnostics)
         self.grpc = self._grpc()
-        self.health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc.server)
-        reflection.enable_server_reflection(
-            (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc.server
-        )
         self.port = 0
         self.pages: MetricsServer | None = None
         # Set once every model that can be served is warm.
@@ -108,7 +101,7 @@ class App:
     async def start(self) -> None:
         """Opens the ports, loads all models and turns ready."""
         settings = self.settings
-        await self._say(serving=False)
+        await self.grpc.say(serving=False)
         if not self.shared_port:
             await self._open_port()
         self.pages = MetricsServer(
@@ -124,7 +117,7 @@ class App:
             # Not before: the kernel would send it new connections that a ready process could serve.
             await self._open_port()
         self.warm.set()
-        await self._say(serving=True)
+        await self.grpc.say(serving=True)
         _log.info(
             "ready: grpc on %s:%d%s, metrics on %s:%d",
             settings.host,
@@ -136,7 +129,7 @@ class App:
 
     async def close(self) -> None:
         """Drains for up to drain_s and lets go of everything."""
-        await self._say(serving=False)
+        await self.grpc.say(serving=False)
         now = self.driver.now()
         stops_at = now + max(0.0, self.settings.drain_s - _LAST_S)
         # In one turn with the streams' GoAway, so that a client is told before a step of its is refused.
@@ -198,11 +191,6 @@ class App:
         elif all(item.engine is None for item in versions):
             raise StartError("none of the models can be served; each says why above")
 
-    async def _say(self, *, serving: bool) -> None:
-        response = health_pb2.HealthCheckResponse
-        for service in ("", *_SERVICES):
-            await self.health.set(service, response.SERVING if serving else response.NOT_SERVING)
-
     def _not_ready(self) -> str:
         if self.directory.draining:
             return "draining"
@@ -212,16 +200,15 @@ class App:
         self._failed = True
         self._stop.set()
 
-    def _grpc(self) -> GrpcServer:
-        calls = Calls()
-        services = {
-            _SESSIONS.full_name: unary_handlers(_SESSIONS, SessionServicer(self.driver), calls, self.metrics),
-            _MODELS.full_name: unary_handlers(_MODELS, ModelServicer(self.driver, self.loader), calls, self.metrics),
-        }
-        limits = WireLimits(
-            max_message_bytes=self.settings.max_message_bytes, max_outgoing_bytes=self.settings.max_outgoing_bytes
+    def _grpc(self) -> Transport:
+        servicers = {_SESSIONS: SessionServicer(self.driver), _MODELS: ModelServicer(self.driver, self.loader)}
+        options = WireOptions(
+            max_message_bytes=self.settings.max_message_bytes,
+            max_outgoing_bytes=self.settings.max_outgoing_bytes,
+            shared=self.shared_port,
+            diagnostics=self.settings.diagnostics,
         )
-        return GrpcServer(self.driver, self.metrics, services, calls=calls, limits=limits, shared=self.shared_port)
+        return open_transport(self.driver, self.metrics, servicers, options)
 
 
 def _calm_the_collector() -> None:

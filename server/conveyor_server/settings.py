@@ -16,12 +16,14 @@ from typing import Annotated, Any, Literal, NoReturn, TypeAlias, get_args
 
 from conveyor_server.errors import StartError
 
+_SWITCH = ("off", "on")
 ENVIRONMENT_PREFIX = "CONVEYOR_"
 _AUTO = "auto"
 # Kubernetes describes a service named `conveyor` to its pods in variables that look like ours.
 _KUBERNETES = (f"{ENVIRONMENT_PREFIX}SERVICE_", f"{ENVIRONMENT_PREFIX}PORT_")
 _LAST_PORT = 65_535
 Device: TypeAlias = Literal["cpu", "cuda", "auto"]
+Transport: TypeAlias = Literal["auto", "aio", "cq"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 
@@ -93,6 +95,13 @@ class Settings:
             1,
         ),
     ] = 1
+    transport: Annotated[
+        Transport,
+        _Doc("cq, the fast one on grpcio's completion queue; aio, on its public API; auto: cq where it works"),
+    ] = "auto"
+    diagnostics: Annotated[
+        bool, _Doc("for load tests: echo streams, and a twin NAME.null of each model that runs nothing")
+    ] = False
     drain_s: Annotated[float, _Doc("time to finish what is in flight after SIGTERM", 0)] = 20.0
     log_level: Annotated[LogLevel, _Doc("what is logged to standard error")] = "info"
 
@@ -171,10 +180,16 @@ def _flags(arguments: Sequence[str]) -> dict[str, str]:
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
     for field in _FIELDS.values():
         value = _AUTO if field.doc.auto and field.default is None else field.default
+        if field.type is bool:
+            value = _SWITCH[bool(value)]
         default = "" if value is None else f" (default: {value})"
-        metavar = "|".join(field.choices) or field.name.rpartition("_")[2].upper()
+        metavar = (
+            "|".join(field.choices or (_SWITCH if field.type is bool else ())) or field.name.rpartition("_")[2].upper()
+        )
         text = (field.doc.help + default).replace("%", "%%")
-        parser.add_argument(_flag(field.name), metavar=metavar, help=text)
+        # A switch alone turns it on.
+        bare: dict[str, Any] = {"nargs": "?", "const": True} if field.type is bool else {}
+        parser.add_argument(_flag(field.name), metavar=metavar, help=text, **bare)
     known, unknown = parser.parse_known_args(arguments)
     for argument in unknown:
         flag = argument.partition("=")[0]
@@ -222,9 +237,20 @@ def _convert(field: _Field, value: Any, source: str) -> Any:
         return None
     if field.type is str:
         return str(value)
+    if field.type is bool:
+        return _switch(value, where)
     if field.kind in {int, float}:
         return _number(field, value, where)
     return Path(value)
+
+
+def _switch(value: Any, where: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    try:
+        return {"off": False, "false": False, "0": False, "on": True, "true": True, "1": True}[str(value).lower()]
+    except KeyError:
+        raise StartError(f"{where} is neither {' nor '.join(_SWITCH)}") from None
 
 
 def _number(field: _Field, value: Any, where: str) -> float:

@@ -5,6 +5,7 @@ READY or FAILED, whoever still waits for it; a runner is closed only when its en
 """
 
 import asyncio
+import dataclasses
 import logging
 
 from conveyor_proto.v1 import errors_pb2 as e
@@ -13,7 +14,8 @@ from conveyor_proto.v1 import session_pb2
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused, refuse
 from conveyor_server.metrics import Metrics
-from conveyor_server.repository import ModelVersion
+from conveyor_server.repository import ModelVersion, Prepared
+from conveyor_server.runner.null import NullRunner
 from conveyor_server.servicers.convert import sessions_on
 from conveyor_server.servicers.core import Core
 
@@ -23,9 +25,10 @@ _log = logging.getLogger("conveyor")
 class Loader:
     """Loads and unloads versions. Core thread only."""
 
-    def __init__(self, core: Core, metrics: Metrics) -> None:
+    def __init__(self, core: Core, metrics: Metrics, *, diagnostics: bool = False) -> None:
         self._core = core
         self._metrics = metrics
+        self._diagnostics = diagnostics
         self._loads: set[asyncio.Task[ModelVersion[Engine]]] = set()
 
     async def load_all(self) -> None:
@@ -103,6 +106,8 @@ class Loader:
         item = repository.publish(prepared)
         self._core.add(item.serving, prepared.usual_s)
         self._metrics.loaded(item.serving, prepared.load_s)
+        if self._diagnostics:
+            self._publish_null(prepared)
         _log.info(
             "serving %s/%s on %s: %d bytes of state a session, one step of one session %.0f us, %s, loaded in %.2f s",
             name,
@@ -114,6 +119,15 @@ class Loader:
             prepared.load_s,
         )
         return item
+
+    def _publish_null(self, prepared: Prepared) -> None:
+        """Serves a twin of a model that runs nothing, under `NAME.null`."""
+        name, runner = f"{prepared.name}.null", prepared.runner
+        if self._core.repository.begin(name, prepared.version):
+            twin = dataclasses.replace(prepared, name=name, runner=NullRunner(runner.spec, runner.capacity))
+            item = self._core.repository.publish(twin)
+            self._core.add(item.serving, dict.fromkeys(prepared.usual_s, 0.0))
+            self._metrics.loaded(item.serving, 0.0)
 
     def _loaded(self, load: "asyncio.Task[ModelVersion[Engine]]") -> None:
         self._loads.discard(load)

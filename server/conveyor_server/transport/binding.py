@@ -6,6 +6,7 @@ Invariant: a caller is told a Fault, or a fixed sentence with an incident's id; 
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from concurrent import futures
 from typing import Any, TypeAlias
 
 import grpc
@@ -54,33 +55,70 @@ class Calls:
 def unary_handlers(
     service: ServiceDescriptor, servicer: object, calls: Calls, metrics: Metrics
 ) -> dict[str, "grpc.RpcMethodHandler[Any, Any]"]:
-    """A handler for every unary method of a service: `CreateSession` is the servicer's `create_session`."""
+    """A handler for every unary method of a service, for grpc.aio: `CreateSession` is `create_session`."""
+
+    def guard(method: Method) -> Callable[[Any, Context], Awaitable[Any]]:
+        async def call(request: Any, context: Context) -> Any:
+            answer = await _answer(method, request, calls, metrics)
+            return await abort(context, answer) if isinstance(answer, status_pb2.Status) else answer
+
+        return call
+
+    return _handlers(service, servicer, guard)
+
+
+def threaded_handlers(
+    service: ServiceDescriptor, servicer: object, calls: Calls, metrics: Metrics, loop: asyncio.AbstractEventLoop
+) -> dict[str, "grpc.RpcMethodHandler[Any, Any]"]:
+    """The same for grpc.server: a call's thread waits for what the core's loop answers."""
+
+    def guard(method: Method) -> Callable[[Any, grpc.ServicerContext], Any]:
+        def call(request: Any, context: grpc.ServicerContext) -> Any:
+            future = asyncio.run_coroutine_threadsafe(_answer(method, request, calls, metrics), loop)
+            # A caller that is gone waits for nothing; once there is an answer, this does nothing.
+            context.add_callback(lambda: _forget(future))
+            answer = future.result()
+            if isinstance(answer, status_pb2.Status):
+                context.set_trailing_metadata(((STATUS_DETAILS_KEY, answer.SerializeToString()),))
+                context.abort(_CODES[answer.code], answer.message)
+            return answer
+
+        return call
+
+    return _handlers(service, servicer, guard)
+
+
+def _handlers(
+    service: ServiceDescriptor, servicer: object, guard: Callable[[Method], Callable[..., Any]]
+) -> dict[str, "grpc.RpcMethodHandler[Any, Any]"]:
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in service.methods:
         if method.client_streaming or method.server_streaming:
             continue
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()
         handlers[method.name] = grpc.unary_unary_rpc_method_handler(
-            _guarded(getattr(servicer, name), calls, metrics),
+            guard(getattr(servicer, name)),
             request_deserializer=GetMessageClass(method.input_type).FromString,
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
     return handlers
 
 
-def _guarded(method: Method, calls: Calls, metrics: Metrics) -> Callable[[Any, Context], Awaitable[Any]]:
-    async def call(request: Any, context: Context) -> Any:
-        with calls:
-            try:
-                return await method(request)
-            except (Refused, WireError) as refusal:
-                status = to_status(refusal.fault)
-            except Exception as error:  # a defect: logged whole, told by its id
-                status = incident_status(error)
-            metrics.refused(status)
-            return await abort(context, status)
+def _forget(future: "futures.Future[Any]") -> None:
+    future.cancel()
 
-    return call
+
+async def _answer(method: Method, request: Any, calls: Calls, metrics: Metrics) -> Any:
+    """What the method answers, or the Status of its refusal."""
+    with calls:
+        try:
+            return await method(request)
+        except (Refused, WireError) as refusal:
+            status = to_status(refusal.fault)
+        except Exception as error:  # a defect: logged whole, told by its id
+            status = incident_status(error)
+    metrics.refused(status)
+    return status
 
 
 def incident_status(error: BaseException) -> status_pb2.Status:

@@ -21,7 +21,7 @@ from conveyor_server.repository import Repository
 from conveyor_server.runner.base import RunFailed, RunResult
 from conveyor_server.servicers.core import Holder, ReplyTo
 from conveyor_server.sessions.directory import Directory
-from conveyor_server.sessions.events import Answer, Detached
+from conveyor_server.sessions.events import Answer, Declined, Detached, Landed
 
 
 class _Lane:
@@ -44,6 +44,7 @@ class Driver:
         metrics: what is counted.
         inline_run_s: a batch that is expected to run at most this long runs on the loop's thread.
         max_time_steps: of one step.
+        defer: calls back once what arrived in this turn is in; None: at the end of the loop's own turn.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Driver:
         *,
         inline_run_s: float,
         max_time_steps: int,
+        defer: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
         self.directory = directory
         self.repository = repository
@@ -61,9 +63,11 @@ class Driver:
         self.max_time_steps = max_time_steps
         self.inline_run_s = inline_run_s
         self._loop = asyncio.get_running_loop()
+        self._defer: Callable[[Callable[[], None]], object] = self._loop.call_soon if defer is None else defer
         self._wall_offset_s = time.time() - self._loop.time()
         self._lanes: dict[Engine, _Lane] = {}
         self._flushes: list[Callable[[], None]] = []
+        self._gathers: list[Callable[[], None]] = []
         self._kicked = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -96,7 +100,7 @@ class Driver:
         """Runs what is ready at the end of this turn of the loop."""
         if not self._kicked:
             self._kicked = True
-            self._loop.call_soon(self._pump)
+            self._defer(self._pump)
 
     def route(self) -> None:
         """Hands out the events so far, then has each stream that was told something send it."""
@@ -107,6 +111,10 @@ class Driver:
                 _reply_to(event.reply_to).answered(event)
             elif isinstance(event, Detached):
                 _holder(event.attachment.owner).detached(event)
+            elif isinstance(event, Landed):
+                event.flight.offer.sink.landed(event.members, event.outputs)
+            elif isinstance(event, Declined):
+                event.offer.sink.refused(event.members, event.fault)
             else:
                 _reply_to(event.reply_to).closed(event)
         flushes, self._flushes = self._flushes, []
@@ -116,6 +124,10 @@ class Driver:
     def after_routing(self, flush: Callable[[], None]) -> None:
         """Calls `flush` once, after the events at hand were handed out."""
         self._flushes.append(flush)
+
+    def before_turns(self, gather: Callable[[], None]) -> None:
+        """Calls `gather` at the beginning of every turn from now on: it submits what arrived since the last."""
+        self._gathers.append(gather)
 
     async def stop(self, patience_s: float) -> bool:
         """Waits for what still runs and stops the timer and the threads; False: a run did not come back in time."""
@@ -139,6 +151,8 @@ class Driver:
             self._fail(error)
 
     def _turn(self) -> None:
+        for gather in self._gathers:
+            gather()
         now = self.now()
         if now >= self.directory.next_expiry_at():
             self.directory.expire(now)
@@ -148,7 +162,7 @@ class Driver:
             if batch is None:
                 continue
             lane.idle.clear()
-            if engine.run_times.expected_s(len(batch.steps), max(batch.shares)) <= self.inline_run_s:
+            if engine.run_times.expected_s(batch.rows, batch.longest) <= self.inline_run_s:
                 self._deliver(engine, lane, batch, _run(engine, batch))
             else:
                 lane.thread.submit(self._run_elsewhere, engine, lane, batch)
@@ -167,8 +181,9 @@ class Driver:
     def _deliver(self, engine: Engine, lane: _Lane, batch: Batch, result: RunResult | RunFailed) -> None:
         now = self.now()
         self.directory.deliver(engine, batch, result, now)
-        lane.figures.delivered(batch, now)
+        steps = lane.figures.delivered(batch, now)
         self.route()
+        lane.figures.reply.observe(self.now() - now, steps)
         if engine.ready:
             # Not at once: what arrived during the run belongs in the next batch too.
             self.kick()

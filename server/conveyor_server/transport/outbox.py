@@ -6,23 +6,20 @@ reads slowly costs no more than the limit, one request's answers and its credit.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 
-from google.protobuf.message import Message
+from google.rpc import status_pb2
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A serialized message.
+class StreamFailed(Exception):  # noqa: N818 - it says what happened
+    """A stream cannot go on.
 
     Attributes:
-        data: what is sent.
-        written: called when it has left, or None.
+        status: what the client is told.
     """
 
-    data: bytes
-    written: Callable[[], None] | None = None
+    def __init__(self, status: status_pb2.Status) -> None:
+        super().__init__(status.message)
+        self.status = status
 
 
 class Outbox:
@@ -35,23 +32,22 @@ class Outbox:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
-        self._queue: deque[Outgoing] = deque()
+        self._queue: deque[bytes] = deque()
         self._some = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
         self._closed = False
-        self._failure: Exception | None = None
+        self._failure: StreamFailed | None = None
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    def put(self, message: Message, written: Callable[[], None] | None = None) -> None:
+    def put(self, message: bytes) -> None:
         """Queues a message behind the others; after `close`, it is dropped."""
         if self._closed:
             return
-        data = message.SerializeToString()
-        self._queue.append(Outgoing(data, written))
-        self.bytes += len(data)
+        self._queue.append(message)
+        self.bytes += len(message)
         if self.bytes > self.max_bytes:
             self._room.clear()
         self._some.set()
@@ -61,16 +57,16 @@ class Outbox:
         self._closed = True
         self._some.set()
 
-    def fail(self, failure: Exception) -> None:
-        """Nothing more is sent: the writer gets this error instead."""
-        self._failure = failure
+    def fail(self, status: status_pb2.Status) -> None:
+        """Ends the call with that status; what is queued is not sent."""
+        self._failure = self._failure or StreamFailed(status)
         self.close()
 
-    async def take(self) -> Outgoing | None:
+    async def take(self) -> bytes | None:
         """The next message, or None after the last.
 
         Raises:
-            Exception: what `fail` was given.
+            StreamFailed: the call ends with a status.
         """
         while not self._queue and not self._closed:
             self._some.clear()
@@ -79,11 +75,11 @@ class Outbox:
             raise self._failure
         if not self._queue:
             return None
-        outgoing = self._queue.popleft()
-        self.bytes -= len(outgoing.data)
+        message = self._queue.popleft()
+        self.bytes -= len(message)
         if self.bytes <= self.max_bytes:
             self._room.set()
-        return outgoing
+        return message
 
     async def room(self) -> None:
         """Returns when there is room for the answers of one more request."""

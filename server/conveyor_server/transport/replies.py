@@ -1,9 +1,10 @@
-"""Answers as stream messages: single steps one by one, framed steps in columns.
+"""Answers that are told one by one, as stream messages: single steps by themselves, rows of frames in columns.
 
-Invariants: what is told about one session keeps its order; a ResultFrame holds rows of one model and each handle once.
+Invariants: what is told about one session keeps its order; a ResultFrame holds rows of one model, those of one handle
+in order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -14,82 +15,81 @@ from conveyor_proto.v1 import session_pb2
 from conveyor_server.engine.engine import Engine
 from conveyor_server.servicers.convert import output_tensors
 from conveyor_server.sessions.events import Answer
+from conveyor_server.transport.result_wire import MAX_FRAME_BYTES
 
-# Larger result frames are split, so that one never nears a client's message limit (4 MiB unless it says otherwise).
-MAX_FRAME_BYTES = 1 << 20
-
-Send: TypeAlias = Callable[[session_pb2.StreamResponse, Engine | None, int], None]
+Send: TypeAlias = Callable[[session_pb2.StreamResponse], None]
+Row: TypeAlias = tuple[int, Answer]
 
 
 class Replies:
     """Collects the answers of one turn and sends them as few messages. Core thread only.
 
     Args:
-        send: takes a message, the engine whose answers it holds, and how many.
+        send: takes a message.
     """
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        # Rows of frames under way, by engine.
-        self._rows: dict[Engine, dict[int, Answer]] = {}
+        # Rows of frames under way, by engine, and the handles among them.
+        self._rows: dict[Engine, list[Row]] = {}
+        self._handles: set[int] = set()
         self._bytes: dict[Engine, int] = {}
 
     def single(self, handle: int, answer: Answer) -> None:
         """Answers a Step."""
-        self._keep_order(handle, answer.session.engine)
+        self._keep_order(handle)
         if answer.fault is not None:
             self.error(handle, answer.seq, answer.fault)
             return
         result = session_pb2.StepResult(
             handle=handle, seq=answer.seq, outputs=output_tensors(answer), replayed=answer.replayed
         )
-        self._send(session_pb2.StreamResponse(result=result), answer.session.engine, 1)
+        self._send(session_pb2.StreamResponse(result=result))
 
     def framed(self, handle: int, answer: Answer) -> None:
         """Answers a row of a StepFrame."""
         engine = answer.session.engine
-        self._keep_order(handle, engine)
         if answer.fault is not None:
+            self._keep_order(handle)
             self.error(handle, answer.seq, answer.fault)
             return
-        self._rows.setdefault(engine, {})[handle] = answer
+        self._rows.setdefault(engine, []).append((handle, answer))
+        self._handles.add(handle)
         size = self._bytes.get(engine, 0) + sum(array.nbytes for array in answer.outputs)
         self._bytes[engine] = size
         if size >= MAX_FRAME_BYTES:
-            self._flush(engine)
+            self.flush()
 
     def error(self, handle: int, seq: int, fault: Fault) -> None:
         """Refuses a step, an attach, a detach, a close or a frame."""
         error = session_pb2.StepError(handle=handle, seq=seq, status=to_status(fault))
-        self._send(session_pb2.StreamResponse(error=error), None, 0)
+        self._send(session_pb2.StreamResponse(error=error))
 
-    def about(self, handle: int, engine: Engine, message: session_pb2.StreamResponse) -> None:
+    def about(self, handle: int, message: session_pb2.StreamResponse) -> None:
         """Says something else about a session, behind its answers."""
-        self._keep_order(handle, engine)
-        self._send(message, None, 0)
+        self._keep_order(handle)
+        self._send(message)
 
     def flush(self) -> None:
         """Sends the frames under way."""
-        for engine in list(self._rows):
-            self._flush(engine)
+        rows, self._rows = self._rows, {}
+        self._handles.clear()
+        self._bytes.clear()
+        for answers in rows.values():
+            self._send(session_pb2.StreamResponse(frame=result_frame(answers)))
 
-    def _keep_order(self, handle: int, engine: Engine) -> None:
-        if handle in self._rows.get(engine, ()):
-            self._flush(engine)
-
-    def _flush(self, engine: Engine) -> None:
-        rows = self._rows.pop(engine)
-        del self._bytes[engine]
-        self._send(session_pb2.StreamResponse(frame=result_frame(rows)), engine, len(rows))
+    def _keep_order(self, handle: int) -> None:
+        if handle in self._handles:
+            self.flush()
 
 
-def result_frame(rows: dict[int, Answer]) -> session_pb2.ResultFrame:
-    """The columns of answers by handle, all with outputs of one model."""
-    answers = list(rows.values())
+def result_frame(rows: Sequence[Row]) -> session_pb2.ResultFrame:
+    """The columns of answers with their handles, all with outputs of one model."""
+    answers = [answer for _, answer in rows]
     lengths = [answer.length for answer in answers]
     replayed = [row for row, answer in enumerate(answers) if answer.replayed]
     return session_pb2.ResultFrame(
-        handles=np.array(list(rows), np.uint32).tobytes(),
+        handles=np.array([handle for handle, _ in rows], np.uint32).tobytes(),
         seqs=np.array([answer.seq for answer in answers], np.uint64).tobytes(),
         lengths=b"" if max(lengths) == 1 else np.array(lengths, np.uint32).tobytes(),
         columns=[pack(column) for column in zip(*(answer.outputs for answer in answers), strict=True)],

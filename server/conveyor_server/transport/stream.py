@@ -4,27 +4,45 @@ Invariants: without I/O, so that any transport can drive it; an error concerns o
 stream goes on; after a session left, nothing is said about it; a stream that ends in order says StreamEnd last.
 """
 
-import functools
-import time
-from collections.abc import Callable
+import itertools
+from typing import Protocol
 
 from conveyor_proto.codec import WireError
-from conveyor_proto.reasons import Fault
+from conveyor_proto.reasons import Fault, to_status
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2
+from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
 
-from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused
+from conveyor_server.frame_inputs import read_numbers
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.attach import open_session
 from conveyor_server.servicers.convert import duration, session_info, step_content, submission
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.events import Answer, Detached
 from conveyor_server.sessions.rules import stopping
-from conveyor_server.transport import frames
-from conveyor_server.transport.outbox import Outbox
+from conveyor_server.transport.framing import FrameReader
+from conveyor_server.transport.intake import Intake
 from conveyor_server.transport.replies import Replies
 from conveyor_server.transport.seat import Seat
+from conveyor_server.transport.step_layout import STEP_TAG
+
+# Never used again, so that a session's gate can name a stream long gone.
+_numbers = itertools.count(1)
+
+
+class Outlet(Protocol):
+    """Where a stream's messages go, in order. Core thread only."""
+
+    def put(self, message: bytes) -> None:
+        """Queues a message behind the others; after `close`, it is dropped."""
+
+    def close(self) -> None:
+        """Nothing follows; what is queued is still sent."""
+
+    def fail(self, status: status_pb2.Status) -> None:
+        """Ends the call with that status; what is queued is not sent."""
 
 
 class StreamCall:
@@ -32,17 +50,28 @@ class StreamCall:
 
     Args:
         core: what drives the sessions.
-        outbox: where messages to the client go.
+        outlet: where messages to the client go.
         metrics: what is counted.
+        intake: gathers steps of all streams.
+
+    Attributes:
+        number: of this stream, among all that there ever were.
+        rows: of the session table, by handle: the sessions that it holds.
     """
 
-    def __init__(self, core: Core, outbox: Outbox, metrics: Metrics) -> None:
+    def __init__(self, core: Core, outlet: Outlet, metrics: Metrics, intake: Intake) -> None:
+        self.number = next(_numbers)
+        self.rows: dict[int, int] = {}
         self._core = core
-        self._outbox = outbox
+        self._outlet = outlet
         self._metrics = metrics
+        self._intake = intake
+        self._frames = FrameReader(self, core, metrics)
         self._seats: dict[int, Seat] = {}
         self._replies = Replies(self._send)
         self._routed = False
+        # The last message was a frame: its sender is heard again once it is answered.
+        self._framing = False
         self._ending = False
         # Told to go away, and listened to until it half-closes.
         self._lingering = False
@@ -50,26 +79,32 @@ class StreamCall:
 
     # ------------------------------------------------------------ from the client
 
-    def receive(self, request: session_pb2.StreamRequest) -> None:
-        """Takes one message."""
-        kind = request.WhichOneof("kind")
-        if kind == "frame":
-            self._frame(request.frame)
-        elif kind == "step":
-            self._step(request.step)
-        elif kind == "attach":
-            self._attach(request.attach)
-        elif kind == "detach":
-            self._detach(request.detach.handle)
-        elif kind == "close":
-            self._close(request.close.handle)
+    @property
+    def eager(self) -> bool:
+        """The next message is wanted before this one is answered: it may be another session's, for the same run."""
+        return len(self._seats) > 1 and not self._framing
+
+    def receive(self, data: bytes) -> None:
+        """Takes one message; bytes that are none end the stream with INVALID_ARGUMENT."""
+        if data and data[0] == STEP_TAG:
+            self._framing = False
+            self._intake.add(self, data)
         else:
-            message = "the message holds nothing that this server knows: send attach, step, frame, detach or close"
-            self._refuse(0, 0, Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "kind"}))
+            self._catch_up()
+            self._read(data)
         self._core.kick()
+
+    def step(self, data: bytes) -> None:
+        """Takes a message that holds a step, alone."""
+        self._read(data)
+
+    def told(self, message: bytes) -> None:
+        """Sends a message behind those of this turn that are on their way."""
+        self._outlet.put(message)
 
     def half_close(self) -> None:
         """The client sends no more: detach all, answer what was accepted, then end."""
+        self._catch_up()
         self._lingering = False
         self._end()
 
@@ -81,7 +116,8 @@ class StreamCall:
         It ends once the client half-closes, or at `stop_lingering`: a call that ends under a client's write costs that
         client the answers that it has not read.
         """
-        self._outbox.put(session_pb2.StreamResponse(go_away=session_pb2.GoAway(grace=duration(grace_s))))
+        self._catch_up()
+        self._put(session_pb2.StreamResponse(go_away=session_pb2.GoAway(grace=duration(grace_s))))
         self._lingering = not self._ending
         self._end()
 
@@ -92,10 +128,13 @@ class StreamCall:
 
     def broken(self) -> None:
         """The call is gone. Sessions live on, and what was accepted is run and recorded."""
+        self._catch_up()
         self._broken = True
-        self._outbox.close()
+        self._outlet.close()
         self._core.directory.abandon([seat.attachment for seat in self._seats.values()], self._core.now())
         self._seats.clear()
+        self.rows.clear()
+        self._frames.forget()
 
     # ------------------------------------------------------------ from the core
 
@@ -106,6 +145,8 @@ class StreamCall:
         if seat is None or seat.attachment is not attachment:
             return
         del self._seats[attachment.handle]
+        del self.rows[attachment.handle]
+        self._frames.forget()
         message = session_pb2.SessionDetached(
             handle=attachment.handle,
             cause=event.cause,
@@ -113,7 +154,7 @@ class StreamCall:
             applied_seq=event.applied_seq,
         )
         self._expect_flush()
-        self._replies.about(attachment.handle, attachment.session.engine, session_pb2.StreamResponse(detached=message))
+        self._replies.about(attachment.handle, session_pb2.StreamResponse(detached=message))
 
     def _single(self, seat: Seat, answer: Answer) -> None:
         if self._holds(seat):
@@ -129,7 +170,46 @@ class StreamCall:
         # A session that left may still have had a step under way: its answer is recorded, and not told here.
         return self._seats.get(seat.attachment.handle) is seat
 
+    def single(self, handle: int) -> object:
+        """The `reply_to` of steps under this handle that are answered by StepResults."""
+        return self._seats[handle].single
+
+    def framed(self, handle: int) -> object:
+        """The `reply_to` of steps under this handle that are answered in ResultFrames."""
+        return self._seats[handle].framed
+
     # ------------------------------------------------------------ requests
+
+    def _catch_up(self) -> None:
+        """Hands out the steps of this turn that came before what comes now."""
+        if len(self._intake):
+            self._intake.flush()
+
+    def _read(self, data: bytes) -> None:
+        try:
+            request = session_pb2.StreamRequest.FromString(data)
+        except DecodeError:
+            message = "a message of the stream is no StreamRequest: send what session.proto describes"
+            self._outlet.fail(to_status(Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "message"})))
+            return
+        self._request(request)
+
+    def _request(self, request: session_pb2.StreamRequest) -> None:
+        kind = request.WhichOneof("kind")
+        if kind == "frame":
+            self._framing = True
+            self._frame(request.frame)
+        elif kind == "step":
+            self._step(request.step)
+        elif kind == "attach":
+            self._attach(request.attach)
+        elif kind == "detach":
+            self._detach(request.detach.handle)
+        elif kind == "close":
+            self._close(request.close.handle)
+        else:
+            message = "the message holds nothing that this server knows: send attach, step, frame, detach or close"
+            self._refuse(0, 0, Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "kind"}))
 
     def _attach(self, message: session_pb2.AttachSession) -> None:
         handle = message.handle
@@ -140,7 +220,12 @@ class StreamCall:
         try:
             session, resumed = open_session(message, self._core)
             attachment = self._core.directory.attach(
-                session, self, handle, self._core.now(), max_epoch=message.max_epoch if resumed else 0
+                session,
+                self,
+                handle,
+                self._core.now(),
+                max_epoch=message.max_epoch if resumed else 0,
+                number=self.number,
             )
         except Refused as refusal:
             self._refuse(handle, 0, refusal.fault)
@@ -148,9 +233,10 @@ class StreamCall:
         # What happened to the session before must be told before: this stream may have held it under another handle.
         self._core.route()
         self._seats[handle] = Seat(attachment, self._single, self._framed)
+        self.rows[handle] = session.row
         info = session_info(session, self._core)
         attached = session_pb2.SessionAttached(handle=handle, session=info, resumed=resumed)
-        self._outbox.put(session_pb2.StreamResponse(attached=attached))
+        self._put(session_pb2.StreamResponse(attached=attached))
 
     def _step(self, message: session_pb2.Step) -> None:
         seat = self._seat(message.handle)
@@ -171,15 +257,15 @@ class StreamCall:
 
     def _frame(self, frame: session_pb2.StepFrame) -> None:
         try:
-            handles, seqs = frames.numbers(frame)
+            numbers = read_numbers(frame)
         except WireError as error:
             self._refuse(0, 0, error.fault)
             return
-        seats = [self._seat(handle) for handle in handles]
-        engines = {seat.attachment.session.engine for seat in seats if isinstance(seat, Seat)}
-        contents = frames.contents(frame, len(seats), engines, self._core.max_time_steps)
+        contents = self._frames.read(frame, numbers)
         directory, now = self._core.directory, self._core.now()
-        for handle, seq, seat, (content, acked_seq) in zip(handles, seqs, seats, contents, strict=True):
+        for row, content, acked_seq in contents:
+            handle, seq = int(numbers.handles[row]), int(numbers.seqs[row])
+            seat = self._seat(handle)
             if isinstance(seat, Fault):
                 self._refuse(handle, seq, seat)
                 continue
@@ -238,14 +324,13 @@ class StreamCall:
         self._expect_flush()
         self._replies.error(handle, seq, fault)
 
-    def _send(self, message: session_pb2.StreamResponse, engine: Engine | None, steps: int) -> None:
-        if engine is not None:
-            reply = self._metrics.of(engine).reply
-            self._outbox.put(message, functools.partial(_observe_reply, reply.observe, time.perf_counter(), steps))
-            return
+    def _send(self, message: session_pb2.StreamResponse) -> None:
         if message.HasField("error"):
             self._metrics.refused(message.error.status)
-        self._outbox.put(message)
+        self._put(message)
+
+    def _put(self, message: session_pb2.StreamResponse) -> None:
+        self._outlet.put(message.SerializeToString())
 
     def _expect_flush(self) -> None:
         if not self._routed:
@@ -256,9 +341,5 @@ class StreamCall:
         self._routed = False
         self._replies.flush()
         if self._ending and not self._seats and not self._lingering:
-            self._outbox.put(session_pb2.StreamResponse(end=session_pb2.StreamEnd()))
-            self._outbox.close()
-
-
-def _observe_reply(observe: Callable[[float, int], None], began: float, steps: int) -> None:
-    observe(time.perf_counter() - began, steps)
+            self._put(session_pb2.StreamResponse(end=session_pb2.StreamEnd()))
+            self._outlet.close()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2 as pb
-from conveyor_server.transport import frames, replies
+from conveyor_server import frame_inputs
+from conveyor_server.transport import result_wire
 
 
 def columns(frame: pb.ResultFrame) -> dict[int, tuple[int, list[float], float]]:
@@ -98,7 +99,7 @@ async def test_a_frame_refused_as_a_whole_counts_for_every_row(server, make_fram
         pb.StepFrame(),
         pb.StepFrame(handles=b"abc"),
         pb.StepFrame(handles=bytes(8), seqs=bytes(8)),
-        pb.StepFrame(handles=bytes(4 * (frames.MAX_ROWS + 1)), seqs=bytes(8 * (frames.MAX_ROWS + 1))),
+        pb.StepFrame(handles=bytes(4 * (frame_inputs.MAX_ROWS + 1)), seqs=bytes(8 * (frame_inputs.MAX_ROWS + 1))),
     ],
     ids=["empty", "cut handles", "seqs of other rows", "too many rows"],
 )
@@ -199,7 +200,7 @@ async def test_pipelined_frames_are_answered_in_order_of_each_session(server) ->
 
 
 async def test_large_answers_are_split(server, monkeypatch) -> None:
-    monkeypatch.setattr(replies, "MAX_FRAME_BYTES", 100)
+    monkeypatch.setattr(result_wire, "MAX_FRAME_BYTES", 100)
     stream = server.stream()
     await attach_all(stream, 20)
     await stream.frame(range(20), [1] * 20, [[1.0]] * 20)

@@ -1,0 +1,463 @@
+"""grpcio's completion queue, driven by the core's own thread: everything that leans on grpcio's internals is here.
+
+The public `grpc.server` keeps the ports, unary calls and their threads, health, reflection, interceptors and
+`stop(grace)`. What differs: no thread of grpcio's serves its queue, `turn` does; 64 accepts are posted instead of one,
+so that streams that are opened by the thousand at once are all taken; and a Stream call, marked non-blocking as
+grpcio's own health service marks `Watch`, never gets a thread: its reads and writes are tags of the same queue.
+
+What is used beyond the public API, and since when it has been as it is here: `Server._state` with `completion_queue`,
+`server`, `rpc_states`, `due`, `stage` (1.0); `_server._handle_call` with these arguments (1.65: a method object in the
+second place); `_RequestIterator._state` and `._call` (1.0); `experimental_non_blocking` and `experimental_thread_pool`
+on a behaviour (1.24); cygrpc's operations, `Call.start_server_batch` and `Server.request_call` (1.0). TESTED names the
+versions that the tests of this project have run on; on any version, `selftest` decides.
+
+Invariants: one send and one receive of a call are under way at most; an exception in a stream ends that stream only; a
+call is let go once its last tag has come back.
+"""
+
+import logging
+import queue
+import shutil
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc
+from conveyor_proto.reasons import DOMAIN
+from google.rpc import status_pb2
+from grpc import _server
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # no types are published for it
+
+from conveyor_server.incidents import record
+from conveyor_server.transport.binding import STATUS_DETAILS_KEY, incident_status
+
+TESTED = ("1.85.1",)
+_ACCEPTS = 64
+# A flood of events does not keep what has arrived from being run.
+_MOST_EVENTS = 4096
+# A look serves one socket, ready or not: one that finds nothing does not say that nothing is there. With one, batches
+# of 256 streams had a mean of 33; with two, of 252.
+_QUIET_LOOKS = 2
+_TIMEOUT = cygrpc.CompletionType.queue_timeout
+_SELFTEST_METHOD = f"{DOMAIN}.internal.Loop", "Alarm"
+_SELFTEST_S = 5.0
+_log = logging.getLogger("conveyor")
+
+
+class Unusable(Exception):  # noqa: N818 - it says what is so
+    """This grpcio does not work as this module needs it; the message says what was seen."""
+
+
+class Served(Protocol):
+    """What a stream's messages are for. Core thread only."""
+
+    @property
+    def eager(self) -> bool:
+        """The next message is wanted before this one is answered."""
+
+    def receive(self, data: bytes) -> None:
+        """Takes a message."""
+
+    def half_close(self) -> None:
+        """The client sends no more."""
+
+    def broken(self) -> None:
+        """The call is gone, in whatever way."""
+
+
+class Stream:
+    """One streaming call. See stream.Outlet. Core thread only.
+
+    Attributes:
+        metadata: what the client sent ahead, by lower-case key.
+        unsent_bytes: of messages that were put and not taken by the transport.
+    """
+
+    __slots__ = (
+        *("_call", "_closing", "_failure", "_greeted", "_max_unsent_bytes", "_queue", "_reading", "_receive"),
+        *("_rpc", "_sending", "_served", "_server", "_touched", "_wants", "metadata", "unsent_bytes"),
+    )
+
+    def __init__(self, server: "CompletionServer", rpc: Any, call: Any, metadata: Mapping[str, str]) -> None:
+        self.metadata = metadata
+        self.unsent_bytes = 0
+        self._server = server
+        self._rpc = rpc
+        self._call = call
+        self._queue: deque[bytes] = deque()
+        # One for all messages: it holds no more than the message that is on its way.
+        self._receive = (cygrpc.ReceiveMessageOperation(0),)
+        self._max_unsent_bytes = server.max_unsent_bytes
+        self._served: Served | None = None
+        self._greeted = self._sending = self._reading = self._closing = self._touched = False
+        self._wants = True
+        self._failure: status_pb2.Status | None = None
+
+    def begin(self, served: Served) -> None:
+        """Reads messages for `served` from now on."""
+        self._served = served
+        self._rpc.callbacks.append(self._over)
+        self._touch()
+
+    def put(self, message: bytes) -> None:
+        """Queues a message behind the others; after `close`, it is dropped."""
+        if self._closing:
+            return
+        self._queue.append(message)
+        self.unsent_bytes += len(message)
+        if not self._touched:
+            self._touch()
+
+    def close(self) -> None:
+        """Nothing follows; what is queued is still sent."""
+        self._closing = True
+        self._touch()
+
+    def fail(self, status: status_pb2.Status) -> None:
+        """Ends the call with that status; what is queued is not sent."""
+        self._failure = self._failure or status
+        self._queue.clear()
+        self.close()
+
+    def advance(self) -> None:
+        """Begins what can be begun: a send, the status, a receive."""
+        self._touched = False
+        if self._rpc.client is _server._CANCELLED or self._rpc.statused:
+            return
+        if not self._sending:
+            if self._queue:
+                self._send(self._queue.popleft())
+            elif self._closing:
+                self._end()
+                return
+        if self._wants and not self._reading and self.unsent_bytes <= self._max_unsent_bytes:
+            self._reading = True
+            self._begin(self._receive, self._received)
+
+    # ------------------------------------------------------------ tags
+
+    def _received(self, event: Any) -> tuple[Any, Sequence[Callable[[], None]]]:
+        self._reading = False
+        self._rpc.due.discard(self._received)
+        message = event.batch_operations[0].message()
+        served = self._served
+        if served is not None:
+            try:
+                if message is None:
+                    self._wants = False
+                    served.half_close()
+                else:
+                    served.receive(message)
+                    if served.eager:
+                        self.advance()
+            except Exception as error:  # a defect: logged whole, told by its id, and no other stream's business
+                self.fail(incident_status(error))
+        self._touch()
+        return self._done()
+
+    def _sent(self, _: Any) -> tuple[Any, Sequence[Callable[[], None]]]:
+        self._sending = False
+        self._rpc.due.discard(self._sent)
+        if self._queue or self._closing or not self._reading:
+            self._touch()
+        return self._done()
+
+    def _ended(self, _: Any) -> tuple[Any, Sequence[Callable[[], None]]]:
+        self._rpc.due.discard(self._ended)
+        return self._done()
+
+    # ------------------------------------------------------------ within
+
+    def _send(self, message: bytes) -> None:
+        self._sending = True
+        self.unsent_bytes -= len(message)
+        operation = cygrpc.SendMessageOperation(message, 0)
+        if self._greeted:
+            self._begin((operation,), self._sent)
+        else:
+            self._greeted = True
+            self._begin((cygrpc.SendInitialMetadataOperation(None, 0), operation), self._sent)
+
+    def _end(self) -> None:
+        code, details, trailers = cygrpc.StatusCode.ok, b"", None
+        if self._failure is not None:
+            code, details = self._failure.code, self._failure.message.encode()
+            trailers = ((STATUS_DETAILS_KEY, self._failure.SerializeToString()),)
+        operations = [cygrpc.SendStatusFromServerOperation(trailers, code, details, 0)]
+        if not self._greeted:
+            operations.append(cygrpc.SendInitialMetadataOperation(None, 0))
+        self._rpc.statused = True
+        self._begin(operations, self._ended)
+
+    def _begin(self, operations: Sequence[Any], tag: Callable[[Any], Any]) -> None:
+        # Bound methods of one object are equal and hash alike, so `due` knows them again.
+        self._rpc.due.add(tag)
+        error = self._call.start_server_batch(operations, tag)
+        if error:
+            self._rpc.due.discard(tag)
+            raise Unusable(f"a batch was refused with error {error}")
+
+    def _done(self) -> tuple[Any, Sequence[Callable[[], None]]]:
+        """What the queue's loop is told: the call and its callbacks, once nothing of it is under way."""
+        rpc = self._rpc
+        if rpc.due or _server._is_rpc_state_active(rpc):
+            return None, ()
+        callbacks, rpc.callbacks = rpc.callbacks, None
+        return rpc, callbacks or ()
+
+    def _touch(self) -> None:
+        if not self._touched:
+            self._touched = True
+            self._server.touched.append(self)
+
+    def _over(self) -> None:
+        if self._served is not None:
+            served, self._served = self._served, None
+            served.broken()
+
+
+class _Inline(futures.ThreadPoolExecutor):
+    """Calls at once, on the core's thread."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "futures.Future[Any]":
+        done: futures.Future[Any] = futures.Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+class CompletionServer:
+    """A grpc.Server whose queue is served by `turn`. Core thread only, but for `alarm` and `stop`.
+
+    Args:
+        server: made by grpc.server and not started.
+        max_unsent_bytes: a stream with more than this unsent reads no request.
+        arrived: gets each Stream call, and answers with what its messages are for.
+    """
+
+    def __init__(self, server: grpc.Server, *, max_unsent_bytes: int, arrived: Callable[[Stream], Served]) -> None:
+        self.max_unsent_bytes = max_unsent_bytes
+        self.touched: list[Stream] = []
+        self.stopped = False
+        self._arrived = arrived
+        self._server = server
+        self._inline = _Inline(1)
+        self._alarm_call: Any = None
+        try:
+            self._state: Any = server._state  # type: ignore[attr-defined]
+            self._queue = self._state.completion_queue
+        except AttributeError as error:
+            raise Unusable(f"grpc.server has no {error.name}") from error
+        service, method = _SELFTEST_METHOD
+        handlers = {method: self.handler(self._answer_alarm)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+    def handler(self, begin: "Callable[[Any, Any], None] | None" = None) -> "grpc.RpcMethodHandler[Any, Any]":
+        """The method handler of a Stream call."""
+
+        def behaviour(requests: Any, _context: Any, _send: Any) -> None:
+            (begin or self._begin_stream)(requests, _context)
+
+        behaviour.experimental_non_blocking = True  # type: ignore[attr-defined]
+        behaviour.experimental_thread_pool = self._inline  # type: ignore[attr-defined]
+        return grpc.stream_stream_rpc_method_handler(behaviour)
+
+    def start(self) -> None:
+        """Takes calls from now on. As Server.start, without its thread."""
+        state = self._state
+        with state.lock:
+            state.server.start()
+            state.stage = _server._ServerStage.STARTED
+            for _ in range(_ACCEPTS):
+                self._accept(_Accept(self._accepted))
+
+    def turn(self, timeout_s: float, run: Callable[[], None]) -> None:
+        """Waits for an event at most that long, takes all that are there, then runs, then sends.
+
+        Args:
+            timeout_s: 0: looks only.
+            run: called once everything that arrived was handed out.
+        """
+        poll = self._queue.poll
+        event = poll(time.time() + timeout_s if timeout_s > 0 else 0)
+        left, quiet = _MOST_EVENTS, 0
+        while left and not self.stopped:
+            if event.completion_type == _TIMEOUT:
+                quiet += 1
+                # The first look may have been spent on a socket that had nothing for us.
+                if quiet == _QUIET_LOOKS or left == _MOST_EVENTS:
+                    break
+            else:
+                quiet = 0
+                self._take(event)
+                left -= 1
+            event = poll(0)
+        # An event holds its call; what is gone must not be kept until the next.
+        del event
+        run()
+        touched, self.touched = self.touched, []
+        for stream in touched:
+            try:
+                stream.advance()
+            except Exception as error:  # as in Stream._received; the call's own end tells the rest
+                record("a stream failed", error)
+
+    @property
+    def can_be_woken(self) -> bool:
+        """`alarm` has something to ring."""
+        return self._alarm_call is not None
+
+    def alarm(self) -> bool:
+        """Wakes a `turn` that waits; False where nothing can. Any thread."""
+        call = self._alarm_call
+        return call is not None and call.start_server_batch((), _woken) == 0
+
+    def stop(self) -> None:
+        """Ends every call and lets go of the port. Another thread's; blocks while the core's turns."""
+        self._alarm_call = None
+        self._server.stop(None).wait()
+
+    # ------------------------------------------------------------ within
+
+    def _take(self, event: Any) -> None:
+        try:
+            rpc: Any = None
+            callbacks: Sequence[Callable[[], None]] = ()
+            if event.tag is _server._SHUTDOWN_TAG:
+                self._state.due.remove(event.tag)
+            else:
+                rpc, callbacks = event.tag(event)
+            for callback in callbacks:
+                callback()
+            if rpc is not None:
+                self._state.rpc_states.discard(rpc)
+            if self._state.stage is not _server._ServerStage.STARTED:
+                self.stopped = bool(_server._stop_serving(self._state))
+        except Exception as error:  # whatever one event does, the others are served
+            record("an event of the completion queue failed", error)
+
+    def _accept(self, accept: "_Accept") -> None:
+        state = self._state
+        state.due.add(accept)
+        state.server.request_call(state.completion_queue, state.completion_queue, accept)
+
+    def _accepted(self, accept: "_Accept", event: Any) -> tuple[None, Sequence[Callable[[], None]]]:
+        state = self._state
+        with state.lock:
+            state.due.discard(accept)
+            try:
+                rpc, future = _server._handle_call(
+                    event,
+                    _server._GenericMethod(state.generic_handlers),
+                    state.interceptor_pipeline,
+                    state.thread_pool,
+                    False,
+                )
+                if rpc is not None:
+                    state.rpc_states.add(rpc)
+                if future is not None:
+                    state.active_rpc_count += 1
+                    future.add_done_callback(lambda _: _server._on_call_completed(state))
+            finally:
+                if state.stage is _server._ServerStage.STARTED:
+                    self._accept(accept)
+        return None, ()
+
+    def _begin_stream(self, requests: Any, context: Any) -> None:
+        rpc, call = requests._state, requests._call
+        metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+        stream = Stream(self, rpc, call, metadata)
+        stream.begin(self._arrived(stream))
+
+    def _answer_alarm(self, requests: Any, _context: Any) -> None:
+        stream = Stream(self, requests._state, requests._call, {})
+        self._alarm_call = requests._call
+        stream.begin(_Mirror(stream))
+
+    # ------------------------------------------------------------ the self-test
+
+    def open_selftest(self) -> "SelfTest":
+        """A private door for `selftest`, to be opened before `start`."""
+        return SelfTest(self._server)
+
+
+class _Accept:
+    """One call that is waited for. Objects, because each needs its own place in the server's `due`."""
+
+    def __init__(self, accepted: Callable[["_Accept", Any], Any]) -> None:
+        self._accepted = accepted
+
+    def __call__(self, event: Any) -> Any:
+        return self._accepted(self, event)
+
+
+class _Mirror:
+    """Sends every message back."""
+
+    eager = False
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def receive(self, data: bytes) -> None:
+        self._stream.put(data)
+
+    def half_close(self) -> None:
+        self._stream.close()
+
+    def broken(self) -> None:
+        pass
+
+
+class SelfTest:
+    """A call of the server's own, over a socket that nobody else can reach: first a test, then what `alarm` rings.
+
+    Args:
+        server: not started.
+    """
+
+    def __init__(self, server: grpc.Server) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="conveyor-"))
+        self._address = f"unix:{self._folder / 'loop'}"
+        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._channel: grpc.Channel | None = None
+        if not server.add_insecure_port(self._address):
+            raise Unusable("no socket could be opened for the self-test")
+
+    def run(self) -> None:
+        """Sends messages through the server and expects them back. Another thread's, while the core's turns.
+
+        Raises:
+            Unusable: they did not come back as they should.
+        """
+        self._channel = grpc.insecure_channel(self._address)
+        echo: Any = self._channel.stream_stream("/" + "/".join(_SELFTEST_METHOD))
+        try:
+            answers = echo(iter(self._requests.get, None), timeout=None)
+            guard = threading.Timer(_SELFTEST_S, answers.cancel)
+            guard.start()
+            for message in (b"", b"x" * 100_000, b"conveyor"):
+                self._requests.put(message)
+                if next(answers) != message:
+                    raise Unusable("the self-test's message came back changed")
+            guard.cancel()
+        except (grpc.RpcError, StopIteration) as error:
+            raise Unusable(f"the self-test's message did not come back: {type(error).__name__}") from error
+        finally:
+            # Whoever is connected stays so; nobody else comes in.
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Ends the call. Another thread's."""
+        self._requests.put(None)
+        if self._channel is not None:
+            self._channel.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _woken(_: Any) -> tuple[None, Sequence[Callable[[], None]]]:
+    return None, ()

@@ -1,0 +1,91 @@
+"""An asyncio event loop that waits at grpcio's completion queue instead of at sockets.
+
+So one thread serves everything: the queue's events, then what they caused, then asyncio's own callbacks, timers and
+coroutines. Invariant: whatever another thread asks for (`call_soon_threadsafe`) rings the queue's alarm; sockets of
+asyncio's own (signals) are looked at between the turns, and every 50 ms at the latest.
+"""
+
+import asyncio
+import selectors
+from collections.abc import Callable, Mapping
+from contextvars import Context
+from typing import Any, TypeVarTuple, Unpack
+
+from conveyor_server.transport.completion import CompletionServer
+
+_Arguments = TypeVarTuple("_Arguments")
+_LOOK_S = 0.05
+# Where no alarm can be rung, other threads are heard this late.
+_DEAF_LOOK_S = 0.002
+
+
+class _Selector(selectors.BaseSelector):
+    """Waits at the completion queue, and looks at sockets in passing."""
+
+    def __init__(self) -> None:
+        self.server: CompletionServer | None = None
+        self.deferred: list[Callable[[], object]] = []
+        self.called = False
+        self._sockets = selectors.DefaultSelector()
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        return self._sockets.register(fileobj, events, data)
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._sockets.unregister(fileobj)
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        return self._sockets.modify(fileobj, events, data)
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        return self._sockets.get_map()
+
+    def close(self) -> None:
+        self._sockets.close()
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        server = self.server
+        if server is None or server.stopped:
+            self.run()
+            return self._sockets.select(0 if self.deferred else timeout)
+        longest = _LOOK_S if server.can_be_woken else _DEAF_LOOK_S
+        busy = self.deferred or self.called or server.touched
+        wait_s = 0.0 if busy else longest if timeout is None else min(timeout, longest)
+        server.turn(wait_s, self.run)
+        self.called = False
+        return self._sockets.select(0)
+
+    def run(self) -> None:
+        """What was put off until everything that arrived in this turn is in."""
+        deferred, self.deferred = self.deferred, []
+        for callback in deferred:
+            callback()
+
+
+class CompletionLoop(asyncio.SelectorEventLoop):
+    """See the module. Made before the server, which joins with `attach`."""
+
+    def __init__(self) -> None:
+        self._turns = _Selector()
+        super().__init__(self._turns)
+
+    def attach(self, server: CompletionServer) -> None:
+        """Waits at this server's queue from now on. It must have been started."""
+        self._turns.server = server
+
+    def defer(self, callback: Callable[[], object]) -> None:
+        """Calls back once in this turn, after all that arrived in it and before anything is sent. Loop thread."""
+        self._turns.deferred.append(callback)
+
+    def call_soon_threadsafe(
+        self,
+        callback: Callable[[Unpack[_Arguments]], object],
+        *args: *_Arguments,
+        context: Context | None = None,
+    ) -> asyncio.Handle:
+        """As asyncio's. Any thread."""
+        handle = super().call_soon_threadsafe(callback, *args, context=context)
+        self._turns.called = True
+        if self._turns.server is not None:
+            self._turns.server.alarm()
+        return handle

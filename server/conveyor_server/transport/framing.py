@@ -1,0 +1,156 @@
+"""A stream's StepFrames: offered as a whole where all rows are alike, which in a steady stream they are.
+
+Invariant: every row of a frame that can be read is answered: through the offer, or alone.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+from conveyor_proto.codec import WireError
+from conveyor_proto.reasons import Fault
+from conveyor_proto.v1 import session_pb2
+from numpy.typing import NDArray
+
+from conveyor_server.engine.engine import Engine
+from conveyor_server.frame_inputs import Block, FrameColumns, RowNumbers, invalid, read_columns
+from conveyor_server.inputs import StepInputs
+from conveyor_server.metrics import Metrics
+from conveyor_server.servicers.core import Core
+from conveyor_server.sessions.flight import Offer
+from conveyor_server.transport.sinks import Caller, FrameSink
+
+
+class FrameSender(Caller, Protocol):
+    """A stream that sends frames; see intake.Sender."""
+
+    number: int
+    rows: dict[int, int]
+
+
+class FrameReader:
+    """Reads the frames of one stream. Core thread only.
+
+    Args:
+        sender: the stream.
+        core: what drives the sessions.
+        metrics: counts refusals.
+    """
+
+    def __init__(self, sender: FrameSender, core: Core, metrics: Metrics) -> None:
+        self._sender = sender
+        self._core = core
+        self._metrics = metrics
+        # The last frame's handles, their rows of the table, and whether they are distinct: the next has the same.
+        self._last: tuple[bytes, NDArray[np.int64], bool] = (b"", np.empty(0, np.int64), True)
+
+    def forget(self) -> None:
+        """The stream's sessions are others now."""
+        self._last = (b"", np.empty(0, np.int64), True)
+
+    def read(self, frame: session_pb2.StepFrame, numbers: RowNumbers) -> Iterable[tuple[int, StepInputs | Fault, int]]:
+        """Offers the rows to their sessions; what is left is to be submitted: row, content and acked_seq."""
+        rows, distinct = self._rows(frame.handles, numbers)
+        engine = self._engine(rows)
+        if isinstance(engine, Fault):
+            return _alike(engine, len(rows))
+        try:
+            columns = read_columns(frame, len(rows), engine.spec)
+        except WireError as error:
+            return _alike(error.fault, len(rows))
+        left: NDArray[np.int64] | None = None
+        block = columns.block(engine.limits.quantum) if (rows >= 0).all() else None
+        if block is not None:
+            left = self._offer(frame, numbers, rows, columns, block, distinct=distinct)
+        return _alone(columns, self._core.max_time_steps, left)
+
+    def _rows(self, handles: bytes, numbers: RowNumbers) -> tuple[NDArray[np.int64], bool]:
+        """Each row's row of the session table, -1 where the stream has none, and whether all are distinct."""
+        if handles != self._last[0]:
+            known = self._sender.rows
+            rows = np.array([known.get(handle, -1) for handle in numbers.handles.tolist()], np.int64)
+            self._last = (handles, rows, len(np.unique(rows)) == len(rows))
+        return self._last[1:]
+
+    def _engine(self, rows: NDArray[np.int64]) -> Engine | Fault:
+        """The engine of all sessions that the frame names."""
+        table = self._core.directory.table
+        known = rows if (rows >= 0).all() else rows[rows >= 0]
+        records = table.record[known]
+        if len(known) and (records == records[0]).all():
+            session = table.sessions[int(known[0])]
+            if session is not None:
+                return session.engine
+        sessions = (table.sessions[row] for row in known.tolist())
+        engines = {session.engine for session in sessions if session is not None}
+        names = ", ".join(sorted(f"{engine.model} version {engine.version}" for engine in engines))
+        return invalid(f"the frame's sessions are of {names or 'no model'}: send a frame for each model version").fault
+
+    def _offer(
+        self,
+        frame: session_pb2.StepFrame,
+        numbers: RowNumbers,
+        rows: NDArray[np.int64],
+        columns: FrameColumns,
+        block: Block,
+        *,
+        distinct: bool,
+    ) -> NDArray[np.int64] | None:
+        """Offers a block; returns the rows that are left, or None: all of them."""
+        directory, sender = self._core.directory, self._sender
+        session = directory.table.sessions[int(rows[0])]
+        if session is None:
+            return None
+        handles, seqs, acked_seqs = numbers.handles, numbers.seqs, columns.acked_seqs
+        inputs, prints, length, train = block.inputs, block.prints[:, np.newaxis], block.length, 1
+        if not distinct:
+            train = len(rows)
+            if not _is_train(session.engine, numbers, length):
+                return None
+            rows, handles, seqs, prints, length = rows[:1], handles[:1], seqs[:1], prints.reshape(1, -1), train
+            acked_seqs = None if acked_seqs is None else acked_seqs.max(keepdims=True)
+            inputs = [array.reshape(1, train, *array.shape[2:]) for array in inputs]
+        offer = Offer(
+            session.engine,
+            session.record,
+            rows,
+            seqs,
+            acked_seqs,
+            np.full(len(rows), sender.number),
+            prints,
+            inputs,
+            length,
+            train,
+            frame.timeout_ms / 1e3 or directory.limits.step_timeout_s,
+            FrameSink(sender, handles, seqs, train, self._metrics),
+        )
+        left = directory.offer(offer, self._core.now())
+        # A train goes as a whole or not at all.
+        return None if train > 1 and len(left) else left
+
+
+def _is_train(engine: Engine, numbers: RowNumbers, length: int) -> bool:
+    """The rows are consecutive one-token steps of one session, no more than one run takes."""
+    count = len(numbers.handles)
+    return (
+        length == 1
+        and count <= engine.limits.quantum
+        and engine.timed
+        and bool((numbers.handles == numbers.handles[0]).all())
+        and bool((np.diff(numbers.seqs) == 1).all())
+    )
+
+
+def _alike(fault: Fault, rows: int) -> Iterator[tuple[int, Fault, int]]:
+    return ((row, fault, 0) for row in range(rows))
+
+
+def _alone(
+    columns: FrameColumns, max_time_steps: int, left: NDArray[np.int64] | None
+) -> Iterator[tuple[int, StepInputs | Fault, int]]:
+    if left is not None and not len(left):
+        return
+    acked = columns.acked_seqs
+    rows = range(len(columns.lengths)) if left is None else left.tolist()
+    for row, content in zip(rows, columns.rows(max_time_steps, rows), strict=True):
+        yield row, content, 0 if acked is None else int(acked[row])

@@ -1,0 +1,124 @@
+"""The gRPC server on the completion queue: the fast transport. See `completion` for what it leans on.
+
+Unary calls keep threads of their own; each hands its work to the core's loop and waits for it there.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from concurrent import futures
+
+import grpc
+from conveyor_proto.v1 import session_pb2
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from conveyor_server.metrics import Metrics
+from conveyor_server.servicers.core import Core
+from conveyor_server.transport.binding import Calls, threaded_handlers
+from conveyor_server.transport.completion import CompletionServer, SelfTest, Stream
+from conveyor_server.transport.completion_loop import CompletionLoop
+from conveyor_server.transport.echo import EchoCall
+from conveyor_server.transport.port import Tls, WireOptions, channel_options, listen
+from conveyor_server.transport.stream import StreamCall
+from conveyor_server.transport.streams import Streams
+
+_SESSIONS = session_pb2.DESCRIPTOR.services_by_name["SessionService"]
+# Unary calls that are under way at once; others wait for a thread.
+_THREADS = 32
+
+
+class CqServer:
+    """The server and its port. Core thread only.
+
+    Args:
+        core: what drives the sessions.
+        metrics: what is counted.
+        servicers: by service; Stream joins SessionService.
+        options: what the transport grants.
+        loop: the one that runs.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        metrics: Metrics,
+        servicers: Mapping[ServiceDescriptor, object],
+        *,
+        options: WireOptions,
+        loop: CompletionLoop,
+    ) -> None:
+        self._loop = loop
+        self._threads = futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="unary")
+        self._calls = Calls()
+        self._streams = Streams(core, metrics, diagnostics=options.diagnostics)
+        self._server = grpc.server(self._threads, options=channel_options(options))
+        self._completion = CompletionServer(
+            self._server, max_unsent_bytes=options.max_outgoing_bytes, arrived=self._arrived
+        )
+        self._selftest: SelfTest | None = None
+        self._names = [service.full_name for service in servicers]
+        for service, servicer in servicers.items():
+            handlers = threaded_handlers(service, servicer, self._calls, metrics, loop)
+            if service is _SESSIONS:
+                handlers["Stream"] = self._completion.handler()
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+        self._health = health.HealthServicer(experimental_non_blocking=True)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    def listen(self, host: str, port: int, tls: Tls | None) -> int:
+        """Binds the port and returns it; see port.listen."""
+        return listen(self._server, host, port, tls)
+
+    async def start(self) -> None:
+        """Takes calls from now on.
+
+        Raises:
+            Unusable: this grpcio does not work that way. Nothing of this server can be used then.
+        """
+        self._selftest = self._completion.open_selftest()
+        self._completion.start()
+        self._loop.attach(self._completion)
+        await asyncio.to_thread(self._selftest.run)
+
+    async def say(self, *, serving: bool) -> None:
+        """Tells health checks."""
+        response = health_pb2.HealthCheckResponse
+        for service in ("", *self._names):
+            self._health.set(service, response.SERVING if serving else response.NOT_SERVING)
+
+    async def drain(self, stops_at: float, now: float) -> bool:
+        """Sends streams away and waits until they and the unary calls are done; False: time ran out."""
+        return await self._streams.drain(self._calls, stops_at, now)
+
+    async def stop(self) -> None:
+        """Ends what is left and lets go of the port."""
+        if self._selftest is not None:
+            await asyncio.to_thread(self._selftest.close)
+        await asyncio.to_thread(self._completion.stop)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _arrived(self, stream: Stream) -> "_Arrived":
+        return _Arrived(self._streams, stream)
+
+
+class _Arrived:
+    """A call between the queue and the streams: it leaves once."""
+
+    def __init__(self, streams: Streams, stream: Stream) -> None:
+        self._streams = streams
+        self._call: StreamCall | EchoCall = streams.enter(stream, stream.metadata)
+        # Straight to the call: one message, one call.
+        self.receive = self._call.receive
+        self.half_close = self._call.half_close
+
+    @property
+    def eager(self) -> bool:
+        """See completion.Served."""
+        return self._call.eager
+
+    def broken(self) -> None:
+        """The call is gone."""
+        self._call.broken()
+        self._streams.leave(self._call)

@@ -1,0 +1,95 @@
+"""The gRPC port: how it is bound, and what both transports grant on it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import grpc
+
+from conveyor_server.errors import StartError
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Files for a secure port.
+
+    Attributes:
+        certificate, key: PEM, the chain and its private key.
+        client_ca: PEM; clients must show a certificate that it signed. None: any client.
+    """
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WireOptions:
+    """What a transport grants.
+
+    Attributes:
+        max_message_bytes: of one request; a larger one ends its call with RESOURCE_EXHAUSTED, and sessions live on.
+        max_outgoing_bytes: a stream with more than this unsent reads no request.
+        shared: the port may be held by other processes of this server, which have made sure that nobody else has it.
+        diagnostics: a stream may ask to be answered by the transport alone.
+    """
+
+    max_message_bytes: int = 16 << 20
+    max_outgoing_bytes: int = 4 << 20
+    shared: bool = False
+    diagnostics: bool = False
+
+
+class PortTaker(Protocol):
+    """A gRPC server of either kind."""
+
+    def add_insecure_port(self, address: str) -> int:
+        """Binds an address."""
+
+    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
+        """Binds an address with TLS."""
+
+
+def listen(server: PortTaker, host: str, port: int, tls: Tls | None) -> int:
+    """Binds the port and returns it (port 0: one that is free).
+
+    Raises:
+        StartError: the port is taken, or a TLS file cannot be read.
+    """
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        if tls is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, _credentials(tls))
+    except RuntimeError as error:
+        why = "it is in use or not an address of this machine" + (", or the TLS files do not fit" if tls else "")
+        raise StartError(f"cannot listen on {address}: {why}") from error
+
+
+def channel_options(options: WireOptions) -> Sequence[tuple[str, int]]:
+    """As gRPC names them."""
+    return (
+        # Two servers on one port would each hold half of the sessions; only workers of one server mean to.
+        ("grpc.so_reuseport", int(options.shared)),
+        ("grpc.max_receive_message_length", options.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        # A burst of streams is taken as it comes; grpc would begin to refuse them at 1000 that wait.
+        ("grpc.server.max_pending_requests", 100_000),
+        ("grpc.server.max_pending_requests_hard_limit", 200_000),
+        # A peer that vanished without a word is noticed, and its streams freed.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Clients may ask for signs of life as often.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    )
+
+
+def _credentials(tls: Tls) -> grpc.ServerCredentials:
+    try:
+        pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
+        ca = tls.client_ca.read_bytes() if tls.client_ca is not None else None
+    except OSError as error:
+        raise StartError(f"cannot read {error.filename}: {error.strerror}") from error
+    return grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)

@@ -1,0 +1,147 @@
+"""Answers as the bytes of messages, many at once.
+
+Invariant: what is written here is what protobuf would write for the same StepResult or ResultFrame, byte for byte: the
+template of a result is protobuf's own, and only its numbers and data are filled in.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from conveyor_proto.codec import Array, encode
+from conveyor_proto.v1 import session_pb2, spec_pb2, tensor_pb2
+from numpy.typing import NDArray
+
+# Larger result frames are split, so that one never nears a client's message limit (4 MiB unless it says otherwise).
+MAX_FRAME_BYTES = 1 << 20
+# From each of these on, a varint takes a byte more.
+_VARINT_BOUNDS = np.array([1 << (7 * size) for size in range(1, 9)], np.int64)
+_FRAME_TAG = b"\x1a"
+_HANDLES_TAG, _SEQS_TAG, _LENGTHS_TAG, _COLUMN_TAG = b"\x0a", b"\x12", b"\x1a", b"\x22"
+
+
+class ResultWriter:
+    """Writes StepResults of one model. Core thread only.
+
+    Args:
+        outputs: ModelSpec.outputs.
+    """
+
+    def __init__(self, outputs: Sequence[spec_pb2.TensorSpec]) -> None:
+        self._outputs = outputs
+        self._templates: dict[tuple[int, int, int], _Template] = {}
+
+    def write(self, handles: NDArray[np.int64], seqs: NDArray[np.int64], outputs: Sequence[Array]) -> list[bytes]:
+        """A StreamResponse for each row: outputs are `[rows, time, *shape]`, or `[rows, *shape]` without time."""
+        handle_sizes = np.where(handles == 0, 0, _varint_sizes(handles))
+        seq_sizes = _varint_sizes(seqs)
+        forms = handle_sizes * 16 + seq_sizes
+        form = int(forms[0])
+        if (forms == form).all():
+            return self._write(form, handles, seqs, outputs)
+        messages = [b""] * len(handles)
+        for form in np.unique(forms).tolist():
+            rows = np.flatnonzero(forms == form)
+            written = self._write(form, handles[rows], seqs[rows], [array[rows] for array in outputs])
+            for row, message in zip(rows.tolist(), written, strict=True):
+                messages[row] = message
+        return messages
+
+    def _write(
+        self, form: int, handles: NDArray[np.int64], seqs: NDArray[np.int64], outputs: Sequence[Array]
+    ) -> list[bytes]:
+        handle_size, seq_size = divmod(form, 16)
+        length = next((array.shape[1] for array, item in zip(outputs, self._outputs, strict=True) if item.has_time), 1)
+        key = (handle_size, seq_size, length)
+        template = self._templates.get(key)
+        if template is None:
+            if len(self._templates) > _MOST_TEMPLATES:
+                self._templates.clear()
+            zeros = [np.zeros_like(array[0]) for array in outputs]
+            tensors = [encode(array, item.name) for array, item in zip(zeros, self._outputs, strict=True)]
+            template = self._templates[key] = _Template(handle_size, seq_size, tensors)
+        return template.fill(handles, seqs, outputs)
+
+
+# Chunks come in many lengths.
+_MOST_TEMPLATES = 256
+
+
+class _Template:
+    """A StepResult with handle and seq of so many bytes, whose data is zeros."""
+
+    def __init__(self, handle_size: int, seq_size: int, outputs: Sequence[tensor_pb2.Tensor]) -> None:
+        handle, seq = (1 << (7 * (size - 1)) if size else 0 for size in (handle_size, seq_size))
+        result = session_pb2.StepResult(handle=handle, seq=seq, outputs=outputs)
+        message = session_pb2.StreamResponse(result=result).SerializeToString()
+        self._bytes = np.frombuffer(message, np.uint8)
+        # The result is the message's end, and its fields come in the order of their numbers.
+        at = len(message) - len(result.SerializeToString())
+        self._handle = _after_tag(at, handle_size)
+        at += 1 + handle_size if handle_size else 0
+        self._seq = _after_tag(at, seq_size)
+        at += 1 + seq_size
+        self._data: list[slice] = []
+        for tensor in result.outputs:
+            body = tensor.ByteSize()
+            at += 1 + len(_varint(body)) + body
+            # `data` is the tensor's last field.
+            self._data.append(slice(at - len(tensor.data), at))
+
+    def fill(self, handles: NDArray[np.int64], seqs: NDArray[np.int64], outputs: Sequence[Array]) -> list[bytes]:
+        count, size = len(handles), len(self._bytes)
+        messages = np.empty((count, size), np.uint8)
+        messages[:] = self._bytes
+        _put_varints(messages, self._handle, handles)
+        _put_varints(messages, self._seq, seqs)
+        for columns, array in zip(self._data, outputs, strict=True):
+            messages[:, columns] = np.ascontiguousarray(array).reshape(count, -1).view(np.uint8)
+        data = messages.tobytes()
+        return [data[start : start + size] for start in range(0, count * size, size)]
+
+
+def write_frames(
+    handles: NDArray[np.int64], seqs: NDArray[np.int64], length: int, outputs: Sequence[Array]
+) -> Iterator[bytes]:
+    """StreamResponses with the rows in ResultFrames, of `length` time steps each; outputs as of ResultWriter.write."""
+    row_bytes = max(1, sum(array[0].nbytes for array in outputs))
+    rows = max(1, MAX_FRAME_BYTES // row_bytes)
+    for start in range(0, len(handles), rows):
+        part = slice(start, start + rows)
+        yield _frame(handles[part], seqs[part], length, [array[part] for array in outputs])
+
+
+def _frame(handles: NDArray[np.int64], seqs: NDArray[np.int64], length: int, outputs: Sequence[Array]) -> bytes:
+    fields: list[bytes | memoryview] = []
+    size = 0
+    columns: list[tuple[bytes, Array]] = [(_HANDLES_TAG, handles.astype(np.uint32)), (_SEQS_TAG, seqs)]
+    if length > 1:
+        columns.append((_LENGTHS_TAG, np.full(len(handles), length, np.uint32)))
+    columns += [(_COLUMN_TAG, array) for array in outputs]
+    for tag, array in columns:
+        head = tag + _varint(array.nbytes)
+        fields += [head, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data]
+        size += len(head) + array.nbytes
+    return b"".join([_FRAME_TAG, _varint(size), *fields])
+
+
+def _varint_sizes(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.searchsorted(_VARINT_BOUNDS, values, side="right").astype(np.int64) + 1
+
+
+def _put_varints(messages: NDArray[np.uint8], columns: slice, values: NDArray[np.int64]) -> None:
+    for turn, column in enumerate(range(columns.start, columns.stop)):
+        more = 0x80 if column + 1 < columns.stop else 0
+        messages[:, column] = ((values >> (7 * turn)) & 0x7F) | more
+
+
+def _after_tag(at: int, size: int) -> slice:
+    return slice(at + 1, at + 1 + size) if size else slice(at, at)
+
+
+def _varint(value: int) -> bytes:
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)

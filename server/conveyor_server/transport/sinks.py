@@ -1,0 +1,117 @@
+"""Where the answers of an offer's members go: back to the streams that sent them, in the form in which they came.
+
+Invariant: a member is told about on the stream and under the handle that it came from, and only while the stream still
+holds the session there: a session that left was taken out of its flight before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from conveyor_proto.codec import Array
+from conveyor_proto.reasons import Fault, to_status
+from conveyor_proto.v1 import session_pb2
+from numpy.typing import NDArray
+
+from conveyor_server.metrics import Metrics
+from conveyor_server.transport.result_wire import ResultWriter, write_frames
+
+
+class Caller(Protocol):
+    """The stream that sent a member."""
+
+    def told(self, message: bytes) -> None:
+        """Sends a message behind those that were told before."""
+
+    def single(self, handle: int) -> object:
+        """The `reply_to` of steps under this handle that are answered by StepResults."""
+
+    def framed(self, handle: int) -> object:
+        """The `reply_to` of steps under this handle that are answered in ResultFrames."""
+
+
+@dataclass(slots=True, eq=False)
+class StepsSink:
+    """Of Step messages, from many streams. See sessions.flight.Sink.
+
+    Attributes:
+        callers: of each member.
+        handles, seqs: int64 `[members]`.
+        writer: of the model's results.
+        metrics: counts refusals.
+    """
+
+    callers: Sequence[Caller]
+    handles: NDArray[np.int64]
+    seqs: NDArray[np.int64]
+    writer: ResultWriter
+    metrics: Metrics
+
+    def landed(self, members: NDArray[np.int64], outputs: Sequence[Array]) -> None:
+        """Answers each."""
+        callers = self.callers
+        messages = self.writer.write(self.handles[members], self.seqs[members], outputs)
+        for member, message in zip(members.tolist(), messages, strict=True):
+            callers[member].told(message)
+
+    def refused(self, members: NDArray[np.int64], fault: Fault) -> None:
+        """Refuses each."""
+        status = to_status(fault)
+        self.metrics.refused(status, len(members))
+        for member in members.tolist():
+            handle, seq = int(self.handles[member]), int(self.seqs[member])
+            error = session_pb2.StepError(handle=handle, seq=seq, status=status)
+            self.callers[member].told(session_pb2.StreamResponse(error=error).SerializeToString())
+
+    def reply_to(self, member: int) -> object:
+        """As if it had come alone."""
+        return self.callers[member].single(int(self.handles[member]))
+
+
+@dataclass(slots=True, eq=False)
+class FrameSink:
+    """Of a StepFrame.
+
+    Attributes:
+        caller: who sent it.
+        handles, seqs: int64 `[members]`; of a train, of its one member's first step.
+        train: steps of a member.
+        metrics: counts refusals.
+    """
+
+    caller: Caller
+    handles: NDArray[np.int64]
+    seqs: NDArray[np.int64]
+    train: int
+    metrics: Metrics
+
+    def landed(self, members: NDArray[np.int64], outputs: Sequence[Array]) -> None:
+        """Answers all in frames."""
+        handles, seqs, length = self.handles[members], self.seqs[members], 1
+        if self.train > 1:
+            # A member's steps are rows of their own, as they came: its time axis is theirs.
+            handles, seqs = self._steps(members)
+            outputs = [array.reshape(-1, 1, *array.shape[2:]) for array in outputs]
+        else:
+            length = max((array.shape[1] for array in outputs if array.ndim > 1), default=1)
+        for message in write_frames(handles, seqs, length, outputs):
+            self.caller.told(message)
+
+    def refused(self, members: NDArray[np.int64], fault: Fault) -> None:
+        """Refuses all in one message."""
+        status = to_status(fault)
+        handles, seqs = self._steps(members)
+        self.metrics.refused(status, len(handles))
+        errors = session_pb2.StepErrorFrame(
+            handles=handles.astype(np.uint32).tobytes(), seqs=seqs.tobytes(), status=status
+        )
+        self.caller.told(session_pb2.StreamResponse(errors=errors).SerializeToString())
+
+    def reply_to(self, member: int) -> object:
+        """As if it had come alone in a frame."""
+        return self.caller.framed(int(self.handles[member]))
+
+    def _steps(self, members: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        handles = np.repeat(self.handles[members], self.train)
+        return handles, (self.seqs[members][:, np.newaxis] + np.arange(self.train)).reshape(-1)

@@ -1,0 +1,84 @@
+"""The Stream calls that are open, whatever transport they came over.
+
+Invariant: once the server drains, every stream is told so, those that still come included.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+from conveyor_server.metrics import Metrics
+from conveyor_server.servicers.core import Core
+from conveyor_server.transport.binding import Calls
+from conveyor_server.transport.echo import EchoCall
+from conveyor_server.transport.intake import Intake
+from conveyor_server.transport.stream import Outlet, StreamCall
+
+# How long a stream that was sent away is listened to, until it half-closes.
+_LINGER_S = 1.0
+# A stream that asks so is answered by the transport alone, where the server's settings allow it.
+DIAGNOSTICS_KEY = "conveyor-diagnostics"
+
+
+class Streams:
+    """Core thread only.
+
+    Args:
+        core: what drives the sessions.
+        metrics: what is counted.
+        diagnostics: streams may ask for an echo.
+    """
+
+    def __init__(self, core: Core, metrics: Metrics, *, diagnostics: bool) -> None:
+        self._core = core
+        self._metrics = metrics
+        self._diagnostics = diagnostics
+        self._intake = Intake(core, metrics)
+        core.before_turns(self._intake.flush)
+        self._open: set[StreamCall | EchoCall] = set()
+        self._none = asyncio.Event()
+        self._none.set()
+        # When the server stops, in the driver's seconds, once it drains.
+        self._stops_at: float | None = None
+
+    def enter(self, outlet: Outlet, metadata: Mapping[str, str]) -> StreamCall | EchoCall:
+        """A call begins; `metadata` is what its client sent ahead."""
+        call: StreamCall | EchoCall
+        if self._diagnostics and metadata.get(DIAGNOSTICS_KEY) == "echo":
+            call = EchoCall(outlet)
+        else:
+            call = StreamCall(self._core, outlet, self._metrics, self._intake)
+        self._open.add(call)
+        self._metrics.streams = len(self._open)
+        self._none.clear()
+        if self._stops_at is not None:
+            self._send_away(call, self._stops_at)
+        return call
+
+    def leave(self, call: StreamCall | EchoCall) -> None:
+        """A call is gone."""
+        self._open.discard(call)
+        self._metrics.streams = len(self._open)
+        if not self._open:
+            self._none.set()
+
+    def go_away(self, stops_at: float) -> None:
+        """Tells every stream, and those still to come, that the server stops."""
+        self._stops_at = stops_at
+        for call in list(self._open):
+            self._send_away(call, stops_at)
+
+    async def drain(self, calls: Calls, stops_at: float, now: float) -> bool:
+        """Sends streams away and waits until they and the unary calls are done; False: time ran out."""
+        self.go_away(stops_at)
+        try:
+            async with asyncio.timeout(max(0.0, stops_at - now)):
+                await self._none.wait()
+                await calls.idle()
+        except TimeoutError:
+            return False
+        return True
+
+    def _send_away(self, call: StreamCall | EchoCall, stops_at: float) -> None:
+        left_s = max(0.0, stops_at - self._core.now())
+        call.go_away(left_s)
+        asyncio.get_running_loop().call_later(min(_LINGER_S, left_s / 2), call.stop_lingering)
