@@ -1,10 +1,13 @@
 """The Conveyor server under test, as `conveyor serve` runs it, in a process of its own."""
 
+import os
 import socket
 import subprocess
 import sys
 import threading
 import urllib.request
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +29,32 @@ class Service:
     Args:
         repository: model repository.
         folder: where its log goes.
+        flags: of the server, after the bench's own, so the same flag here goes before.
+        environment: variables that the server has beside the bench's.
+        launcher: what is run with the server's module and flags; a Python that runs modules, unless given.
     """
 
-    def __init__(self, repository: Path, folder: Path) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        folder: Path,
+        *flags: str,
+        environment: Mapping[str, str] | None = None,
+        launcher: Sequence[str] = (sys.executable, "-m"),
+    ) -> None:
         port, metrics_port = _free_ports(2)
         self.address = f"{_HOST}:{port}"
         self._metrics_url = f"http://{_HOST}:{metrics_port}/metrics"
         self._log = folder / "server.log"
-        command = [sys.executable, "-m", "conveyor_server", "--models", str(repository), "--host", _HOST]
+        command = [*launcher, "conveyor_server", "--models", str(repository), "--host", _HOST]
         command += ["--port", str(port), "--metrics-port", str(metrics_port), "--threads", "1", "--device", "cpu"]
+        command += flags
+        variables = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", **(environment or {})}
         with self._log.open("wb") as log:
             # A session of its own: Ctrl-C is for the bench, which ends the server after its clients.
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            self._process = subprocess.Popen(
+                command, env=variables, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
         try:
             self._wait_until_serving()
         except grpc.RpcError as error:
@@ -50,16 +67,15 @@ class Service:
         return self._process.pid
 
     def batches(self) -> tuple[float, float]:
-        """Runs of the model so far, and the sessions in them, as the server counts."""
+        """Runs of all models so far, and the sessions in them, as the server counts."""
         with urllib.request.urlopen(self._metrics_url, timeout=_READY_TIMEOUT_S) as response:  # noqa: S310 - our own
             text = response.read().decode()
-        samples = {
-            sample.name: sample.value
-            for family in text_string_to_metric_families(text)
-            if family.name == _BATCH_METRIC
-            for sample in family.samples
-        }
-        return samples[f"{_BATCH_METRIC}_count"], samples[f"{_BATCH_METRIC}_sum"]
+        totals: defaultdict[str, float] = defaultdict(float)
+        for family in text_string_to_metric_families(text):
+            if family.name == _BATCH_METRIC:
+                for sample in family.samples:
+                    totals[sample.name] += sample.value
+        return totals[f"{_BATCH_METRIC}_count"], totals[f"{_BATCH_METRIC}_sum"]
 
     def stop(self) -> None:
         """Ends the server: in order, or not at all."""
