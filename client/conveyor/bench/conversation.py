@@ -40,6 +40,7 @@ class Conversation:
 
     Attributes:
         ledger: what was sent and answered.
+        resting: sessions that the server asked to wait, and until when (ns); for a closed loop to keep to.
         broken: an error came up, and nothing more can be said.
     """
 
@@ -50,6 +51,7 @@ class Conversation:
         self.topology = topology
         self.ledger = Ledger(spec.sessions, spec.in_flight)
         self.requests = 0
+        self.resting: dict[int, int] = {}
         self.broken = False
         self._windows = windows
         self._wires = sockets.wires
@@ -214,8 +216,10 @@ class Conversation:
         if any(session not in self.topology.sessions(stream) for session in sessions):
             raise LoadError(f"the server refused a step of a handle that is not attached, up to {max(handles)}")
         took_ns = [self.ledger.fail(session, seq, self._now_ns) for session, seq in zip(sessions, seqs, strict=True)]
-        reason = from_status(status).reason_name
-        self._result.refused.setdefault(reason, Histogram()).record(np.array(took_ns, np.int64))
+        fault = from_status(status)
+        self._result.refused.setdefault(fault.reason_name, Histogram()).record(np.array(took_ns, np.int64))
+        if fault.retry_s:
+            self.resting.update(dict.fromkeys(sessions, self._now_ns + int(fault.retry_s * 1e9)))
         self._answered.append(np.array(sessions, np.int64))
 
     def _count(self, streams: Integers, handles: Integers, seqs: Integers) -> None:

@@ -12,6 +12,7 @@ from conveyor_proto.v1 import spec_pb2
 
 from conveyor.bench.connection import Connection
 from conveyor.bench.conversation import Conversation
+from conveyor.bench.ledger import Integers
 from conveyor.bench.model import inputs_of, random_columns
 from conveyor.bench.opening import Opening
 from conveyor.bench.patterns import pattern_of
@@ -23,6 +24,8 @@ from conveyor.bench.topology import Topology
 Told = Callable[[LoadResult], None]
 # How often `told` hears of the run.
 _TELL_S = 0.5
+# The reason of a step that may be sent again.
+_TRY_AGAIN = "OVERLOADED"
 # Sessions that take their first step at once.
 _FIRST_STEPS = 512
 
@@ -62,13 +65,23 @@ class Load:
         self._opening.open()
         columns = random_columns(inputs, spec, self._rng)
         self._conversation = Conversation(self._sockets, spec, topology, windows, columns)
-        result = LoadResult()
         for first in range(0, spec.sessions, _FIRST_STEPS):
-            sessions = np.arange(first, min(first + _FIRST_STEPS, spec.sessions))
-            self._conversation.send(sessions, time.perf_counter_ns())
+            self._take_first_steps(np.arange(first, min(first + _FIRST_STEPS, spec.sessions)))
+
+    def _take_first_steps(self, sessions: Integers) -> None:
+        """Has each session take one step, however often a busy server wants it sent."""
+        conversation = self._opened()
+        end = time.monotonic() + self._spec.answer_timeout_s
+        while sessions.size:
+            result = LoadResult()
+            conversation.send(sessions, time.perf_counter_ns())
             self._drain(result)
-        if result.refused:
-            raise LoadError(f"the server refused first steps: {', '.join(result.refused)}")
+            sessions = sessions[conversation.ledger.applied[sessions] == 0]
+            if sessions.size and (set(result.refused) != {_TRY_AGAIN} or time.monotonic() > end):
+                raise LoadError(f"the server refused first steps: {', '.join(result.refused)}")
+            if conversation.resting:
+                time.sleep(max(0, min(conversation.resting.values()) - time.perf_counter_ns()) / 1e9)
+                conversation.resting.clear()
 
     def run(self, seconds: float, told: Told | None = None) -> LoadResult:
         """Puts the load on for that long, and waits for what is on its way then.
@@ -90,6 +103,7 @@ class Load:
         end_ns = begin_ns + int(seconds * 1e9)
         self._turn_until(end_ns, begin_ns, result, told)
         self._drain(result)
+        conversation.resting.clear()
         result.elapsed_s = (time.perf_counter_ns() - begin_ns) / 1e9
         result.client_cpu_s = result.busiest_cpu_s = time.process_time() - cpu_s
         result.tick_s = self._spec.tick

@@ -37,14 +37,20 @@ class Pattern(Protocol):
 
 
 class Closed:
-    """Each session sends as soon as it has an answer, and always has as many steps on their way as it may."""
+    """Each session sends as soon as it has an answer, and always has as many steps on their way as it may.
 
-    next_ns = _NEVER
+    One that was refused, and told when to try again, waits until then.
+    """
 
     def __init__(self, spec: LoadSpec, conversation: Conversation) -> None:
         self._all = np.arange(spec.sessions)
         self._in_flight = spec.in_flight
         self._conversation = conversation
+
+    @property
+    def next_ns(self) -> float:
+        """When the first of the waiting sessions may try again."""
+        return min(self._conversation.resting.values(), default=_NEVER)
 
     def begin(self, now_ns: int) -> None:
         """Sends all that may be on its way."""
@@ -53,21 +59,24 @@ class Closed:
 
     def turn(self, now_ns: int, freed: Integers) -> None:
         """Sends a step for each that came back."""
-        ledger = self._conversation.ledger
-        if self._in_flight == 1:
+        resting = self._conversation.resting
+        if self._in_flight == 1 and not resting:
             self._conversation.send(np.sort(freed), now_ns)
-        elif freed.size:
-            sessions = np.unique(freed)
-            self._conversation.send(np.repeat(sessions, ledger.room(sessions)), now_ns)
+            return
+        sessions = np.unique(np.concatenate([freed, rested(resting, now_ns)]))
+        if resting:
+            sessions = sessions[[session not in resting for session in sessions.tolist()]]
+        self._conversation.send(np.repeat(sessions, self._conversation.ledger.room(sessions)), now_ns)
 
     def end(self, now_ns: int, result: LoadResult) -> None:
         """Nothing is left over."""
 
 
 class ClosedFrames:
-    """Each stream sends a frame of all its sessions as soon as all rows of the last one but `in_flight` are back."""
+    """Each stream sends a frame of all its sessions as soon as all rows of the last one but `in_flight` are back.
 
-    next_ns = _NEVER
+    Sessions that were refused sit out until nothing of theirs is on its way, and until they were told to try again.
+    """
 
     def __init__(self, spec: LoadSpec, conversation: Conversation) -> None:
         self._in_flight = spec.in_flight
@@ -75,6 +84,11 @@ class ClosedFrames:
         topology = conversation.topology
         self._stream = topology.stream
         self._first = topology.first_session
+
+    @property
+    def next_ns(self) -> float:
+        """When the first of the waiting sessions may try again."""
+        return min(self._conversation.resting.values(), default=_NEVER)
 
     def begin(self, now_ns: int) -> None:
         """Sends all frames that may be on their way."""
@@ -84,18 +98,26 @@ class ClosedFrames:
 
     def turn(self, now_ns: int, freed: Integers) -> None:
         """Sends a frame for each that came back whole."""
-        if not freed.size:
-            return
-        ledger = self._conversation.ledger
+        resting, ledger = self._conversation.resting, self._conversation.ledger
+        if resting:
+            freed = np.concatenate([freed, rested(resting, now_ns)])
         for stream in np.unique(self._stream[freed]).tolist():
-            sessions = np.arange(self._first[stream], self._first[stream + 1])
-            # A session whose step was refused waits until nothing of it is on its way, and then comes in again.
-            going = sessions[ledger.failed[sessions] == 0]
+            going = np.arange(self._first[stream], self._first[stream + 1])
+            if ledger.failing or resting:
+                going = going[(ledger.failed[going] == 0) & [session not in resting for session in going.tolist()]]
             for _ in range(int(ledger.room(going).min()) if going.size else 0):
                 self._conversation.send(going, now_ns)
 
     def end(self, now_ns: int, result: LoadResult) -> None:
         """Nothing is left over."""
+
+
+def rested(resting: dict[int, int], now_ns: int) -> Integers:
+    """Takes out the sessions that have waited for long enough."""
+    found = [session for session, until_ns in resting.items() if until_ns <= now_ns]
+    for session in found:
+        del resting[session]
+    return np.array(found, np.int64)
 
 
 class Open:

@@ -9,7 +9,9 @@ import ssl
 import struct
 import threading
 from collections import defaultdict
+from concurrent import futures
 
+import grpc
 import hpack
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2 as pb
 from conveyor_proto.v1 import spec_pb2, tensor_pb2
 
+SERVICE = "conveyor.v1.SessionService"
 INPUTS = [spec_pb2.TensorSpec(name="x", dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=[16], has_time=True)]
 FAST_PATHS = ["plain", "trickle", "split", "joined", "padded"]
 
@@ -332,7 +335,7 @@ def test_messages_larger_than_any_frame_or_window(start):
 @pytest.mark.parametrize("pattern", list(Pattern))
 def test_a_session_goes_on_from_the_step_that_was_refused(start, pattern, shape, framed):
     peer, spec = start(), SHAPES[shape]
-    peer.refuse, peer.framed_refusals = {2, 3, 6}, framed
+    peer.refuse, peer.framed_refusals = {1, 2, 3, 6}, framed
     with loaded(peer, **spec, pattern=pattern, rate_per_s=4000) as load:
         result = load.run(0.3)
     assert set(result.refused) <= {"OVERLOADED", "STEP_ABORTED"}
@@ -428,3 +431,40 @@ def test_encrypted(start, tmp_path, trusted):
         return
     with loaded(peer, **spec, root_certificates=path) as load:
         check(peer, load.run(0.2), spec)
+
+
+def grpc_echo(credentials=None):
+    """A server of grpcio's own that sends each message back, as the diagnostics of a Conveyor server do."""
+    handler = grpc.stream_stream_rpc_method_handler(lambda requests, _: requests)
+    server = grpc.server(futures.ThreadPoolExecutor(64), options=[("grpc.so_reuseport", 0)])
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, {"Stream": handler})])
+    if credentials is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    return server, f"127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_grpc_s_own_server_understands_all_of_it(tmp_path, shape, encrypted):
+    authority, path = trustme.CA(), None
+    credentials = None
+    if encrypted:
+        path = tmp_path / "ca.pem"
+        authority.cert_pem.write_to_path(path)
+        identity = authority.issue_cert("127.0.0.1")
+        pair = (identity.private_key_pem.bytes(), b"".join(blob.bytes() for blob in identity.cert_chain_pems))
+        credentials = grpc.ssl_server_credentials([pair])
+    server, target = grpc_echo(credentials)
+    spec = LoadSpec(model="m", echo=True, root_certificates=path, time_steps=100, **SHAPES[shape])
+    load = Load(target, spec, INPUTS)
+    try:
+        load.open()
+        result = load.run(0.2)
+        assert result.served.min() > 0
+        assert result.steps == result.latency.count == result.served.sum()
+    finally:
+        load.close()
+        server.stop(None).wait()
