@@ -68,9 +68,10 @@ class Link:
             with self as core:
                 if core.open and not core.finishing:
                     return ticket.done
-                if core.finishing and self._wire is not None:
-                    # The server said that it goes away, and stays: do not wait for its end.
-                    self._wire.cancel()
+                wire = self._wire if core.finishing else None
+            if wire is not None:
+                # The server said that it goes away, and stays: do not wait for its end.
+                wire.cancel()
 
     async def close(self) -> None:
         """Detaches everything that is still attached, ends the stream, and waits until nothing of it runs."""
@@ -115,13 +116,10 @@ class Link:
         with self as core:
             if core.closed:
                 return ClientClosed("the client was closed")
-            wire = self._wire = self._io.open_stream(self._metadata, self._outgoing)
+            wire = self._wire = self._io.open_stream(self._metadata, self._outgoing, self._incoming)
             core.opened()
         try:
-            while True:
-                message = await wire.receive()
-                with self as core:
-                    core.receive(message)
+            await wire.listen()
         except ConveyorError as error:
             return error
         finally:
@@ -129,6 +127,10 @@ class Link:
                 self._wire = None
                 core.open = False
             await wire.close()
+
+    def _incoming(self, message: pb.StreamResponse) -> None:
+        with self as core:
+            core.receive(message)
 
     def _outgoing(self, wire: Wire) -> Sequence[pb.StreamRequest] | None:
         """What a stream's writer writes next: none, nothing yet; None: half-close."""

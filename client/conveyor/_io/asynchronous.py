@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from conveyor._core.ticket import Ticket
 from conveyor._io.alarms import Alarms
-from conveyor._io.base import STREAM_METHOD, Io, Metadata, NullSource, Outgoing, Runner, Signal, Source, Wire
+from conveyor._io.base import STREAM_METHOD, Incoming, Io, Metadata, NullSource, Outgoing, Runner, Signal, Source, Wire
 from conveyor._io.channel import TLS, Option
 from conveyor.errors import ConnectionLost, ConveyorError, from_rpc_error
 
@@ -61,9 +61,12 @@ class AsyncRunner:
 class AsyncWire:
     """One stream. grpc.aio takes one write at a time, so one task writes, and asks for messages when it can write."""
 
-    def __init__(self, channel: grpc.aio.Channel, target: str, metadata: Metadata, outgoing: Outgoing) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, target: str, metadata: Metadata, outgoing: Outgoing, incoming: Incoming
+    ) -> None:
         self._target = target
         self._outgoing = outgoing
+        self._incoming = incoming
         method = channel.stream_stream(
             STREAM_METHOD,
             request_serializer=pb.StreamRequest.SerializeToString,
@@ -81,9 +84,10 @@ class AsyncWire:
     def cancel(self) -> None:
         self._call.cancel()
 
-    async def receive(self) -> pb.StreamResponse:
+    async def listen(self) -> NoReturn:
         try:
-            message = await self._call.read()
+            while (message := await self._call.read()) is not grpc.aio.EOF:
+                self._incoming(message)
         except grpc.aio.AioRpcError as error:
             raise _converted(error, f"stream to {self._target}") from None
         except asyncio.CancelledError:
@@ -92,10 +96,7 @@ class AsyncWire:
                 raise
             # grpc.aio answers so to its own cancel().
             raise ConnectionLost("the stream was cancelled", code=grpc.StatusCode.CANCELLED) from None
-        if message is grpc.aio.EOF:
-            raise ConnectionLost(f"{self._target} ended the stream", code=grpc.StatusCode.OK)
-        response: pb.StreamResponse = message
-        return response
+        raise ConnectionLost(f"{self._target} ended the stream", code=grpc.StatusCode.OK)
 
     async def close(self) -> None:
         self._call.cancel()
@@ -200,8 +201,8 @@ class AsyncIo:
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Runner:
         return AsyncRunner(coroutine)
 
-    def open_stream(self, metadata: Metadata, outgoing: Outgoing) -> Wire:
-        return AsyncWire(self._channel, self.target, metadata, outgoing)
+    def open_stream(self, metadata: Metadata, outgoing: Outgoing, incoming: Incoming) -> Wire:
+        return AsyncWire(self._channel, self.target, metadata, outgoing, incoming)
 
     async def call(self, method: str, request: Message, response: type[R], timeout_s: float, metadata: Metadata) -> R:
         callable_ = self._channel.unary_unary(

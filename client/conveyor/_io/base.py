@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from conveyor_proto.v1 import session_pb2 as pb
 from google.protobuf.message import Message
@@ -23,13 +23,13 @@ class Wire(Protocol):
         """There is something to write, or the stream is to be half-closed. Never waits; under the lock."""
 
     def cancel(self) -> None:
-        """Ends it at once; `receive` raises."""
+        """Ends it at once; `listen` raises. Not under the lock, which those who hold gRPC's own may wait for."""
 
-    async def receive(self) -> pb.StreamResponse:
-        """The next message.
+    async def listen(self) -> NoReturn:
+        """Hands on every message that comes, in order, until the end.
 
         Raises:
-            ConveyorError: the stream has ended, in order (code OK) or not.
+            ConveyorError: the stream has ended, in order (code OK) or not; or what handling a message raised.
         """
 
     async def close(self) -> None:
@@ -38,6 +38,8 @@ class Wire(Protocol):
 
 # What a stream's writer writes next, asked without the lock: none, nothing before `wake`; None: half-close.
 Outgoing = Callable[[Wire], Sequence[pb.StreamRequest] | None]
+# Handles one message; takes the lock. Raises ConveyorError where the stream cannot be trusted any more.
+Incoming = Callable[[pb.StreamResponse], None]
 
 
 class Signal(Protocol):
@@ -89,8 +91,8 @@ class Io(Protocol):
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Runner:
         """Runs a coroutine beside the caller."""
 
-    def open_stream(self, metadata: Metadata, outgoing: Outgoing) -> Wire:
-        """Begins a stream; whether the server is there is heard from `receive`. Under the lock."""
+    def open_stream(self, metadata: Metadata, outgoing: Outgoing, incoming: Incoming) -> Wire:
+        """Begins a stream; whether the server is there is heard from `listen`. Under the lock."""
 
     async def call(self, method: str, request: Message, response: type[R], timeout_s: float, metadata: Metadata) -> R:
         """One unary call.

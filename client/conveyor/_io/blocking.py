@@ -7,13 +7,25 @@ process that has one (grpc.aio's loops share one completion queue and disturb ea
 import threading
 import time
 from collections.abc import AsyncIterable, Coroutine, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 from conveyor_proto.v1 import session_pb2 as pb
 from google.protobuf.message import Message
 
-from conveyor._io.base import STREAM_METHOD, Io, Metadata, NullSource, Outgoing, Runner, Signal, Source, Wire, drive
+from conveyor._io.base import (
+    STREAM_METHOD,
+    Incoming,
+    Io,
+    Metadata,
+    NullSource,
+    Outgoing,
+    Runner,
+    Signal,
+    Source,
+    Wire,
+    drive,
+)
 from conveyor._io.channel import TLS, Option
 from conveyor.errors import ConnectionLost, from_rpc_error
 
@@ -54,17 +66,25 @@ class BlockingRunner:
 
 
 class BlockingWire:
-    """One stream. grpc writes from a thread of its own, which asks for messages when it can write one."""
+    """One stream.
 
-    def __init__(self, channel: grpc.Channel, target: str, metadata: Metadata, outgoing: Outgoing) -> None:
+    grpc writes from a thread of its own, which asks for messages when it can write one. It decodes what arrives in the
+    thread that hears of it: there it is handled too, so that who waits for an answer is woken by that thread, and not
+    by another one that had to be woken before.
+    """
+
+    def __init__(
+        self, channel: grpc.Channel, target: str, metadata: Metadata, outgoing: Outgoing, incoming: Incoming
+    ) -> None:
         self._target = target
         self._outgoing = outgoing
+        self._incoming = incoming
         # Taken while there is nothing to write.
         self._door = threading.Lock()
         method = channel.stream_stream(
             STREAM_METHOD,
             request_serializer=pb.StreamRequest.SerializeToString,
-            response_deserializer=pb.StreamResponse.FromString,
+            response_deserializer=self._arrived,
         )
         self._call = method(self._write(), metadata=tuple(metadata))
 
@@ -83,13 +103,25 @@ class BlockingWire:
     def cancel(self) -> None:
         self._call.cancel()
 
-    async def receive(self) -> pb.StreamResponse:
+    async def listen(self) -> NoReturn:
         try:
-            return next(self._call)
+            while True:
+                outcome = next(self._call)
+                if isinstance(outcome, Exception):
+                    raise outcome
         except StopIteration:
             raise ConnectionLost(f"{self._target} ended the stream", code=grpc.StatusCode.OK) from None
         except grpc.RpcError as error:
             raise _converted(error, f"stream to {self._target}") from None
+
+    def _arrived(self, data: bytes) -> Exception | bool:
+        """Handles a message. True, or what handling it raised: grpc takes no exception here but that it is none."""
+        message = pb.StreamResponse.FromString(data)
+        try:
+            self._incoming(message)
+        except Exception as error:
+            return error
+        return True
 
     async def close(self) -> None:
         self._call.cancel()
@@ -117,8 +149,8 @@ class BlockingIo:
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> Runner:
         return BlockingRunner(coroutine)
 
-    def open_stream(self, metadata: Metadata, outgoing: Outgoing) -> Wire:
-        return BlockingWire(self._channel, self.target, metadata, outgoing)
+    def open_stream(self, metadata: Metadata, outgoing: Outgoing, incoming: Incoming) -> Wire:
+        return BlockingWire(self._channel, self.target, metadata, outgoing, incoming)
 
     async def call(self, method: str, request: Message, response: type[R], timeout_s: float, metadata: Metadata) -> R:
         callable_ = self._channel.unary_unary(

@@ -11,6 +11,7 @@ import conveyor.aio
 import grpc
 import numpy as np
 import pytest
+from conveyor_proto.v1 import session_pb2 as pb
 
 ONE = np.array([1, 0], np.float32)
 
@@ -299,6 +300,17 @@ async def test_a_stream_that_is_forbidden_is_told_at_once(api, server):
             async with api.entered(client.session("sum")):
                 pass
         assert error.value.code is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_server_that_makes_no_sense_is_told_to_whoever_waits(api, server, monkeypatch):
+    monkeypatch.setattr(type(server)._stream_type, "_step", lambda self, _: self.out(pb.StreamResponse()))
+    async with api.entered(api.connect(server.target)) as client:
+        s = await api.value(client.session("sum"))
+        with pytest.raises(conveyor.ProtocolError, match="does not know"):
+            await api.value(s.step(ONE))
+        monkeypatch.undo()
+        async with api.entered(client.session("sum")) as another:
+            assert (await api.value(another.step(ONE)))[0] == 1
 
 
 async def test_a_mute_server_is_given_up_after_the_timeout(api, server):
