@@ -6,6 +6,7 @@ before everything else on that wire.
 
 import contextlib
 import errno
+import resource
 import select
 import socket
 import ssl
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from conveyor.bench.alarm import Alarm
 from conveyor.bench.connection import Connection
 from conveyor.bench.inbox import Inbox
 from conveyor.bench.spec import LoadError
@@ -22,6 +24,10 @@ _BUFFER_BYTES = 8 << 20
 # Arrays may read a fixed number of bytes from any message's begin.
 SPARE_BYTES = 64
 _CONNECT_TIMEOUT_S = 10.0
+_SPARE_DESCRIPTORS = 32
+# Shorter waits are timed by an alarm: epoll rounds up to milliseconds.
+_COARSE_S = 0.003
+_ROUNDED_UP_S = 0.001
 _READ, _WRITE = select.EPOLLIN, select.EPOLLOUT
 
 
@@ -60,8 +66,10 @@ class Sockets:
         self.bytes_sent = self.bytes_received = 0
         self.inbox = Inbox(memoryview(bytearray(_BUFFER_BYTES + SPARE_BYTES)))
         self._wires: list[Wire] = []
-        # The first descriptor of all, so that select() can wait for it: epoll itself counts in milliseconds.
+        _raise_limit(len(connections))
         self._epoll = select.epoll()
+        self._alarm = Alarm()
+        self._epoll.register(self._alarm.fileno(), _READ)
         self._by_descriptor: dict[int, Wire] = {}
         tls = _tls_context(root_certificates)
         try:
@@ -84,7 +92,9 @@ class Sockets:
         return self._wires
 
     def turn(self, timeout_s: float) -> Inbox:
-        """Waits for something to come, at most that long, and reads each ready socket once.
+        """Waits for something to come, at most about that long, and reads each ready socket once.
+
+        A wait of some milliseconds may end one too early, and never ends late.
 
         Returns:
             What came; the next turn overwrites it.
@@ -94,11 +104,15 @@ class Sockets:
         """
         inbox = self.inbox
         inbox.clear()
-        if timeout_s > 0:
-            select.select((self._epoll,), (), (), timeout_s)
+        if _COARSE_S > timeout_s > 0:
+            self._alarm.set(timeout_s)
+            timeout_s = _COARSE_S
         end = 0
-        for descriptor, events in self._epoll.poll(0):
-            wire = self._by_descriptor[descriptor]
+        for descriptor, events in self._epoll.poll(timeout_s - _ROUNDED_UP_S if timeout_s else 0):
+            wire = self._by_descriptor.get(descriptor)
+            if wire is None:
+                self._alarm.clear()
+                continue
             if events & _WRITE:
                 self.send(wire)
             if events & ~_WRITE and end + _READ_BYTES + len(wire.tail) <= _BUFFER_BYTES:
@@ -167,7 +181,16 @@ class Sockets:
         """Closes all sockets, whatever is on its way."""
         for wire in self._wires:
             wire.socket.close()
+        self._alarm.close()
         self._epoll.close()
+
+
+def _raise_limit(connections: int) -> None:
+    """Lets this process have more descriptors than it usually may, where that many connections need them."""
+    wanted = connections + sum(1 for _ in Path("/proc/self/fd").iterdir()) + _SPARE_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
 
 
 def _tls_context(root_certificates: Path | None) -> ssl.SSLContext | None:
