@@ -4,11 +4,12 @@ Invariant: what passes has the model's names, types and shapes, one length, at l
 numbers (unless the model says otherwise); so input cannot poison a session. Arrays are views of the message.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from conveyor_proto.codec import Array, WireError, decode_input, describe_shape
+from conveyor_proto.codec import Array, WireError, decode_input, describe_shape, to_numpy_dtype
 from conveyor_proto.fingerprint import fingerprint
 from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
@@ -28,6 +29,40 @@ class StepInputs:
     inputs: Sequence[Array]
     length: int
     fingerprint: int
+
+
+class StepReader:
+    """Reads the steps of one model, the usual one in a few microseconds.
+
+    Args:
+        spec: the model's.
+    """
+
+    def __init__(self, spec: spec_pb2.ModelSpec) -> None:
+        self._spec = spec
+        self._only = spec.inputs[0] if len(spec.inputs) == 1 and spec.inputs[0].has_time else None
+        self._finite = not spec.allow_non_finite_inputs
+        if self._only is not None:
+            self._dtype = to_numpy_dtype(self._only.dtype)
+            self._shape = (-1, *self._only.shape)
+            self._time_step_bytes = self._dtype.itemsize * math.prod(self._only.shape)
+
+    def read(self, tensors: Sequence[tensor_pb2.Tensor], max_time_steps: int) -> StepInputs | Fault:
+        """The content of a Step or StepRequest, or why it cannot be used."""
+        if self._only is not None and len(tensors) == 1:
+            tensor = tensors[0]
+            data = tensor.data
+            length, rest = divmod(len(data), self._time_step_bytes)
+            bare = not tensor.dtype and not tensor.name and not tensor.shape
+            if bare and not rest and 0 < length <= max_time_steps:
+                array = np.frombuffer(data, self._dtype).reshape(self._shape)
+                if not self._finite or all_finite(array):
+                    inputs = [array]
+                    return StepInputs(inputs, length, fingerprint(inputs))
+        try:
+            return decode_step(tensors, self._spec, max_time_steps=max_time_steps)
+        except WireError as error:
+            return error.fault
 
 
 def decode_step(tensors: Sequence[tensor_pb2.Tensor], spec: spec_pb2.ModelSpec, *, max_time_steps: int) -> StepInputs:
@@ -91,11 +126,24 @@ def wrong_length(length: int, item: spec_pb2.TensorSpec, max_time_steps: int) ->
 
 
 def all_finite(array: Array) -> bool:
-    """No NaN and no infinity. A finite sum has finite terms only, and costs half; one that overflows says nothing."""
+    """No NaN and no infinity. A finite sum has finite terms only, and costs less; one that overflows says nothing."""
     if array.dtype.kind != "f":
         return True
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
+    flat = array.reshape(-1)
+    # A product with ones: of all sums the fastest, and the one that does not warn.
+    if math.isfinite(flat.dot(_ones(flat.dtype, len(flat)))):
+        return True
+    return bool(np.isfinite(flat).all())
+
+
+def _ones(dtype: np.dtype[np.generic], count: int) -> Array:
+    known = _ONES.get(dtype)
+    if known is None or len(known) < count:
+        known = _ONES[dtype] = np.ones(max(1024, count), dtype)
+    return known[:count]
+
+
+_ONES: dict[np.dtype[np.generic], Array] = {}
 
 
 def non_finite(item: spec_pb2.TensorSpec) -> Fault:

@@ -60,6 +60,8 @@ def assemble(
     spec: spec_pb2.ModelSpec,
 ) -> Run:
     """The dense arrays of a run, padded with zeros beyond each row's share; `alone` are steps with their shares."""
+    if not cohorts and len(alone) == 1:
+        return _assemble_one(*alone[0], destinations, spec)
     if len(cohorts) == 1 and not alone:
         (cohort,) = cohorts
         sources, lengths, inputs = lanes.held[cohort.lanes], [cohort.length] * len(cohort.members), cohort.inputs
@@ -85,6 +87,26 @@ def assemble(
         lengths=np.array(lengths, np.int32),
         inputs=inputs,
     )
+
+
+def _assemble_one(step: Step, share: int, destinations: NDArray[np.int64], spec: spec_pb2.ModelSpec) -> Run:
+    """A lone step's: most runs of a server with few sessions are, and arrays of one cost as much as arrays of many."""
+    held = step.working + 1 if step.working is not None else _held(step)
+    return Run(
+        sources=np.array((max(held - 1, 0),), np.int64),
+        destinations=destinations,
+        fresh=_FRESH if held == 0 else _USED,
+        lengths=np.array((share,), np.int32),
+        inputs=[array[np.newaxis] for array in step.inputs]
+        if share == step.length
+        else [
+            array[np.newaxis, step.done : step.done + share] if item.has_time else array[np.newaxis]
+            for array, item in zip(step.inputs, spec.inputs, strict=True)
+        ],
+    )
+
+
+_FRESH, _USED = np.ones(1, np.bool_), np.zeros(1, np.bool_)
 
 
 def _held(step: Step) -> int:

@@ -21,6 +21,7 @@ from conveyor_server.engine.cohort import Cohort
 from conveyor_server.engine.lanes import Lane, Lanes
 from conveyor_server.engine.run_times import RunTimes
 from conveyor_server.engine.step import Step
+from conveyor_server.inputs import StepReader
 from conveyor_server.runner.base import RunFailed, Runner, RunResult
 from conveyor_server.scheduler import Scheduler
 from conveyor_server.slab import SlotPool
@@ -67,6 +68,7 @@ class Engine:
         self._timed = tuple(item.has_time for item in runner.spec.outputs)
         # All inputs and outputs have time: steps beside each other can run as one longer one.
         self.timed = all(self._timed) and all(item.has_time for item in runner.spec.inputs)
+        self.reader = StepReader(runner.spec)
         self.run_times = RunTimes()
         # Time steps accepted and not yet run, of all sessions.
         self.backlog_time_steps = 0
@@ -133,6 +135,7 @@ class Engine:
         entries = self._suspects.popleft() if self._suspects else self._scheduler.take(self._may_begin)
         if not entries:
             return None
+        spec = self.runner.spec
         cohorts = [entry for entry in entries if isinstance(entry, Cohort)]
         steps = [entry for entry in entries if isinstance(entry, Step)]
         shares = [self._scheduler.share(step) for step in steps]
@@ -144,7 +147,7 @@ class Engine:
                 step.started_at = now
         rows = sum(len(cohort.members) for cohort in cohorts) + len(steps)
         alone = list(zip(steps, shares, strict=True))
-        run = assemble(cohorts, alone, self.slots.acquire_many(rows), self.lanes, self.spec)
+        run = assemble(cohorts, alone, self.slots.acquire_many(rows), self.lanes, spec)
         self._out = Batch(cohorts, steps, shares, run, ready, now)
         return self._out
 

@@ -1,16 +1,16 @@
 """Core records as messages, and message fields as core arguments."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from conveyor_proto.codec import WireError, encode
+from conveyor_proto.codec import encode
 from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
-from conveyor_proto.v1 import session_pb2, spec_pb2, tensor_pb2
+from conveyor_proto.v1 import session_pb2, tensor_pb2
 from google.protobuf.duration_pb2 import Duration
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused, refuse
-from conveyor_server.inputs import StepInputs, decode_step
+from conveyor_server.inputs import StepInputs
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.events import Answer
@@ -70,16 +70,6 @@ def submission(
     else:
         step.inputs, step.length, step.fingerprint = content.inputs, content.length, content.fingerprint
     return step
-
-
-def step_content(
-    tensors: Sequence[tensor_pb2.Tensor], spec: spec_pb2.ModelSpec, max_time_steps: int
-) -> StepInputs | Fault:
-    """The content of a Step or StepRequest, or why it cannot be used."""
-    try:
-        return decode_step(tensors, spec, max_time_steps=max_time_steps)
-    except WireError as error:
-        return error.fault
 
 
 def idle_timeout_s(options: session_pb2.SessionOptions) -> float:

@@ -15,7 +15,6 @@ from conveyor_server.servicers.convert import (
     missing,
     output_tensors,
     session_info,
-    step_content,
     submission,
 )
 from conveyor_server.servicers.core import Core, Waiter
@@ -50,7 +49,7 @@ class SessionServicer:
         session = core.directory.lookup(request.session_id)
         waiter = Waiter()
         step = submission(
-            step_content(request.inputs, session.engine.spec, core.max_time_steps),
+            session.engine.reader.read(request.inputs, core.max_time_steps),
             core.directory.limits,
             seq=request.seq,
             reply_to=waiter,

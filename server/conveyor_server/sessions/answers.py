@@ -8,8 +8,6 @@ own; the ring's are older than the record's.
 from collections import deque
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from conveyor_server.sessions.record import Recorded
 
 if TYPE_CHECKING:
@@ -38,12 +36,7 @@ class Answers:
         """Records the answer of the next seq; the oldest makes room."""
         session = self._session
         if answer.length == 1:
-            session.record.add(
-                np.array([session.row]),
-                np.array([answer.seq]),
-                np.array([answer.fingerprint], np.uint64),
-                [array[np.newaxis] for array in answer.outputs],
-            )
+            session.record.add_one(session.row, answer)
             self.trim()
             return
         table, row = session.table, session.row
@@ -66,7 +59,7 @@ class Answers:
     def forget(self, acked_seq: int) -> None:
         """Drops answers that the client says it holds."""
         session = self._session
-        session.record.acknowledge(np.array([session.row]), np.array([acked_seq]))
+        session.record.acknowledge_one(session.row, acked_seq)
         self.trim(acked_seq)
 
     def trim(self, acked_seq: int = 0) -> None:

@@ -35,7 +35,7 @@ from conveyor_server.sessions.table import SessionTable
 SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # How long a look for idle sessions is put off for each row of the table.
 _LOOK_S = 3e-7
-_ALONE = np.ones(1, np.bool_)
+_NOBODY = np.empty(0, np.int64)
 
 
 class Directory:
@@ -236,8 +236,8 @@ class Directory:
         answers = rules.judge(session, submission, self.limits, draining=self.draining)
         if answers is None:
             self._late.watch(session, rules.accept(session, submission, now).step.deadline)
-        else:
-            self._events += answers
+            return
+        self._events += answers
         session.regate()
 
     def offer(self, offer: Offer, now: float) -> NDArray[np.int64]:
@@ -250,14 +250,20 @@ class Directory:
         good = (table.gate[rows] == offer.holders) & (offer.seqs == table.applied_seq[rows] + 1)
         if offer.train > 1:
             good &= table.credit[rows] >= offer.train
-        good &= _first_of_each(rows)
-        accepted = np.flatnonzero(good)
-        if not len(accepted):
-            return np.flatnonzero(~good)
-        chosen = rows if len(accepted) == len(rows) else rows[accepted]
+        if not offer.distinct:
+            good &= _first_of_each(rows)
+        chosen, acked_seqs = rows, offer.acked_seqs
+        if good.all():
+            accepted, others = np.arange(len(rows)), _NOBODY
+        else:
+            accepted, others = np.flatnonzero(good), np.flatnonzero(~good)
+            if not len(accepted):
+                return others
+            chosen = rows[accepted]
+            acked_seqs = None if acked_seqs is None else acked_seqs[accepted]
         table.last_used_at[chosen] = now
-        if offer.acked_seqs is not None:
-            offer.record.acknowledge(chosen, offer.acked_seqs[accepted])
+        if acked_seqs is not None:
+            offer.record.acknowledge(chosen, acked_seqs)
         fault = rules.no_capacity(offer.engine, self.limits, draining=self.draining)
         if fault is not None:
             table.failed_seq[chosen] = offer.seqs[accepted]
@@ -266,7 +272,7 @@ class Directory:
             flight = Flight(table, offer, now, now + offer.timeout_s)
             flight.launch(accepted)
             self._late_flights.watch(flight, flight.deadline)
-        return np.flatnonzero(~good)
+        return others
 
     def cancel(self, session: Session, seq: int, reply_to: object) -> None:
         """The caller no longer waits. If nobody does and the step is not running, it is taken back: nothing moved."""
@@ -394,8 +400,6 @@ class Directory:
 
 def _first_of_each(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Where each row of the table comes for the first time."""
-    if len(rows) == 1:
-        return _ALONE
     chosen = np.zeros(len(rows), np.bool_)
     chosen[np.unique(rows, return_index=True)[1]] = True
     return chosen

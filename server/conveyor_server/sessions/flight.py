@@ -55,6 +55,7 @@ class Offer:
         inputs: one for each of ModelSpec.inputs: `[members, length, *shape]`, or `[members, *shape]` without time.
         length: time steps of a member.
         train: steps of a member: 1, or `length` steps of one time step each where all tensors have time.
+        distinct: no session is in it twice.
         timeout_s: how long it may wait before it begins.
         sink: where answers go.
     """
@@ -69,6 +70,7 @@ class Offer:
     inputs: Sequence[Array]
     length: int
     train: int
+    distinct: bool
     timeout_s: float
     sink: Sink
 

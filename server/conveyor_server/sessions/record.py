@@ -54,8 +54,14 @@ class Record:
     ) -> None:
         """Records one answer of each row: outputs `[rows, 1, *shape]`, or `[rows, *shape]` without time."""
         table = self.table
-        first, last, base = table.first_seq[rows], table.last_seq[rows], table.base_seq[rows]
+        first, last = table.first_seq[rows], table.last_seq[rows]
         empty = (last < first) | (last != seqs - 1)
+        if empty.all():
+            # Every client had acknowledged all there was: the usual case.
+            table.base_seq[rows] = table.first_seq[rows] = table.last_seq[rows] = seqs
+            self._put(0, rows, prints, outputs)
+            return
+        base = table.base_seq[rows]
         if empty.any():
             first, base = np.where(empty, seqs, first), np.where(empty, seqs, base)
             table.base_seq[rows] = base
@@ -70,6 +76,27 @@ class Record:
         for position in np.unique(positions).tolist():
             here = positions == position
             self._put(position, rows[here], prints[here], [array[here] for array in outputs])
+
+    def add_one(self, row: int, answer: Recorded) -> None:
+        """`add` for one session: an answer of one time step."""
+        table, seq = self.table, answer.seq
+        first, last = int(table.first_seq[row]), int(table.last_seq[row])
+        if last < first or last != seq - 1:
+            first = table.base_seq[row] = seq
+        credit = int(table.credit[row])
+        table.first_seq[row] = max(first, seq - credit + 1)
+        table.last_seq[row] = seq
+        position = (seq - int(table.base_seq[row])) % credit
+        self._make(position)
+        for plane, array in zip(self._planes[position], answer.outputs, strict=True):
+            plane[row] = array
+        self._prints[position][row] = answer.fingerprint
+
+    def acknowledge_one(self, row: int, acked_seq: int) -> None:
+        """`acknowledge` for one session."""
+        table = self.table
+        after = min(acked_seq, int(table.applied_seq[row])) + 1
+        table.first_seq[row] = max(table.first_seq[row], after)
 
     def acknowledge(self, rows: NDArray[np.int64], acked_seqs: NDArray[np.int64]) -> None:
         """Drops answers that clients say they hold. A word about steps that were not applied counts for nothing."""
@@ -89,10 +116,14 @@ class Record:
     def _put(
         self, position: int, rows: NDArray[np.int64], prints: NDArray[np.uint64], outputs: Sequence[Array]
     ) -> None:
+        self._make(position)
+        for plane, array in zip(self._planes[position], outputs, strict=True):
+            plane[rows] = array
+        self._prints[position][rows] = prints
+
+    def _make(self, position: int) -> None:
+        """Sees to it that there are planes up to a position."""
         capacity = len(self.table.sessions)
         while len(self._planes) <= position:
             self._planes.append([np.zeros((capacity, *shape), dtype) for dtype, shape in self._rows])
             self._prints.append(np.zeros(capacity, np.uint64))
-        for plane, array in zip(self._planes[position], outputs, strict=True):
-            plane[rows] = array
-        self._prints[position][rows] = prints

@@ -21,6 +21,15 @@ from conveyor_server.sessions.session import Pending, Session, Submission
 
 def judge(session: Session, step: Submission, limits: SessionLimits, *, draining: bool) -> list[Answer] | None:
     """What to say at once, an empty list when the answer of a pending step will do, or None: accept the step."""
+    if is_plain(session, step):
+        # Attached, nothing waits, and what comes is next: all that can stand against it is the server.
+        if step.acked_seq:
+            session.answers.forget(step.acked_seq)
+        fault = no_capacity(session.engine, limits, draining=draining)
+        if fault is None:
+            return None
+        session.failed_seq = step.seq
+        return _refuse(session, step, fault)
     if session.closing is not None:
         return _refuse(session, step, closing(session))
     if step.epoch and step.epoch != session.epoch:
@@ -34,14 +43,28 @@ def judge(session: Session, step: Submission, limits: SessionLimits, *, draining
     return None if fault is None else _refuse(session, step, fault)
 
 
+def is_plain(session: Session, step: Submission) -> bool:
+    """The step is the next of a session whose gate is open, by whoever holds it."""
+    table, row = session.table, session.row
+    return (
+        bool(table.gate[row])
+        and step.seq == table.applied_seq[row] + 1
+        and step.fault is None
+        and step.epoch == session.epoch
+    )
+
+
 def accept(session: Session, submission: Submission, now: float) -> Pending:
     """Queues a step that `judge` let pass, behind those that the session has accepted before."""
     step = Step(session.lane, submission.inputs, submission.length, session, now, now + submission.timeout_s)
     pending = Pending(submission.seq, submission.fingerprint, step, [submission.reply_to])
-    session.failed_seq = 0
-    session.own_pending.append(pending)
+    waiting = session.own_pending
+    waiting.append(pending)
+    table, row = session.table, session.row
+    table.failed_seq[row] = 0
+    table.gate[row] = 0
     session.engine.backlog_time_steps += step.length
-    if len(session.pending) == 1:
+    if len(waiting) == 1:
         session.engine.submit(step)
     return pending
 

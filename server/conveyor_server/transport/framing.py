@@ -121,6 +121,7 @@ class FrameReader:
             inputs,
             length,
             train,
+            True,
             frame.timeout_ms / 1e3 or directory.limits.step_timeout_s,
             FrameSink(sender, handles, seqs, train, self._metrics),
         )

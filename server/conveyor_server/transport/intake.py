@@ -5,7 +5,9 @@ handed to its own stream, which reads it alone.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from conveyor_proto.codec import Array
@@ -13,9 +15,9 @@ from conveyor_proto.fingerprint import fingerprints
 from conveyor_proto.v1 import session_pb2
 from numpy.typing import NDArray
 
+from conveyor_server.engine.engine import Engine
 from conveyor_server.inputs import StepInputs, all_finite
 from conveyor_server.metrics import Metrics
-from conveyor_server.servicers.convert import step_content
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.flight import Offer
 from conveyor_server.sessions.session import Session
@@ -24,7 +26,7 @@ from conveyor_server.transport.sinks import Caller, StepsSink
 from conveyor_server.transport.step_layout import StepLayout, find_layout
 
 # Fewer steps than this are read one by one: arrays cost some 100 microseconds a turn, whatever is in them.
-_FEW = 4
+_FEW = 3
 # Layouts that are remembered for messages of one size, and sizes: clients of one model send a handful.
 _MOST_LAYOUTS = 8
 _MOST_SIZES = 256
@@ -48,11 +50,11 @@ class Sender(Caller, Protocol):
 class _Form:
     """Steps of one layout, of one engine."""
 
-    def __init__(self, layout: StepLayout, session: Session) -> None:
+    def __init__(self, layout: StepLayout, session: Session, writer: ResultWriter) -> None:
         self.layout = layout
         self.engine = session.engine
         self.record = session.record
-        self.writer = ResultWriter(session.engine.spec.outputs)
+        self.writer = writer
         self.checked = not session.engine.spec.allow_non_finite_inputs
 
 
@@ -67,76 +69,94 @@ class Intake:
     def __init__(self, core: Core, metrics: Metrics) -> None:
         self._core = core
         self._metrics = metrics
-        self._waiting: list[tuple[Sender, bytes]] = []
+        self._senders: list[Sender] = []
+        self._data: list[bytes] = []
         self._forms: dict[int, list[_Form]] = {}
+        self._writers: WeakKeyDictionary[Engine, ResultWriter] = WeakKeyDictionary()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._data)
+
+    def writer(self, engine: Engine) -> ResultWriter:
+        """What writes the results of an engine's model."""
+        writer = self._writers.get(engine)
+        if writer is None:
+            writer = self._writers[engine] = ResultWriter(engine.spec.outputs)
+        return writer
 
     def add(self, sender: Sender, data: bytes) -> None:
         """Takes a message that holds a step."""
-        self._waiting.append((sender, data))
+        if not self._data:
+            self._core.kick()
+        self._senders.append(sender)
+        self._data.append(data)
 
     def flush(self) -> None:
         """Gives all steps to their sessions. A sender must call this before anything that comes after its steps."""
-        waiting, self._waiting = self._waiting, []
-        if len(waiting) < _FEW:
-            for sender, data in waiting:
-                sender.step(data)
+        senders, self._senders = self._senders, []
+        data, self._data = self._data, []
+        if len(data) < _FEW:
+            for sender, message in zip(senders, data, strict=True):
+                sender.step(message)
             return
-        sizes: dict[int, list[int]] = {}
-        for index, (_, data) in enumerate(waiting):
-            sizes.setdefault(len(data), []).append(index)
         alone: list[int] = []
-        for size, indices in sizes.items():
-            alone += indices if len(indices) < _FEW else self._of_one_size(size, indices, waiting)
+        sizes = set(map(len, data))
+        for size in sizes:
+            indices = (
+                list(range(len(data))) if len(sizes) == 1 else [i for i, one in enumerate(data) if len(one) == size]
+            )
+            if len(indices) < _FEW:
+                alone += indices
+            else:
+                alone += self._of_one_size(size, indices, senders, data)
         for index in sorted(alone):
-            sender, data = waiting[index]
-            sender.step(data)
+            senders[index].step(data[index])
 
-    def _of_one_size(self, size: int, indices: list[int], waiting: Sequence[tuple[Sender, bytes]]) -> list[int]:
+    def _of_one_size(
+        self, size: int, indices: list[int], senders: Sequence[Sender], data: Sequence[bytes]
+    ) -> list[int]:
         """Takes what it can of the messages of one size; returns the indices of the others."""
-        index = np.array(indices)
-        messages = np.frombuffer(b"".join([waiting[i][1] for i in indices]), np.uint8).reshape(len(indices), size)
+        chosen = data if len(indices) == len(data) else [data[i] for i in indices]
+        part = _Part(
+            np.array(indices),
+            [senders[i] for i in indices],
+            np.frombuffer(b"".join(chosen), np.uint8).reshape(len(indices), size),
+        )
         alone: list[int] = []
         forms = self._forms.setdefault(size, [])
         if len(self._forms) > _MOST_SIZES:
             self._forms = {size: forms}
         for form in forms:
-            index, messages = self._take(form, index, messages, waiting, alone)
-            if not len(index):
+            part = self._take(form, part, alone)
+            if not part.senders:
                 return alone
-        new = self._new_form(*waiting[int(index[0])])
+        first = int(part.index[0])
+        new = self._new_form(senders[first], data[first])
         if new is not None:
             forms.insert(0, new)
             del forms[_MOST_LAYOUTS:]
-            index, _ = self._take(new, index, messages, waiting, alone)
-        return [*alone, *map(int, index)]
+            part = self._take(new, part, alone)
+        return [*alone, *part.index.tolist()]
 
-    def _take(
-        self,
-        form: _Form,
-        index: NDArray[np.int64],
-        messages: NDArray[np.uint8],
-        waiting: Sequence[tuple[Sender, bytes]],
-        alone: list[int],
-    ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    def _take(self, form: _Form, part: "_Part", alone: list[int]) -> "_Part":
         """Takes the messages of one form, those that must go alone by putting them there; returns the others."""
-        like = form.layout.matches(messages)
-        if not like.any():
-            return index, messages
-        mine = messages if like.all() else messages[like]
-        senders = [waiting[i][0] for i in index[like].tolist()]
-        handles = form.layout.handle.numbers(mine).tolist()
-        rows = np.array([sender.rows.get(handle, -1) for sender, handle in zip(senders, handles, strict=True)])
+        like = form.layout.matches(part.messages)
+        mine, others = (part, _NOTHING) if like is None else part.divided(like)
+        if not mine.senders:
+            return part
+        handles = form.layout.handle.numbers(mine.messages)
+        rows = np.array(
+            [sender.rows.get(handle, -1) for sender, handle in zip(mine.senders, handles.tolist(), strict=True)]
+        )
         # The same form may be another model's, and a form of that is found, or made, for it.
         known = (rows >= 0) & (self._core.directory.table.record[rows] == form.record.number)
         if not known.all():
-            like[np.flatnonzero(like)[~known]] = False
-            mine, rows = messages[like], rows[known]
+            mine, strangers = mine.divided(known)
+            handles, rows = handles[known], rows[known]
+            others = others.joined(strangers)
         if len(rows):
-            alone += self._offer(form, index[like], mine, rows, waiting)
-        return index[~like], messages[~like]
+            alone += self._offer(form, mine, handles, rows)
+        return others
 
     def _new_form(self, sender: Sender, data: bytes) -> _Form | None:
         """The form of a message, if it can be used."""
@@ -148,50 +168,78 @@ class Intake:
         session = None if row is None else self._core.directory.table.sessions[row]
         if session is None:
             return None
-        content = step_content(step.inputs, session.engine.spec, self._core.max_time_steps)
+        content = session.engine.reader.read(step.inputs, self._core.max_time_steps)
         if not isinstance(content, StepInputs) or content.length > session.engine.limits.quantum:
             return None
         layout = find_layout(data, step, session.engine.spec, content.length)
-        return None if layout is None else _Form(layout, session)
+        return None if layout is None else _Form(layout, session, self.writer(session.engine))
 
-    def _offer(
-        self,
-        form: _Form,
-        index: NDArray[np.int64],
-        messages: NDArray[np.uint8],
-        rows: NDArray[np.int64],
-        waiting: Sequence[tuple[Sender, bytes]],
-    ) -> list[int]:
+    def _offer(self, form: _Form, part: "_Part", handles: NDArray[np.int64], rows: NDArray[np.int64]) -> list[int]:
         """Offers messages of one form to their sessions; returns the indices of those that must go alone."""
         core, layout = self._core, form.layout
-        inputs = layout.arrays(messages)
+        inputs = layout.arrays(part.messages)
         others: list[int] = []
         if form.checked and not all(map(all_finite, inputs)):
             good = _finite_rows(inputs, len(rows))
-            others = [int(i) for i in index[~good]]
-            if len(others) == len(rows):
+            part, bad = part.divided(good)
+            others = bad.index.tolist()
+            if not part.senders:
                 return others
-            index, messages, rows = index[good], messages[good], rows[good]
-            inputs = [array[good] for array in inputs]
-        senders = [waiting[i][0] for i in index.tolist()]
-        handles = layout.handle.numbers(messages)
-        seqs = layout.seq.numbers(messages)
+            handles, rows, inputs = handles[good], rows[good], [array[good] for array in inputs]
+        seqs = layout.seq.numbers(part.messages)
         offer = Offer(
             form.engine,
             form.record,
             rows,
             seqs,
-            layout.acked_seq.numbers(messages) if layout.acked_seq.stop else None,
-            np.array([sender.number for sender in senders]),
+            layout.acked_seq.numbers(part.messages) if layout.acked_seq.stop else None,
+            np.array([sender.number for sender in part.senders]),
             fingerprints(inputs)[:, np.newaxis],
             inputs,
             layout.length,
             1,
+            len(set(rows.tolist())) == len(rows),
             layout.timeout_ms / 1e3 or core.directory.limits.step_timeout_s,
-            StepsSink(senders, handles, seqs, form.writer, self._metrics),
+            StepsSink(part.senders, handles, seqs, form.writer, self._metrics),
         )
         refused = core.directory.offer(offer, core.now())
-        return [*others, *map(int, index[refused])]
+        return [*others, *part.index[refused].tolist()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Messages of one size.
+
+    Attributes:
+        index: where each came in the turn.
+        senders: of each.
+        messages: uint8 `[count, size]`.
+    """
+
+    index: NDArray[np.int64]
+    senders: list[Sender]
+    messages: NDArray[np.uint8]
+
+    def divided(self, chosen: NDArray[np.bool_]) -> tuple["_Part", "_Part"]:
+        """Those chosen, and the others."""
+        return self._where(chosen), self._where(~chosen)
+
+    def joined(self, other: "_Part") -> "_Part":
+        """Both, in the order in which they came."""
+        if not self.senders:
+            return other
+        index = np.concatenate([self.index, other.index])
+        order = np.argsort(index)
+        senders = [*self.senders, *other.senders]
+        messages = np.concatenate([self.messages, other.messages])
+        return _Part(index[order], [senders[i] for i in order.tolist()], messages[order])
+
+    def _where(self, chosen: NDArray[np.bool_]) -> "_Part":
+        senders = [sender for sender, kept in zip(self.senders, chosen.tolist(), strict=True) if kept]
+        return _Part(self.index[chosen], senders, self.messages[chosen])
+
+
+_NOTHING = _Part(np.empty(0, np.int64), [], np.empty((0, 0), np.uint8))
 
 
 def _finite_rows(inputs: Sequence[Array], rows: int) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ from conveyor_proto.v1 import session_pb2
 from conveyor_server.engine.engine import Engine
 from conveyor_server.servicers.convert import output_tensors
 from conveyor_server.sessions.events import Answer
-from conveyor_server.transport.result_wire import MAX_FRAME_BYTES
+from conveyor_server.transport.result_wire import MAX_FRAME_BYTES, ResultWriter
 
 Send: TypeAlias = Callable[[session_pb2.StreamResponse], None]
 Row: TypeAlias = tuple[int, Answer]
@@ -26,10 +26,14 @@ class Replies:
 
     Args:
         send: takes a message.
+        put: takes the bytes of one.
+        writer_of: writes the results of an engine's model.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, put: Callable[[bytes], None], writer_of: Callable[[Engine], ResultWriter]) -> None:
         self._send = send
+        self._put = put
+        self._writer_of = writer_of
         # Rows of frames under way, by engine, and the handles among them.
         self._rows: dict[Engine, list[Row]] = {}
         self._handles: set[int] = set()
@@ -41,10 +45,13 @@ class Replies:
         if answer.fault is not None:
             self.error(handle, answer.seq, answer.fault)
             return
-        result = session_pb2.StepResult(
-            handle=handle, seq=answer.seq, outputs=output_tensors(answer), replayed=answer.replayed
-        )
-        self._send(session_pb2.StreamResponse(result=result))
+        if answer.replayed:
+            result = session_pb2.StepResult(
+                handle=handle, seq=answer.seq, outputs=output_tensors(answer), replayed=True
+            )
+            self._send(session_pb2.StreamResponse(result=result))
+            return
+        self._put(self._writer_of(answer.session.engine).write_one(handle, answer.seq, answer.outputs))
 
     def framed(self, handle: int, answer: Answer) -> None:
         """Answers a row of a StepFrame."""

@@ -29,6 +29,7 @@ class ResultWriter:
     def __init__(self, outputs: Sequence[spec_pb2.TensorSpec]) -> None:
         self._outputs = outputs
         self._templates: dict[tuple[int, int, int], _Template] = {}
+        self._first_timed = next((index for index, item in enumerate(outputs) if item.has_time), None)
 
     def write(self, handles: NDArray[np.int64], seqs: NDArray[np.int64], outputs: Sequence[Array]) -> list[bytes]:
         """A StreamResponse for each row: outputs are `[rows, time, *shape]`, or `[rows, *shape]` without time."""
@@ -46,20 +47,28 @@ class ResultWriter:
                 messages[row] = message
         return messages
 
+    def write_one(self, handle: int, seq: int, outputs: Sequence[Array]) -> bytes:
+        """A StreamResponse for one row: outputs are `[time, *shape]`, or `[*shape]` without time."""
+        sizes = len(_varint(handle)) if handle else 0, len(_varint(seq))
+        return self._template(*sizes, outputs).fill_one(handle, seq, outputs)
+
     def _write(
         self, form: int, handles: NDArray[np.int64], seqs: NDArray[np.int64], outputs: Sequence[Array]
     ) -> list[bytes]:
         handle_size, seq_size = divmod(form, 16)
-        length = next((array.shape[1] for array, item in zip(outputs, self._outputs, strict=True) if item.has_time), 1)
+        return self._template(handle_size, seq_size, [array[0] for array in outputs]).fill(handles, seqs, outputs)
+
+    def _template(self, handle_size: int, seq_size: int, like: Sequence[Array]) -> "_Template":
+        length = len(like[self._first_timed]) if self._first_timed is not None else 1
         key = (handle_size, seq_size, length)
         template = self._templates.get(key)
         if template is None:
             if len(self._templates) > _MOST_TEMPLATES:
                 self._templates.clear()
-            zeros = [np.zeros_like(array[0]) for array in outputs]
+            zeros = [np.zeros_like(array) for array in like]
             tensors = [encode(array, item.name) for array, item in zip(zeros, self._outputs, strict=True)]
             template = self._templates[key] = _Template(handle_size, seq_size, tensors)
-        return template.fill(handles, seqs, outputs)
+        return template
 
 
 # Chunks come in many lengths.
@@ -86,6 +95,14 @@ class _Template:
             at += 1 + len(_varint(body)) + body
             # `data` is the tensor's last field.
             self._data.append(slice(at - len(tensor.data), at))
+        spans = [self._handle, self._seq, *self._data]
+        stops = [0, *(span.stop for span in spans)]
+        self._between = [message[stop : span.start] for stop, span in zip(stops, spans, strict=False)]
+
+    def fill_one(self, handle: int, seq: int, outputs: Sequence[Array]) -> bytes:
+        numbers = [_varint(handle) if self._handle.start < self._handle.stop else b"", _varint(seq)]
+        fields = [*numbers, *(array.tobytes() for array in outputs)]
+        return b"".join([part for pair in zip(self._between, fields, strict=True) for part in pair])
 
     def fill(self, handles: NDArray[np.int64], seqs: NDArray[np.int64], outputs: Sequence[Array]) -> list[bytes]:
         count, size = len(handles), len(self._bytes)

@@ -34,8 +34,10 @@ class Span:
 
     def numbers(self, messages: NDArray[np.uint8]) -> NDArray[np.int64]:
         """The varints that lie here, of each message; 0 where the span is empty."""
-        values = np.zeros(len(messages), np.int64)
-        for shift, column in enumerate(range(self.start, self.stop)):
+        if self.start == self.stop:
+            return np.zeros(len(messages), np.int64)
+        values = messages[:, self.start].astype(np.int64) & 0x7F
+        for shift, column in enumerate(range(self.start + 1, self.stop), 1):
             values |= (messages[:, column].astype(np.int64) & 0x7F) << (7 * shift)
         return values
 
@@ -57,16 +59,15 @@ class StepLayout:
     timeout_ms: int
     inputs: Sequence[tuple[np.dtype[np.generic], tuple[int, ...], Span]]
     length: int
-    _fixed: NDArray[np.intp]
-    _fixed_bytes: NDArray[np.uint8]
-    _varints: NDArray[np.intp]
-    _continued: NDArray[np.uint8]
+    _blocks: Sequence[tuple[slice, NDArray[np.uint8], NDArray[np.uint8]]]
 
-    def matches(self, messages: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Which of the messages `[count, size]` have this layout."""
-        alike: NDArray[np.bool_] = (messages[:, self._fixed] == self._fixed_bytes).all(axis=1)
-        alike &= ((messages[:, self._varints] & 0x80) == self._continued).all(axis=1)
-        return alike
+    def matches(self, messages: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
+        """Which of the messages `[count, size]` have this layout; None: all of them."""
+        alike = [(messages[:, block] & mask) == wanted for block, mask, wanted in self._blocks]
+        if all(found.all() for found in alike):
+            return None
+        like: NDArray[np.bool_] = np.logical_and.reduce([found.all(axis=1) for found in alike])
+        return like
 
     def arrays(self, messages: NDArray[np.uint8]) -> list[Array]:
         """The inputs of messages that match, in the order of ModelSpec.inputs: `[count, time, *shape]`."""
@@ -99,11 +100,14 @@ def find_layout(message: bytes, step: session_pb2.Step, spec: spec_pb2.ModelSpec
     ]
     nowhere = Span(0, 0)
     handle, seq, acked = (fields.get(tag, nowhere) for tag in (_HANDLE, _SEQ, _ACKED))
-    numbers = [column for span in (handle, seq, acked) for column in range(span.start, span.stop)]
-    loose = {*numbers, *(column for span in tensors for column in range(span.start, span.stop))}
-    fixed = np.array([column for column in range(len(message)) if column not in loose], np.intp)
-    whole = np.frombuffer(message, np.uint8)
-    columns = np.array(numbers, np.intp)
+    # What is no data is compared: all bits of what is the same in all, and of a number's bytes whether another follows.
+    mask = np.full(len(message), 0xFF, np.uint8)
+    for span in (handle, seq, acked):
+        mask[span.start : span.stop] = 0x80
+    wanted = np.frombuffer(message, np.uint8) & mask
+    stops = [0, *(span.stop for span in tensors)]
+    starts = [*(span.start for span in tensors), len(message)]
+    blocks = [slice(start, stop) for start, stop in zip(stops, starts, strict=True) if start < stop]
     return StepLayout(
         handle,
         seq,
@@ -111,10 +115,7 @@ def find_layout(message: bytes, step: session_pb2.Step, spec: spec_pb2.ModelSpec
         step.timeout_ms,
         inputs,
         length,
-        _fixed=fixed,
-        _fixed_bytes=whole[fixed],
-        _varints=columns,
-        _continued=whole[columns] & np.uint8(0x80),
+        _blocks=[(block, mask[block], wanted[block]) for block in blocks],
     )
 
 

@@ -18,7 +18,7 @@ from conveyor_server.errors import Refused
 from conveyor_server.frame_inputs import read_numbers
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.attach import open_session
-from conveyor_server.servicers.convert import duration, session_info, step_content, submission
+from conveyor_server.servicers.convert import duration, session_info, submission
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.events import Answer, Detached
 from conveyor_server.sessions.rules import stopping
@@ -68,7 +68,7 @@ class StreamCall:
         self._intake = intake
         self._frames = FrameReader(self, core, metrics)
         self._seats: dict[int, Seat] = {}
-        self._replies = Replies(self._send)
+        self._replies = Replies(self._send, outlet.put, intake.writer)
         self._routed = False
         # The last message was a frame: its sender is heard again once it is answered.
         self._framing = False
@@ -89,9 +89,9 @@ class StreamCall:
         if data and data[0] == STEP_TAG:
             self._framing = False
             self._intake.add(self, data)
-        else:
-            self._catch_up()
-            self._read(data)
+            return
+        self._catch_up()
+        self._read(data)
         self._core.kick()
 
     def step(self, data: bytes) -> None:
@@ -158,7 +158,6 @@ class StreamCall:
 
     def _single(self, seat: Seat, answer: Answer) -> None:
         if self._holds(seat):
-            self._expect_flush()
             self._replies.single(seat.attachment.handle, answer)
 
     def _framed(self, seat: Seat, answer: Answer) -> None:
@@ -245,7 +244,7 @@ class StreamCall:
             return
         session = seat.attachment.session
         step = submission(
-            step_content(message.inputs, session.engine.spec, self._core.max_time_steps),
+            session.engine.reader.read(message.inputs, self._core.max_time_steps),
             self._core.directory.limits,
             seq=message.seq,
             reply_to=seat.single,
