@@ -31,7 +31,9 @@ class FrameStep:
 
     __slots__ = (
         "_handles",
+        "_order",
         "_pending",
+        "_positions",
         "_seqs",
         "_timeout_ms",
         "batch",
@@ -61,6 +63,8 @@ class FrameStep:
         self._timeout_ms = timeout_ms
         # Made when the step is settled in parts, which few are.
         self._pending: NDArray[np.bool_] | None = None
+        self._order: NDArray[np.intp] | None = None
+        self._positions: dict[int, int] | None = None
 
     @property
     def pending(self) -> NDArray[np.bool_]:
@@ -73,11 +77,19 @@ class FrameStep:
         """A frame has the answers of all rows and of no other, in their order."""
         return self.left == frame.rows and frame.seq_bytes == self._seqs and frame.handle_bytes == self._handles
 
+    def position(self, row: int) -> int | None:
+        """Where a row is, while it is pending."""
+        if self._positions is None:
+            self._positions = {each: position for position, each in enumerate(self.rows.tolist())}
+        position = self._positions.get(row)
+        return position if position is not None and self.pending[position] else None
+
     def find(self, rows: NDArray[np.intp], seqs: Seqs) -> NDArray[np.intp]:
         """Positions of pending (row, seq) pairs; -1 for pairs that are not this step's."""
-        order = np.argsort(self.rows)
-        at = np.minimum(np.searchsorted(self.rows, rows, sorter=order), len(order) - 1)
-        positions = order[at]
+        if self._order is None:
+            self._order = np.argsort(self.rows)
+        at = np.searchsorted(self.rows, rows, sorter=self._order)
+        positions = self._order[np.minimum(at, len(self._order) - 1)]
         mine = (self.rows[positions] == rows) & (self.seqs[positions] == seqs) & self.pending[positions]
         return np.where(mine, positions, -1)
 

@@ -4,17 +4,17 @@ Invariant: as in `session`, per row. A frame's ticket settles when each of its r
 fails stops no other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from conveyor_proto.v1 import session_pb2 as pb
 from numpy.typing import NDArray
 
 from conveyor._core.attachment import Attachment, Claim
-from conveyor._core.batch import Batch, Piece
+from conveyor._core.batch import Batch
 from conveyor._core.frame import Frame, Seqs
 from conveyor._core.frame_step import FrameStep
-from conveyor._core.ledger import ALL, Ledger, Picked
+from conveyor._core.frames import Frames
 from conveyor._core.member import Send
 from conveyor._core.retry import PASSING
 from conveyor._core.session import Leaving
@@ -31,9 +31,7 @@ class PopulationCore:
         attachments: one per row.
         opened: settled once every row was attached for the first time, or fails with the first row's refusal.
         left: settled once every row is closed or detached, as `leave` asked.
-        every_row: `[n]`, the indices of all rows.
         error: why nothing can be asked of it any more, or None.
-        row_errors: rows whose sessions are gone -> why.
     """
 
     def __init__(self, handles: range, claims: Sequence[Claim], send: Send) -> None:
@@ -41,20 +39,16 @@ class PopulationCore:
         self.opened: Ticket[pb.SessionInfo] = Ticket()
         self.left: Ticket[None] = Ticket()
         self.error: ConveyorError | None = None
-        self.row_errors: dict[int, ConveyorError] = {}
         self._handles = handles
         self._send_request = send
         self._signature: Signature | None = None
-        self.every_row = np.arange(len(handles))
-        self._handle_bytes = np.arange(handles.start, handles.stop, dtype=np.uint32).tobytes()
-        self._ledger = Ledger(len(handles))
+        self._frames = Frames(handles)
+        self._ledger = self._frames.ledger
         # The stream that is open now got our attaches, and still takes messages.
         self._present = False
         # Rows whose attach is unanswered on this stream; when there are none, steps may be sent.
         self._attaching: set[int] = set()
         self._leaving: Leaving | None = None
-        # In the order in which they were submitted.
-        self._frames: list[FrameStep] = []
 
     # ------------------------------------------------------------ asked by the client
 
@@ -70,6 +64,16 @@ class PopulationCore:
         return self._signature
 
     @property
+    def every_row(self) -> NDArray[np.intp]:
+        """`[n]`, the indices of all rows."""
+        return self._frames.every_row
+
+    @property
+    def row_errors(self) -> Mapping[int, ConveyorError]:
+        """Rows whose sessions are gone -> why."""
+        return self._frames.row_errors
+
+    @property
     def acked(self) -> Seqs:
         """`[n]` uint64, the last step of each row that was answered."""
         return self._ledger.acked
@@ -82,24 +86,14 @@ class PopulationCore:
         """
         if self.error is not None:
             raise self.error.with_traceback(None)
-        if self._frames and not self._ledger.may_submit(self._picked(rows)):
-            return self._frames[0].ticket
-        return None
+        return self._frames.blocker(rows)
 
     def submit(self, rows: NDArray[np.intp], batch: Batch, timeout_ms: int = 0) -> FrameStep:
         """Numbers a step of some rows and sends it now, or with the next stream. Only where `blocker` gave None."""
-        picked, handles = self._picked(rows), self._handle_bytes
-        if picked is not ALL:
-            handles = (rows + self._handles.start).astype("<u4").tobytes()
-        step = FrameStep(rows, picked, batch, self._ledger.submit(picked), handles, timeout_ms=timeout_ms)
-        self._frames.append(step)
-        if self.row_errors:
-            for position in np.flatnonzero(np.isin(rows, list(self.row_errors))).tolist():
-                row = int(rows[position])
-                self._ledger.unsubmit(row)
-                self._fail_position(step, position, self.row_errors[row])
+        step = self._frames.submit(rows, batch, timeout_ms)
         if self._sending:
-            self._send_step(step)
+            for request in self._frames.requests(step):
+                self._send_request(request)
         return step
 
     def leave(self, how: Leaving) -> Ticket[None]:
@@ -121,9 +115,7 @@ class PopulationCore:
                 if row not in self.row_errors:
                     self._send_goodbye(row, close=not self.opened.done and attachment.creates)
         self._present = False
-        frames, self._frames = self._frames, []
-        for step in frames:
-            step.ticket.fail(error)
+        self._frames.end(error)
         self.opened.fail(error)
         self.left.fail(error)
 
@@ -168,41 +160,13 @@ class PopulationCore:
         self._attach_answered(row)
 
     def result(self, message: pb.StepResult) -> None:
-        row, seq = message.handle - self._handles.start, np.array([message.seq], np.uint64)
-        for step in self._frames:
-            (position,) = step.find(np.array([row]), seq)
-            if position >= 0:
-                lengths = step.batch.lengths
-                frame = Frame(
-                    np.uint32(message.handle).tobytes(),
-                    seq.tobytes(),
-                    [tensor.data for tensor in message.outputs],
-                    None if lengths is None else lengths[[position]],
-                )
-                self._answered(step, np.array([position]), frame, ALL)
-                return
+        self._frames.result(message)
 
     def owns(self, frame: Frame) -> bool:
-        if frame.handle_bytes == self._handle_bytes:
-            return True
-        return int(frame.handles.min()) in self._handles and int(frame.handles.max()) in self._handles
+        return self._frames.owns(frame)
 
     def rows(self, frame: Frame, rows: Sequence[int] | None) -> None:
-        if rows is None and self._frames and self._frames[0].answered_by(frame):
-            self._answered(self._frames[0], ALL, frame, ALL)
-            return
-        mine = np.arange(frame.rows) if rows is None else np.array(rows)
-        its_rows = frame.handles[mine].astype(np.intp) - self._handles.start
-        seqs = frame.seqs[mine]
-        for step in list(self._frames):
-            positions = step.find(its_rows, seqs)
-            found = positions >= 0
-            if not found.any():
-                continue
-            self._answered(step, positions[found], frame, mine[found])
-            if found.all():
-                return
-            mine, its_rows, seqs = mine[~found], its_rows[~found], seqs[~found]
+        self._frames.rows(frame, rows)
 
     def failed(self, handle: int, seq: int, error: ConveyorError) -> bool:
         row = handle - self._handles.start
@@ -222,7 +186,7 @@ class PopulationCore:
             self._ledger.skipped(row, seq)
         else:
             self._ledger.refused(row, min(seq, int(error.metadata.get("next_seq", seq))))
-        self._fail_step(row, seq, error)
+        self._frames.fail(row, seq, error)
         return False
 
     def detached(self, message: pb.SessionDetached) -> None:
@@ -238,13 +202,7 @@ class PopulationCore:
     def suspend(self) -> None:
         self._present = False
         self._attaching.clear()
-        self._ledger.resend_from[:] = 0
-        for row in np.flatnonzero(self._ledger.blocked).tolist():
-            next_seq = int(self._ledger.next_seqs[row])
-            for step in list(self._frames):
-                for position in np.flatnonzero((step.rows == row) & step.pending & (step.seqs >= next_seq)).tolist():
-                    seq = int(step.seqs[position])
-                    self._fail_step(row, seq, self.attachments[row].aborted(seq, next_seq))
+        self._frames.abort(lambda row, refused, seq: self.attachments[row].aborted(seq, refused))
         if self._leaving is Leaving.DETACH:
             # A lost stream is a detach.
             self._leave_done()
@@ -279,8 +237,8 @@ class PopulationCore:
                 self.end(next(iter(self.row_errors.values())))
                 return
             self.opened.resolve(self.attachments[0].info or pb.SessionInfo())
-        for step in self._frames:
-            self._send_step(step)
+        for request in self._frames.unanswered():
+            self._send_request(request)
         if self._leaving is not None:
             self._send_leave()
 
@@ -288,45 +246,8 @@ class PopulationCore:
         """A row's session is gone: its steps fail, now and later."""
         if row in self.row_errors:
             return
-        self.row_errors[row] = error
-        for step in list(self._frames):
-            for position in np.flatnonzero((step.rows == row) & step.pending).tolist():
-                self._fail_step(row, int(step.seqs[position]), error)
+        self._frames.fail_row(row, error)
         self._check_left()
-
-    def _fail_step(self, row: int, seq: int, error: ConveyorError) -> None:
-        for step in list(self._frames):
-            position = int(step.find(np.array([row]), np.array([seq], np.uint64))[0])
-            if position >= 0:
-                self._fail_position(step, position, error)
-                return
-
-    def _fail_position(self, step: FrameStep, position: int, error: ConveyorError) -> None:
-        step.errors[position] = error
-        step.settle(np.array([position]))
-        self._ledger.settled(step.rows[[position]])
-        self._check_done(step)
-
-    def _answered(self, step: FrameStep, positions: Picked, frame: Frame, picked: Picked) -> None:
-        """Rows of a frame answer pending rows of a step, which are all of them where `positions` is ALL."""
-        step.pieces.append(Piece(positions, picked, frame.lengths, frame.columns))
-        step.settle(positions)
-        rows = step.picked if positions is ALL else step.rows[positions]
-        self._ledger.answered(rows, step.seqs[positions])
-        self._check_done(step)
-
-    def _check_done(self, step: FrameStep) -> None:
-        if not step.left:
-            self._frames.remove(step)
-            step.ticket.resolve(step)
-
-    def _picked(self, rows: NDArray[np.intp]) -> Picked:
-        return ALL if rows is self.every_row or np.array_equal(rows, self.every_row) else rows
-
-    def _send_step(self, step: FrameStep) -> None:
-        if step.left:
-            for request in step.requests(self.acked):
-                self._send_request(request)
 
     def _send_leave(self) -> None:
         for row in range(len(self._handles)):
