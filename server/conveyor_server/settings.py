@@ -85,7 +85,7 @@ class Settings:
         4 << 20
     )
     inline_run_s: Annotated[
-        float | None, _Doc("runs up to this long run on the core thread, longer on their own. auto: 2 ms", 0, auto=True)
+        float | None, _Doc("runs up to this long run on the core thread, longer on their own. auto: 4 ms", 0, auto=True)
     ] = None
     workers: Annotated[
         int,

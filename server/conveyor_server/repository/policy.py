@@ -16,7 +16,7 @@ MAX_BATCH = 256
 MAX_QUANTUM = 64
 MAX_BATCH_TIME_STEPS = 1024
 # A thread of its own costs a run 13 to 60 us for two hand-overs, 3 % of this; and for so long other streams may wait.
-INLINE_RUN_S = 0.002
+INLINE_RUN_S = 0.004
 
 # What a run costs the server besides the model: forming the batch, committing its rows, a message to each stream.
 _RUN_COSTS_S = 100e-6

@@ -79,7 +79,7 @@ class Stream:
     """
 
     __slots__ = (
-        *("_call", "_closing", "_failure", "_greeted", "_max_unsent_bytes", "_queue", "_reading", "_receive"),
+        *("_call", "_closing", "_failure", "_greeted", "_held", "_max_unsent_bytes", "_queue", "_reading", "_receive"),
         *("_rpc", "_sending", "_served", "_server", "_touched", "_wants", "metadata", "unsent_bytes"),
     )
 
@@ -94,7 +94,7 @@ class Stream:
         self._receive = (cygrpc.ReceiveMessageOperation(0),)
         self._max_unsent_bytes = server.max_unsent_bytes
         self._served: Served | None = None
-        self._greeted = self._sending = self._reading = self._closing = self._touched = False
+        self._greeted = self._sending = self._reading = self._closing = self._touched = self._held = False
         self._wants = True
         self._failure: status_pb2.Status | None = None
 
@@ -124,6 +124,15 @@ class Stream:
         self._queue.clear()
         self.close()
 
+    def hold(self) -> None:
+        """No message is read until `resume`."""
+        self._held = True
+
+    def resume(self) -> None:
+        """Messages are read again."""
+        self._held = False
+        self._touch()
+
     def advance(self) -> None:
         """Begins what can be begun: a send, the status, a receive."""
         self._touched = False
@@ -135,7 +144,7 @@ class Stream:
             elif self._closing:
                 self._end()
                 return
-        if self._wants and not self._reading and self.unsent_bytes <= self._max_unsent_bytes:
+        if self._wants and not self._reading and not self._held and self.unsent_bytes <= self._max_unsent_bytes:
             self._reading = True
             self._begin(self._receive, self._received)
 

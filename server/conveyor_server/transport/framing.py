@@ -48,6 +48,12 @@ class FrameReader:
         """The stream's sessions are others now."""
         self._last = (b"", np.empty(0, np.int64), True)
 
+    def must_wait(self, frame: session_pb2.StepFrame, numbers: RowNumbers) -> bool:
+        """A session of the frame has a step in the air, which it would have to come down for."""
+        rows, _ = self._rows(frame.handles, numbers)
+        flights = self._core.directory.table.flight[rows]
+        return bool(flights.any()) and bool(flights[rows >= 0].any())
+
     def read(self, frame: session_pb2.StepFrame, numbers: RowNumbers) -> Iterable[tuple[int, StepInputs | Fault, int]]:
         """Offers the rows to their sessions; what is left is to be submitted: row, content and acked_seq."""
         rows, distinct = self._rows(frame.handles, numbers)

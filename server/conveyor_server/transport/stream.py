@@ -5,6 +5,7 @@ stream goes on; after a session left, nothing is said about it; a stream that en
 """
 
 import itertools
+from collections import deque
 from typing import Protocol
 
 from conveyor_proto.codec import WireError
@@ -44,6 +45,12 @@ class Outlet(Protocol):
     def fail(self, status: status_pb2.Status) -> None:
         """Ends the call with that status; what is queued is not sent."""
 
+    def hold(self) -> None:
+        """No request is read until `resume`; one that is on its way still comes."""
+
+    def resume(self) -> None:
+        """Requests are read again."""
+
 
 class StreamCall:
     """The server's side of one stream. Core thread only.
@@ -70,8 +77,8 @@ class StreamCall:
         self._seats: dict[int, Seat] = {}
         self._replies = Replies(self._send, outlet.put, intake.writer)
         self._routed = False
-        # The last message was a frame: its sender is heard again once it is answered.
-        self._framing = False
+        # A frame for sessions whose last step is not answered, and what came after it.
+        self._parked: deque[bytes] = deque()
         self._ending = False
         # Told to go away, and listened to until it half-closes.
         self._lingering = False
@@ -82,17 +89,28 @@ class StreamCall:
     @property
     def eager(self) -> bool:
         """The next message is wanted before this one is answered: it may be another session's, for the same run."""
-        return len(self._seats) > 1 and not self._framing
+        return len(self._seats) > 1
 
     def receive(self, data: bytes) -> None:
         """Takes one message; bytes that are none end the stream with INVALID_ARGUMENT."""
-        if data and data[0] == STEP_TAG:
-            self._framing = False
+        if self._parked:
+            self._parked.append(data)
+        elif data and data[0] == STEP_TAG:
             self._intake.add(self, data)
-            return
-        self._catch_up()
-        self._read(data)
-        self._core.kick()
+        else:
+            self._catch_up()
+            self._read(data)
+            self._core.kick()
+
+    def unpark(self) -> None:
+        """Takes the messages that waited for an answer, as far as that goes now."""
+        parked, self._parked = self._parked, deque()
+        while parked and not self._parked:
+            self.receive(parked.popleft())
+        self._parked += parked
+        if not self._parked:
+            self._intake.parked.discard(self)
+            self._outlet.resume()
 
     def step(self, data: bytes) -> None:
         """Takes a message that holds a step, alone."""
@@ -101,6 +119,7 @@ class StreamCall:
     def told(self, message: bytes) -> None:
         """Sends a message behind those of this turn that are on their way."""
         self._outlet.put(message)
+        self._look_at_parked()
 
     def half_close(self) -> None:
         """The client sends no more: detach all, answer what was accepted, then end."""
@@ -130,6 +149,8 @@ class StreamCall:
         """The call is gone. Sessions live on, and what was accepted is run and recorded."""
         self._catch_up()
         self._broken = True
+        self._parked.clear()
+        self._intake.parked.discard(self)
         self._outlet.close()
         self._core.directory.abandon([seat.attachment for seat in self._seats.values()], self._core.now())
         self._seats.clear()
@@ -156,11 +177,17 @@ class StreamCall:
         self._expect_flush()
         self._replies.about(attachment.handle, session_pb2.StreamResponse(detached=message))
 
+    def _look_at_parked(self) -> None:
+        if self._parked:
+            self._core.kick()
+
     def _single(self, seat: Seat, answer: Answer) -> None:
+        self._look_at_parked()
         if self._holds(seat):
             self._replies.single(seat.attachment.handle, answer)
 
     def _framed(self, seat: Seat, answer: Answer) -> None:
+        self._look_at_parked()
         if self._holds(seat):
             self._expect_flush()
             self._replies.framed(seat.attachment.handle, answer)
@@ -191,13 +218,12 @@ class StreamCall:
             message = "a message of the stream is no StreamRequest: send what session.proto describes"
             self._outlet.fail(to_status(Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "message"})))
             return
-        self._request(request)
+        self._request(request, data)
 
-    def _request(self, request: session_pb2.StreamRequest) -> None:
+    def _request(self, request: session_pb2.StreamRequest, data: bytes) -> None:
         kind = request.WhichOneof("kind")
         if kind == "frame":
-            self._framing = True
-            self._frame(request.frame)
+            self._frame(request.frame, data)
         elif kind == "step":
             self._step(request.step)
         elif kind == "attach":
@@ -254,11 +280,17 @@ class StreamCall:
         )
         self._core.directory.submit(session, step, self._core.now())
 
-    def _frame(self, frame: session_pb2.StepFrame) -> None:
+    def _frame(self, frame: session_pb2.StepFrame, data: bytes) -> None:
         try:
             numbers = read_numbers(frame)
         except WireError as error:
             self._refuse(0, 0, error.fault)
+            return
+        if self._frames.must_wait(frame, numbers):
+            # Its sessions' last steps are in the air: as a whole it goes faster than row by row behind them.
+            self._parked.append(data)
+            self._intake.parked.add(self)
+            self._outlet.hold()
             return
         contents = self._frames.read(frame, numbers)
         directory, now = self._core.directory, self._core.now()

@@ -49,7 +49,7 @@ def test_a_run_stays_under_5_ms_where_that_costs_little():
     """Every row costs 100 us: 64 of them would be 4 % cheaper than 32, and hold everybody for 6.6 ms."""
     policy = choose({(rows, 1): (200 + 100 * rows) * US for rows in (1, 8, 32, 128, 256)})
     assert policy.max_batch == 32
-    assert policy.inline_rows == 16
+    assert policy.inline_rows == 32
 
 
 def test_a_run_grows_beyond_5_ms_while_doubling_it_costs_less_than_half_as_much_again():
@@ -107,7 +107,7 @@ def test_what_is_given_is_taken_and_the_rest_follows():
 def test_a_given_batch_beyond_what_was_measured():
     """Run times grow in proportion beyond the largest that was measured."""
     policy = choose(LSTM_256, Overrides(max_batch=1000))
-    assert (policy.max_batch, policy.max_batch_time_steps, policy.inline_rows) == (1000, 1024, 256)
+    assert (policy.max_batch, policy.max_batch_time_steps, policy.inline_rows) == (1000, 1024, 512)
 
 
 def test_everything_given_is_everything_kept():
@@ -124,6 +124,6 @@ def test_which_runs_the_scheduler_may_form():
 
 def test_it_says_itself_in_the_log():
     assert str(choose(LSTM_256, Overrides(quantum=8))) == (
-        "max_batch 256, quantum 8 given, max_batch_time_steps 256, inline_run_s 0.002 (up to 256 sessions)"
+        "max_batch 256, quantum 8 given, max_batch_time_steps 256, inline_run_s 0.004 (up to 256 sessions)"
     )
-    assert str(choose({(1, 1): 10.0})).endswith("inline_run_s 0.002 (no sessions)")
+    assert str(choose({(1, 1): 10.0})).endswith("inline_run_s 0.004 (no sessions)")
