@@ -64,7 +64,7 @@ def assemble(
         return _assemble_one(*alone[0], destinations, spec)
     if len(cohorts) == 1 and not alone:
         (cohort,) = cohorts
-        sources, lengths, inputs = lanes.held[cohort.lanes], [cohort.length] * len(cohort.members), cohort.inputs
+        sources, lengths, inputs = lanes.held[cohort.where], [cohort.length] * len(cohort.members), cohort.inputs
     else:
         held = [step.working + 1 if step.working is not None else _held(step) for step, _ in alone]
         sources = np.concatenate([*(lanes.held[cohort.lanes] for cohort in cohorts), np.array(held, np.int64)])

@@ -203,7 +203,8 @@ class Engine:
             good = np.ones(len(cohort.members), np.bool_)
             good[list(claims.values())] = False
             rows = first + np.flatnonzero(good)
-            cohort.members, cohort.lanes = cohort.members[good], cohort.lanes[good]
+            cohort.members = cohort.members[good]
+            cohort.lanes = cohort.where = cohort.lanes[good]
             cohort.outputs = [
                 array[rows, : cohort.length] if timed else array[rows]
                 for array, timed in zip(result.outputs, self._timed, strict=True)
@@ -215,9 +216,10 @@ class Engine:
                 for array, timed in zip(result.outputs, self._timed, strict=True)
             ]
             mine = destinations[first:last]
-        held = self.lanes.held[cohort.lanes]
-        self.lanes.held[cohort.lanes] = mine + 1
-        self.slots.release_many(held[held > 0] - 1)
+        held = self.lanes.held[cohort.where]
+        free = held[held > 0] - 1
+        self.lanes.held[cohort.where] = mine + 1
+        self.slots.release_many(free)
         cohort.running = False
         return finished
 

@@ -247,12 +247,13 @@ class Directory:
         Returns the other members, in order: their steps are to be submitted one by one.
         """
         table, rows = self.table, offer.rows
-        good = (table.gate[rows] == offer.holders) & (offer.seqs == table.applied_seq[rows] + 1)
+        good = (table.gate[offer.where] == offer.holders) & (offer.seqs == table.applied_seq[offer.where] + 1)
         if offer.train > 1:
             good &= table.credit[rows] >= offer.train
         if not offer.distinct:
             good &= _first_of_each(rows)
-        chosen, acked_seqs = rows, offer.acked_seqs
+        chosen: slice | NDArray[np.int64] = offer.where
+        acked_seqs = offer.acked_seqs
         if good.all():
             accepted, others = np.arange(len(rows)), _NOBODY
         else:

@@ -48,6 +48,7 @@ class Offer:
     Attributes:
         engine, record: of all of the sessions.
         rows: int64 `[members]`, the sessions' rows in the table.
+        where: the same, or the slice that they are; see Cohort.
         seqs: int64 `[members]`, of the member's first step.
         acked_seqs: int64 `[members]`, or None where the clients say nothing.
         holders: int64 `[members]`, the number of the stream that sent it.
@@ -63,6 +64,7 @@ class Offer:
     engine: Engine
     record: Record
     rows: NDArray[np.int64]
+    where: "slice | NDArray[np.int64]"
     seqs: NDArray[np.int64]
     acked_seqs: NDArray[np.int64] | None
     holders: NDArray[np.int64]
@@ -103,28 +105,31 @@ class Flight:
         offer, table = self.offer, self.table
         whole = len(members) == len(offer.rows)
         rows = offer.rows if whole else offer.rows[members]
-        table.flight[rows] = self.number
-        table.gate[rows] = 0
-        table.failed_seq[rows] = 0
+        where = offer.where if whole else rows
+        table.flight[where] = self.number
+        table.gate[where] = 0
+        table.failed_seq[where] = 0
         table.flights[self.number] = self
         self.waiting = len(members)
         inputs = offer.inputs if whole else [array[members] for array in offer.inputs]
-        self.cohort = Cohort(self, members, rows, inputs, offer.length, self.submitted_at, self.deadline, offer.train)
+        self.cohort = Cohort(
+            self, members, rows, where, inputs, offer.length, self.submitted_at, self.deadline, offer.train
+        )
         offer.engine.backlog_time_steps += offer.length * len(members)
         offer.engine.submit_cohort(self.cohort)
 
     def land(self, cohort: Cohort) -> None:
         """What is left of a cohort ran: the sessions have moved, and their gates open."""
         offer, table = self.offer, self.table
-        members, rows = cohort.members, cohort.lanes
+        members, where = cohort.members, cohort.where
         whole = len(members) == len(offer.rows)
         seqs = offer.seqs if whole else offer.seqs[members]
         prints = offer.prints if whole else offer.prints[members]
-        self._record(rows, seqs, prints, cohort.outputs)
-        table.applied_seq[rows] = seqs + (offer.train - 1)
-        table.applied_time_steps[rows] += offer.length
-        table.flight[rows] = 0
-        table.gate[rows] = offer.holders if whole else offer.holders[members]
+        self._record(cohort, seqs, prints)
+        table.applied_seq[where] = seqs + (offer.train - 1)
+        table.applied_time_steps[where] += offer.length
+        table.flight[where] = 0
+        table.gate[where] = offer.holders if whole else offer.holders[members]
         offer.engine.backlog_time_steps -= offer.length * len(members)
         self._answered(len(members))
 
@@ -169,16 +174,16 @@ class Flight:
         whole.train = offer.train
         return whole
 
-    def _record(
-        self, rows: NDArray[np.int64], seqs: NDArray[np.int64], prints: NDArray[np.uint64], outputs: Sequence[Array]
-    ) -> None:
-        offer = self.offer
+    def _record(self, cohort: Cohort, seqs: NDArray[np.int64], prints: NDArray[np.uint64]) -> None:
+        offer, rows, outputs = self.offer, cohort.lanes, cohort.outputs
         if offer.length == offer.train:
             for turn in range(offer.train):
                 parts = outputs if offer.train == 1 else [array[:, turn : turn + 1] for array in outputs]
-                offer.record.add(rows, seqs + turn, prints[:, turn], parts)
-            for row in rows[self.table.kept[rows]].tolist():
-                self._session(row).answers.trim()
+                offer.record.add(cohort.where, seqs + turn, prints[:, turn], parts)
+            kept = self.table.kept[cohort.where]
+            if kept.any():
+                for row in rows[kept].tolist():
+                    self._session(row).answers.trim()
             return
         for index, row in enumerate(rows.tolist()):
             # Copies: what is kept for replay must not keep the whole run's outputs.

@@ -47,7 +47,7 @@ class Record:
 
     def add(
         self,
-        rows: NDArray[np.int64],
+        rows: "slice | NDArray[np.int64]",
         seqs: NDArray[np.int64],
         prints: NDArray[np.uint64],
         outputs: Sequence[Array],
@@ -73,6 +73,8 @@ class Record:
         if lowest == int(positions.max()):
             self._put(lowest, rows, prints, outputs)
             return
+        if isinstance(rows, slice):
+            rows = np.arange(rows.start, rows.stop)
         for position in np.unique(positions).tolist():
             here = positions == position
             self._put(position, rows[here], prints[here], [array[here] for array in outputs])
@@ -98,7 +100,7 @@ class Record:
         after = min(acked_seq, int(table.applied_seq[row])) + 1
         table.first_seq[row] = max(table.first_seq[row], after)
 
-    def acknowledge(self, rows: NDArray[np.int64], acked_seqs: NDArray[np.int64]) -> None:
+    def acknowledge(self, rows: "slice | NDArray[np.int64]", acked_seqs: NDArray[np.int64]) -> None:
         """Drops answers that clients say they hold. A word about steps that were not applied counts for nothing."""
         table = self.table
         acked_seqs = np.minimum(acked_seqs, table.applied_seq[rows])
@@ -114,7 +116,7 @@ class Record:
         return Recorded(seq, int(self._prints[position][row]), 1, outputs)
 
     def _put(
-        self, position: int, rows: NDArray[np.int64], prints: NDArray[np.uint64], outputs: Sequence[Array]
+        self, position: int, rows: "slice | NDArray[np.int64]", prints: NDArray[np.uint64], outputs: Sequence[Array]
     ) -> None:
         self._make(position)
         for plane, array in zip(self._planes[position], outputs, strict=True):

@@ -4,6 +4,7 @@ Invariant: every row of a frame that can be read is answered: through the offer,
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -41,48 +42,48 @@ class FrameReader:
         self._sender = sender
         self._core = core
         self._metrics = metrics
-        # The last frame's handles, their rows of the table, and whether they are distinct: the next has the same.
-        self._last: tuple[bytes, NDArray[np.int64], bool] = (b"", np.empty(0, np.int64), True)
+        # The last frame's: the next has the same handles.
+        self._last = _NO_ROWS
 
     def forget(self) -> None:
         """The stream's sessions are others now."""
-        self._last = (b"", np.empty(0, np.int64), True)
+        self._last = _NO_ROWS
 
     def must_wait(self, frame: session_pb2.StepFrame, numbers: RowNumbers) -> bool:
         """A session of the frame has a step in the air, which it would have to come down for."""
-        rows, _ = self._rows(frame.handles, numbers)
-        flights = self._core.directory.table.flight[rows]
-        return bool(flights.any()) and bool(flights[rows >= 0].any())
+        rows = self._rows(frame.handles, numbers)
+        flights = self._core.directory.table.flight[rows.where]
+        return bool(flights.any()) and bool(flights[rows.rows >= 0].any())
 
     def read(self, frame: session_pb2.StepFrame, numbers: RowNumbers) -> Iterable[tuple[int, StepInputs | Fault, int]]:
         """Offers the rows to their sessions; what is left is to be submitted: row, content and acked_seq."""
-        rows, distinct = self._rows(frame.handles, numbers)
+        rows = self._rows(frame.handles, numbers)
+        count = len(rows.rows)
         engine = self._engine(rows)
         if isinstance(engine, Fault):
-            return _alike(engine, len(rows))
+            return _alike(engine, count)
         try:
-            columns = read_columns(frame, len(rows), engine.spec)
+            columns = read_columns(frame, count, engine.spec)
         except WireError as error:
-            return _alike(error.fault, len(rows))
+            return _alike(error.fault, count)
         left: NDArray[np.int64] | None = None
-        block = columns.block(engine.limits.quantum) if (rows >= 0).all() else None
+        block = columns.block(engine.limits.quantum) if rows.known else None
         if block is not None:
-            left = self._offer(frame, numbers, rows, columns, block, distinct=distinct)
+            left = self._offer(frame, numbers, rows, columns, block)
         return _alone(columns, self._core.max_time_steps, left)
 
-    def _rows(self, handles: bytes, numbers: RowNumbers) -> tuple[NDArray[np.int64], bool]:
-        """Each row's row of the session table, -1 where the stream has none, and whether all are distinct."""
-        if handles != self._last[0]:
+    def _rows(self, handles: bytes, numbers: RowNumbers) -> "_Rows":
+        if handles != self._last.handles:
             known = self._sender.rows
             rows = np.array([known.get(handle, -1) for handle in numbers.handles.tolist()], np.int64)
-            self._last = (handles, rows, len(np.unique(rows)) == len(rows))
-        return self._last[1:]
+            self._last = _Rows.of(handles, rows)
+        return self._last
 
-    def _engine(self, rows: NDArray[np.int64]) -> Engine | Fault:
+    def _engine(self, rows: "_Rows") -> Engine | Fault:
         """The engine of all sessions that the frame names."""
         table = self._core.directory.table
-        known = rows if (rows >= 0).all() else rows[rows >= 0]
-        records = table.record[known]
+        known = rows.rows if rows.known else rows.rows[rows.rows >= 0]
+        records = table.record[rows.where if rows.known else known]
         if len(known) and (records == records[0]).all():
             session = table.sessions[int(known[0])]
             if session is not None:
@@ -96,33 +97,33 @@ class FrameReader:
         self,
         frame: session_pb2.StepFrame,
         numbers: RowNumbers,
-        rows: NDArray[np.int64],
+        rows: "_Rows",
         columns: FrameColumns,
         block: Block,
-        *,
-        distinct: bool,
     ) -> NDArray[np.int64] | None:
         """Offers a block; returns the rows that are left, or None: all of them."""
         directory, sender = self._core.directory, self._sender
-        session = directory.table.sessions[int(rows[0])]
+        session = directory.table.sessions[int(rows.rows[0])]
         if session is None:
             return None
         handles, seqs, acked_seqs = numbers.handles, numbers.seqs, columns.acked_seqs
         inputs, prints, length, train = block.inputs, block.prints[:, np.newaxis], block.length, 1
-        if not distinct:
-            train = len(rows)
+        if not rows.distinct:
+            train = len(handles)
             if not _is_train(session.engine, numbers, length):
                 return None
-            rows, handles, seqs, prints, length = rows[:1], handles[:1], seqs[:1], prints.reshape(1, -1), train
+            rows = _Rows.of(b"", rows.rows[:1])
+            handles, seqs, prints, length = handles[:1], seqs[:1], prints.reshape(1, -1), train
             acked_seqs = None if acked_seqs is None else acked_seqs.max(keepdims=True)
             inputs = [array.reshape(1, train, *array.shape[2:]) for array in inputs]
         offer = Offer(
             session.engine,
             session.record,
-            rows,
+            rows.rows,
+            rows.where,
             seqs,
             acked_seqs,
-            np.full(len(rows), sender.number),
+            np.full(len(seqs), sender.number),
             prints,
             inputs,
             length,
@@ -134,6 +135,36 @@ class FrameReader:
         left = directory.offer(offer, self._core.now())
         # A train goes as a whole or not at all.
         return None if train > 1 and len(left) else left
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The sessions that a frame names.
+
+    Attributes:
+        handles: as they came.
+        rows: int64, each one's row of the session table; -1 where the stream has no such session.
+        where: the same, or the slice that they are.
+        known: none is -1.
+        distinct: none is there twice.
+    """
+
+    handles: bytes
+    rows: NDArray[np.int64]
+    where: slice | NDArray[np.int64]
+    known: bool
+    distinct: bool
+
+    @classmethod
+    def of(cls, handles: bytes, rows: NDArray[np.int64]) -> "_Rows":
+        known = bool((rows >= 0).all())
+        first, count = int(rows[0]), len(rows)
+        beside = known and bool((rows == np.arange(first, first + count)).all())
+        where = slice(first, first + count) if beside else rows
+        return cls(handles, rows, where, known, beside or len(np.unique(rows)) == count)
+
+
+_NO_ROWS = _Rows(b"", np.empty(0, np.int64), slice(0, 0), known=True, distinct=True)
 
 
 def _is_train(engine: Engine, numbers: RowNumbers, length: int) -> bool:

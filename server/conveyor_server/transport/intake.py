@@ -209,6 +209,7 @@ class Intake:
             form.engine,
             form.record,
             rows,
+            rows,
             seqs,
             layout.acked_seq.numbers(part.messages) if layout.acked_seq.stop else None,
             np.array([sender.number for sender in part.senders]),
