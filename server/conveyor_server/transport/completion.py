@@ -74,13 +74,14 @@ class Stream:
     """One streaming call. See stream.Outlet. Core thread only.
 
     Attributes:
+        call: grpcio's.
         metadata: what the client sent ahead, by lower-case key.
         unsent_bytes: of messages that were put and not taken by the transport.
     """
 
     __slots__ = (
-        *("_call", "_closing", "_failure", "_greeted", "_held", "_max_unsent_bytes", "_queue", "_reading", "_receive"),
-        *("_rpc", "_sending", "_served", "_server", "_touched", "_wants", "metadata", "unsent_bytes"),
+        *("_closing", "_failure", "_greeted", "_held", "_max_unsent_bytes", "_queue", "_reading", "_receive"),
+        *("_rpc", "_sending", "_served", "_server", "_touched", "_wants", "call", "metadata", "unsent_bytes"),
     )
 
     def __init__(self, server: "CompletionServer", rpc: Any, call: Any, metadata: Mapping[str, str]) -> None:
@@ -88,7 +89,7 @@ class Stream:
         self.unsent_bytes = 0
         self._server = server
         self._rpc = rpc
-        self._call = call
+        self.call = call
         self._queue: deque[bytes] = deque()
         # One for all messages: it holds no more than the message that is on its way.
         self._receive = (cygrpc.ReceiveMessageOperation(0),)
@@ -206,7 +207,7 @@ class Stream:
     def _begin(self, operations: Sequence[Any], tag: Callable[[Any], Any]) -> None:
         # Bound methods of one object are equal and hash alike, so `due` knows them again.
         self._rpc.due.add(tag)
-        error = self._call.start_server_batch(operations, tag)
+        error = self.call.start_server_batch(operations, tag)
         if error:
             self._rpc.due.discard(tag)
             raise Unusable(f"a batch was refused with error {error}")
@@ -245,14 +246,12 @@ class CompletionServer:
     Args:
         server: made by grpc.server and not started.
         max_unsent_bytes: a stream with more than this unsent reads no request.
-        arrived: gets each Stream call, and answers with what its messages are for.
     """
 
-    def __init__(self, server: grpc.Server, *, max_unsent_bytes: int, arrived: Callable[[Stream], Served]) -> None:
+    def __init__(self, server: grpc.Server, *, max_unsent_bytes: int) -> None:
         self.max_unsent_bytes = max_unsent_bytes
         self.touched: list[Stream] = []
         self.stopped = False
-        self._arrived = arrived
         self._server = server
         self._inline = _Inline(1)
         self._alarm_call: Any = None
@@ -265,11 +264,18 @@ class CompletionServer:
         handlers = {method: self.handler(self._answer_alarm)}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
-    def handler(self, begin: "Callable[[Any, Any], None] | None" = None) -> "grpc.RpcMethodHandler[Any, Any]":
-        """The method handler of a Stream call."""
+    def handler(self, arrived: Callable[[Stream], Served]) -> "grpc.RpcMethodHandler[Any, Any]":
+        """The handler of a method whose calls are streams of tags.
 
-        def behaviour(requests: Any, _context: Any, _send: Any) -> None:
-            (begin or self._begin_stream)(requests, _context)
+        Args:
+            arrived: gets each call, and answers with what its messages are for.
+        """
+
+        def behaviour(requests: Any, context: Any, _send: Any) -> None:
+            rpc, call = requests._state, requests._call
+            metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+            stream = Stream(self, rpc, call, metadata)
+            stream.begin(arrived(stream))
 
         behaviour.experimental_non_blocking = True  # type: ignore[attr-defined]
         behaviour.experimental_thread_pool = self._inline  # type: ignore[attr-defined]
@@ -376,16 +382,9 @@ class CompletionServer:
                     self._accept(accept)
         return None, ()
 
-    def _begin_stream(self, requests: Any, context: Any) -> None:
-        rpc, call = requests._state, requests._call
-        metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
-        stream = Stream(self, rpc, call, metadata)
-        stream.begin(self._arrived(stream))
-
-    def _answer_alarm(self, requests: Any, _context: Any) -> None:
-        stream = Stream(self, requests._state, requests._call, {})
-        self._alarm_call = requests._call
-        stream.begin(_Mirror(stream))
+    def _answer_alarm(self, stream: Stream) -> Served:
+        self._alarm_call = stream.call
+        return _Mirror(stream)
 
     # ------------------------------------------------------------ the self-test
 

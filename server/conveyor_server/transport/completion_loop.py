@@ -1,12 +1,16 @@
 """An asyncio event loop that waits at grpcio's completion queue instead of at sockets.
 
 So one thread serves everything: the queue's events, then what they caused, then asyncio's own callbacks, timers and
-coroutines. Invariant: whatever another thread asks for (`call_soon_threadsafe`) rings the queue's alarm; sockets of
-asyncio's own (signals) are looked at between the turns, and every 50 ms at the latest.
+coroutines. Invariant: whatever another thread asks for (`call_soon_threadsafe`) rings the queue's alarm, and so does a
+socket of asyncio's that becomes ready; asyncio's socket to itself (signals), which every loop has and a server without
+others needs no thread for, is looked at between the turns, and every 50 ms at the latest.
 """
 
 import asyncio
+import os
+import select
 import selectors
+import threading
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from typing import Any, TypeVarTuple, Unpack
@@ -17,6 +21,8 @@ _Arguments = TypeVarTuple("_Arguments")
 _LOOK_S = 0.05
 # Where no alarm can be rung, other threads are heard this late.
 _DEAF_LOOK_S = 0.002
+# Every loop of asyncio's has one to itself.
+_OWN_SOCKETS = 1
 
 
 class _Selector(selectors.BaseSelector):
@@ -26,10 +32,14 @@ class _Selector(selectors.BaseSelector):
         self.server: CompletionServer | None = None
         self.deferred: list[Callable[[], object]] = []
         self.called = False
-        self._sockets = selectors.DefaultSelector()
+        self._sockets = selectors.EpollSelector()
+        self._watcher: _Watcher | None = None
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        return self._sockets.register(fileobj, events, data)
+        key = self._sockets.register(fileobj, events, data)
+        if self._watcher is None and len(self._sockets.get_map()) > _OWN_SOCKETS:
+            self._watcher = _Watcher(self._sockets.fileno(), self.wake)
+        return key
 
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:
         return self._sockets.unregister(fileobj)
@@ -41,10 +51,20 @@ class _Selector(selectors.BaseSelector):
         return self._sockets.get_map()
 
     def close(self) -> None:
+        if self._watcher is not None:
+            self._watcher.close()
         self._sockets.close()
+
+    def wake(self) -> None:
+        """The next wait is none, and one under way ends. Any thread."""
+        self.called = True
+        if self.server is not None:
+            self.server.alarm()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         server = self.server
+        if self._watcher is not None:
+            self._watcher.served()
         if server is None or server.stopped:
             self.run()
             return self._sockets.select(0 if self.deferred else timeout)
@@ -60,6 +80,49 @@ class _Selector(selectors.BaseSelector):
         deferred, self.deferred = self.deferred, []
         for callback in deferred:
             callback()
+
+
+class _Watcher:
+    """A thread that waits at the sockets while the loop waits at the queue, and wakes it when one is ready.
+
+    Args:
+        sockets: descriptor of the epoll that they are registered with.
+        wake: wakes the loop.
+    """
+
+    def __init__(self, sockets: int, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._closed = False
+        self._closing = os.eventfd(0)
+        self._served = threading.Event()
+        self._poll = select.poll()
+        for descriptor in (sockets, self._closing):
+            self._poll.register(descriptor, select.POLLIN)
+        # A daemon: an abandoned loop, which nobody closes, must not keep the process.
+        self._thread = threading.Thread(target=self._watch, name="sockets", daemon=True)
+        self._thread.start()
+
+    def served(self) -> None:
+        """The loop has done what was ready: what is ready now is new. Loop thread."""
+        self._served.set()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed = True
+        os.eventfd_write(self._closing, 1)
+        self._served.set()
+        self._thread.join()
+        os.close(self._closing)
+
+    def _watch(self) -> None:
+        while True:
+            self._poll.poll()
+            self._served.clear()
+            if self._closed:
+                return
+            self._wake()
+            # Until then, it would only be seen again and again.
+            self._served.wait()
 
 
 class CompletionLoop(asyncio.SelectorEventLoop):
@@ -85,7 +148,5 @@ class CompletionLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.Handle:
         """As asyncio's. Any thread."""
         handle = super().call_soon_threadsafe(callback, *args, context=context)
-        self._turns.called = True
-        if self._turns.server is not None:
-            self._turns.server.alarm()
+        self._turns.wake()
         return handle

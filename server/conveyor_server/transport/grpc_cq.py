@@ -10,7 +10,7 @@ from concurrent import futures
 import grpc
 from conveyor_proto.v1 import session_pb2
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from conveyor_server.metrics import Metrics
@@ -19,6 +19,7 @@ from conveyor_server.transport.binding import Calls, threaded_handlers
 from conveyor_server.transport.completion import CompletionServer, SelfTest, Stream
 from conveyor_server.transport.completion_loop import CompletionLoop
 from conveyor_server.transport.echo import EchoCall
+from conveyor_server.transport.health import Health
 from conveyor_server.transport.port import Tls, WireOptions, channel_options, listen
 from conveyor_server.transport.stream import StreamCall
 from conveyor_server.transport.streams import Streams
@@ -53,18 +54,16 @@ class CqServer:
         self._calls = Calls()
         self._streams = Streams(core, metrics, diagnostics=options.diagnostics)
         self._server = grpc.server(self._threads, options=channel_options(options))
-        self._completion = CompletionServer(
-            self._server, max_unsent_bytes=options.max_outgoing_bytes, arrived=self._arrived
-        )
+        self._completion = CompletionServer(self._server, max_unsent_bytes=options.max_outgoing_bytes)
         self._selftest: SelfTest | None = None
         self._names = [service.full_name for service in servicers]
         for service, servicer in servicers.items():
             handlers = threaded_handlers(service, servicer, self._calls, metrics, loop)
             if service is _SESSIONS:
-                handlers["Stream"] = self._completion.handler()
+                handlers["Stream"] = self._completion.handler(self._arrived)
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
-        self._health = health.HealthServicer(experimental_non_blocking=True)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._health = Health(self._completion, (service.full_name for service in servicers))
+        self._server.add_generic_rpc_handlers((self._health.handlers(),))
         reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
     def listen(self, host: str, port: int, tls: Tls | None) -> int:
@@ -84,9 +83,7 @@ class CqServer:
 
     async def say(self, *, serving: bool) -> None:
         """Tells health checks."""
-        response = health_pb2.HealthCheckResponse
-        for service in ("", *self._names):
-            self._health.set(service, response.SERVING if serving else response.NOT_SERVING)
+        self._health.say(serving=serving)
 
     async def drain(self, stops_at: float, now: float) -> bool:
         """Sends streams away and waits until they and the unary calls are done; False: time ran out."""
