@@ -5,11 +5,11 @@ The public `grpc.server` keeps the ports, unary calls and their threads, health,
 so that streams that are opened by the thousand at once are all taken; and a Stream call, marked non-blocking as
 grpcio's own health service marks `Watch`, never gets a thread: its reads and writes are tags of the same queue.
 
-What is used beyond the public API, and since when it has been as it is here: `Server._state` with `completion_queue`,
-`server`, `rpc_states`, `due`, `stage` (1.0); `_server._handle_call` with these arguments (1.65: a method object in the
-second place); `_RequestIterator._state` and `._call` (1.0); `experimental_non_blocking` and `experimental_thread_pool`
-on a behaviour (1.24); cygrpc's operations, `Call.start_server_batch` and `Server.request_call` (1.0). TESTED names the
-versions that the tests of this project have run on; on any version, `selftest` decides.
+What is used beyond the public API: `Server._state` with `completion_queue`, `server`, `lock`, `rpc_states`, `due`,
+`stage`, `thread_pool`, `generic_handlers` and `registered_method_handlers`; `_server._handle_call` with these
+arguments; `_RequestIterator._state` and `._call`; `experimental_non_blocking` and `experimental_thread_pool` on a
+behaviour; cygrpc's operations, `Call.start_server_batch`, `Server.request_call` and `request_registered_call`. TESTED
+names the versions that the tests of this project have run on; on any version, the self-test decides.
 
 Invariants: one send and one receive of a call are under way at most; an exception in a stream ends that stream only; a
 call is let go once its last tag has come back.
@@ -288,7 +288,10 @@ class CompletionServer:
             state.server.start()
             state.stage = _server._ServerStage.STARTED
             for _ in range(_ACCEPTS):
-                self._accept(_Accept(self._accepted))
+                self._accept(_Accept(self._accepted, None))
+            # Generated code registers its methods with the core library, which then matches them itself.
+            for method in state.registered_method_handlers:
+                self._accept(_Accept(self._accepted, method))
 
     def turn(self, timeout_s: float, run: Callable[[], None]) -> None:
         """Waits for an event at most that long, takes all that are there, then runs, then sends.
@@ -358,16 +361,22 @@ class CompletionServer:
     def _accept(self, accept: "_Accept") -> None:
         state = self._state
         state.due.add(accept)
-        state.server.request_call(state.completion_queue, state.completion_queue, accept)
+        if accept.method is None:
+            state.server.request_call(state.completion_queue, state.completion_queue, accept)
+        else:
+            state.server.request_registered_call(state.completion_queue, state.completion_queue, accept.method, accept)
 
     def _accepted(self, accept: "_Accept", event: Any) -> tuple[None, Sequence[Callable[[], None]]]:
         state = self._state
         with state.lock:
             state.due.discard(accept)
+            method: Any = _server._GenericMethod(state.generic_handlers)
+            if accept.method is not None:
+                method = _server._RegisteredMethod(accept.method, state.registered_method_handlers[accept.method])
             try:
                 rpc, future = _server._handle_call(
                     event,
-                    _server._GenericMethod(state.generic_handlers),
+                    method,
                     state.interceptor_pipeline,
                     state.thread_pool,
                     False,
@@ -394,10 +403,15 @@ class CompletionServer:
 
 
 class _Accept:
-    """One call that is waited for. Objects, because each needs its own place in the server's `due`."""
+    """One call that is waited for. Objects, because each needs its own place in the server's `due`.
 
-    def __init__(self, accepted: Callable[["_Accept", Any], Any]) -> None:
+    Attributes:
+        method: that is registered with the core library; None: all others.
+    """
+
+    def __init__(self, accepted: Callable[["_Accept", Any], Any], method: str | None) -> None:
         self._accepted = accepted
+        self.method = method
 
     def __call__(self, event: Any) -> Any:
         return self._accepted(self, event)
