@@ -176,8 +176,10 @@ class Engine:
         finished: list[Step] = []
         row = 0
         for cohort in batch.cohorts:
+            # Counted before some of them leave it.
+            count = len(cohort.members)
             finished += self._land(cohort, row, batch.run.destinations, result, now)
-            row += len(cohort.members)
+            row += count
         for step, share in zip(batch.steps, batch.shares, strict=True):
             finished += self._settle(step, share, _Row(row, batch.run.destinations, result), now)
             row += 1
