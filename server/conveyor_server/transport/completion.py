@@ -275,7 +275,10 @@ class CompletionServer:
             rpc, call = requests._state, requests._call
             metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
             stream = Stream(self, rpc, call, metadata)
-            stream.begin(arrived(stream))
+            try:
+                stream.begin(arrived(stream))
+            except Exception as error:  # as in Stream._received
+                stream.fail(incident_status(error))
 
         behaviour.experimental_non_blocking = True  # type: ignore[attr-defined]
         behaviour.experimental_thread_pool = self._inline  # type: ignore[attr-defined]
@@ -397,9 +400,9 @@ class CompletionServer:
 
     # ------------------------------------------------------------ the self-test
 
-    def open_selftest(self) -> "SelfTest":
+    def open_selftest(self, max_message_bytes: int) -> "SelfTest":
         """A private door for `selftest`, to be opened before `start`."""
-        return SelfTest(self._server)
+        return SelfTest(self._server, max_message_bytes)
 
 
 class _Accept:
@@ -440,9 +443,11 @@ class SelfTest:
 
     Args:
         server: not started.
+        max_message_bytes: that it takes.
     """
 
-    def __init__(self, server: grpc.Server) -> None:
+    def __init__(self, server: grpc.Server, max_message_bytes: int) -> None:
+        self._messages = (b"", b"x" * min(100_000, max_message_bytes), b"conveyor")
         self._folder = Path(tempfile.mkdtemp(prefix="conveyor-"))
         self._address = f"unix:{self._folder / 'loop'}"
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -462,7 +467,7 @@ class SelfTest:
             answers = echo(iter(self._requests.get, None), timeout=None)
             guard = threading.Timer(_SELFTEST_S, answers.cancel)
             guard.start()
-            for message in (b"", b"x" * 100_000, b"conveyor"):
+            for message in self._messages:
                 self._requests.put(message)
                 if next(answers) != message:
                     raise Unusable("the self-test's message came back changed")

@@ -55,6 +55,7 @@ class CqServer:
         self._streams = Streams(core, metrics, diagnostics=options.diagnostics)
         self._server = grpc.server(self._threads, options=channel_options(options))
         self._completion = CompletionServer(self._server, max_unsent_bytes=options.max_outgoing_bytes)
+        self._max_message_bytes = options.max_message_bytes
         self._selftest: SelfTest | None = None
         self._names = [service.full_name for service in servicers]
         for service, servicer in servicers.items():
@@ -76,7 +77,7 @@ class CqServer:
         Raises:
             Unusable: this grpcio does not work that way. Nothing of this server can be used then.
         """
-        self._selftest = self._completion.open_selftest()
+        self._selftest = self._completion.open_selftest(self._max_message_bytes)
         self._completion.start()
         self._loop.attach(self._completion)
         await asyncio.to_thread(self._selftest.run)
