@@ -1,7 +1,8 @@
 """A model in numpy, an engine and sessions on it, and a folder that looks like a repository."""
 
+import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,14 @@ from conveyor_server.engine.engine import Engine, EngineLimits
 from conveyor_server.runner.base import Run, RunResult
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.limits import SessionLimits
+from conveyor_server.transport.completion_loop import CompletionLoop
+
+LOOPS = {"aio": asyncio.new_event_loop, "cq": CompletionLoop}
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """A whole server runs on the loop of each transport; what else is here needs no transport."""
+    return LOOPS if item.path.name == "test_app.py" else {"aio": LOOPS["aio"]}
 
 
 def last_spec(digest: str = "d1") -> spec_pb2.ModelSpec:

@@ -1,9 +1,9 @@
-"""A whole server in the test's own event loop, over a runner in numpy."""
+"""A whole server in the test's own event loop, over a runner in numpy; every test runs on both transports."""
 
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 import grpc.aio
@@ -22,11 +22,18 @@ from conveyor_server.servicers.models import ModelServicer
 from conveyor_server.servicers.session import SessionServicer
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.limits import SessionLimits
-from conveyor_server.transport.binding import Calls, unary_handlers
-from conveyor_server.transport.grpc_aio import GrpcServer, WireLimits
+from conveyor_server.transport.choice import deferral, open_transport
+from conveyor_server.transport.completion_loop import CompletionLoop
 from conveyor_server.transport.loop import Driver
+from conveyor_server.transport.port import WireOptions
 
 FIRST = 10.0
+LOOPS = {"aio": asyncio.new_event_loop, "cq": CompletionLoop}
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Every test that is a coroutine runs on the loop of each transport, and its server is of that transport."""
+    return LOOPS
 
 
 def sum_spec(digest: str) -> spec_pb2.ModelSpec:
@@ -106,7 +113,7 @@ class Server:
         self,
         folder: Path,
         limits: SessionLimits,
-        wire: WireLimits,
+        wire: WireOptions,
         *,
         inline_run_s: float,
         max_time_steps: int,
@@ -134,17 +141,19 @@ class Server:
         self.metrics = Metrics()
         self.directory = Directory(limits)
         self.driver = Driver(
-            self.directory, repository, self.metrics, inline_run_s=inline_run_s, max_time_steps=max_time_steps
+            self.directory,
+            repository,
+            self.metrics,
+            inline_run_s=inline_run_s,
+            max_time_steps=max_time_steps,
+            defer=deferral(),
         )
-        self.loader = Loader(self.driver, self.metrics)
-        calls = Calls()
-        sessions = pb.DESCRIPTOR.services_by_name["SessionService"]
-        models = model_pb2.DESCRIPTOR.services_by_name["ModelService"]
-        services = {
-            sessions.full_name: unary_handlers(sessions, SessionServicer(self.driver), calls, self.metrics),
-            models.full_name: unary_handlers(models, ModelServicer(self.driver, self.loader), calls, self.metrics),
+        self.loader = Loader(self.driver, self.metrics, diagnostics=wire.diagnostics)
+        servicers = {
+            pb.DESCRIPTOR.services_by_name["SessionService"]: SessionServicer(self.driver),
+            model_pb2.DESCRIPTOR.services_by_name["ModelService"]: ModelServicer(self.driver, self.loader),
         }
-        self.grpc = GrpcServer(self.driver, self.metrics, services, calls=calls, limits=wire)
+        self.grpc = open_transport(self.driver, self.metrics, servicers, wire)
         self.port = self.grpc.listen("127.0.0.1", 0, None)
         self.channel = self.connect()
         self.stub = session_pb2_grpc.SessionServiceStub(self.channel)  # type: ignore[no-untyped-call]
@@ -174,6 +183,7 @@ class Server:
             await self.loader.load(name)
             self.runners[name].forget()
         await self.grpc.start()
+        await self.grpc.say(serving=True)
 
     def add_model(self, name: str, version: str = "1", content: str = "") -> None:
         path = self.folder / name / version / "model.onnx"
@@ -183,6 +193,10 @@ class Server:
     async def run_entered(self) -> None:
         """Returns when a run has begun."""
         assert await asyncio.to_thread(self.runner.entered.wait, 20)
+
+    async def no_streams(self) -> None:
+        """Returns when the server has noticed the end of every stream."""
+        await asyncio.wait_for(self.grpc._streams._none.wait(), 20)
 
     async def stop(self) -> None:
         for runner in self.runners.values():
@@ -280,7 +294,7 @@ async def make_server(tmp_path: Path) -> AsyncIterator[Callable[..., Server]]:
 
         async def make(
             *,
-            wire: WireLimits | None = None,
+            wire: WireOptions | None = None,
             inline_run_s: float = 0.0,
             max_time_steps: int = 64,
             quantum: int = 8,
@@ -289,7 +303,7 @@ async def make_server(tmp_path: Path) -> AsyncIterator[Callable[..., Server]]:
             server = Server(
                 tmp_path,
                 SessionLimits(**{"max_sessions": 512, **limits}),  # type: ignore[arg-type]
-                wire or WireLimits(),
+                wire or WireOptions(),
                 inline_run_s=inline_run_s,
                 max_time_steps=max_time_steps,
                 quantum=quantum,
@@ -317,5 +331,5 @@ def make_tensor() -> Callable[..., tensor_pb2.Tensor]:
 
 
 @pytest.fixture
-def wire_limits() -> type[WireLimits]:
-    return WireLimits
+def wire_options() -> type[WireOptions]:
+    return WireOptions

@@ -6,6 +6,7 @@ from conveyor_proto.reasons import Fault, from_status
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import model_pb2 as pb
 from conveyor_proto.v1 import session_pb2
+from conveyor_server.repository.policy import INLINE_RUN_S
 from google.rpc import status_pb2
 
 
@@ -31,7 +32,7 @@ async def test_list_and_get(server) -> None:
     policy = model.batch_policy
     assert policy.max_batch >= policy.inline_rows >= 1
     assert (policy.quantum >= 1, policy.max_batch_time_steps >= policy.max_batch) == (True, True)
-    assert (policy.inline_run_seconds, list(policy.given)) == (0.002, [])
+    assert (policy.inline_run_seconds, list(policy.given)) == (INLINE_RUN_S, [])
     assert {(1, 1), (8, 1), (1, 16)} <= {(item.rows, item.time_steps) for item in policy.measured}
     assert all(item.seconds > 0 for item in policy.measured)
     assert model.loaded_at.seconds > 1_700_000_000

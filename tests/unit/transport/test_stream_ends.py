@@ -6,6 +6,7 @@ import struct
 import pytest
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2 as pb
+from conveyor_server.transport.completion import Stream as CqStream
 from conveyor_server.transport.outbox import Outbox
 
 RESUME = pb.AttachSession.MODE_RESUME
@@ -23,7 +24,7 @@ async def test_a_cut_stream_leaves_the_session_and_its_accepted_steps(server) ->
     await stream.step(1, 2, 2.0)
     await server.run_entered()
     stream.call.cancel()
-    await server.grpc.streams.idle()
+    await server.no_streams()
     server.runner.gate.set()
     again = server.stream()
     attached = await again.attached(1, "a", mode=RESUME)
@@ -44,7 +45,7 @@ async def test_a_connection_that_dies_leaves_the_session(server) -> None:
     await stream.attached(1, "a")
     await stream.answer(1, 1, 1.0)
     await channel.close()
-    await server.grpc.streams.idle()
+    await server.no_streams()
     assert server.directory.sessions["a"].attachment is None
     again = server.stream()
     assert (await again.attached(1, "a", mode=RESUME)).session.applied_seq == 1
@@ -162,19 +163,25 @@ async def test_a_drain_ends_in_time(server) -> None:
     await stream.expect("go_away")
 
 
-async def test_a_slow_reader_is_not_read_from_and_blocks_nobody(make_server, wire_limits, monkeypatch) -> None:
+async def test_a_slow_reader_is_not_read_from_and_blocks_nobody(make_server, wire_options, monkeypatch) -> None:
     limit, steps, time_steps = 100_000, 200, 4000
-    full, peaks, put = asyncio.Event(), [0], Outbox.put
+    full, peaks = asyncio.Event(), [0]
 
-    def watched(outbox: Outbox, *args: object) -> None:
-        put(outbox, *args)
-        peaks.append(outbox.bytes)
-        if outbox.bytes > limit:
-            full.set()
+    def watch(outlet: type, unsent: str) -> None:
+        put = outlet.put
 
-    monkeypatch.setattr(Outbox, "put", watched)
+        def watched(self: object, message: bytes) -> None:
+            put(self, message)
+            peaks.append(getattr(self, unsent))
+            if peaks[-1] > limit:
+                full.set()
+
+        monkeypatch.setattr(outlet, "put", watched)
+
+    watch(Outbox, "bytes")
+    watch(CqStream, "unsent_bytes")
     server = await make_server(
-        wire=wire_limits(max_outgoing_bytes=limit), max_time_steps=4096, quantum=4096, inline_run_s=1.0
+        wire=wire_options(max_outgoing_bytes=limit), max_time_steps=4096, quantum=4096, inline_run_s=1.0
     )
     slow, quick = server.stream(server.connect()), server.stream()
     await slow.attached(1, "slow", options=pb.SessionOptions(max_in_flight=steps))

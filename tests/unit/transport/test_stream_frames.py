@@ -39,6 +39,17 @@ async def collect(stream, rows: int) -> tuple[dict, dict]:
     return results, faults
 
 
+async def in_order(stream, rows: int) -> list[tuple[int, int, float]]:
+    """Handle, seq and last of the next rows, as they come."""
+    got: list[tuple[int, int, float]] = []
+    while len(got) < rows:
+        frame = await stream.expect("frame")
+        handles = np.frombuffer(frame.handles, np.uint32).tolist()
+        seqs = np.frombuffer(frame.seqs, np.uint64).tolist()
+        got += zip(handles, seqs, np.frombuffer(frame.columns[1], np.float64).tolist(), strict=True)
+    return got
+
+
 async def test_one_frame_is_one_batch_and_one_answer(server) -> None:
     stream = server.stream()
     await attach_all(stream, 40)
@@ -154,13 +165,21 @@ async def test_a_frame_holds_one_model(server) -> None:
     await stream.end()
 
 
-async def test_a_handle_twice_in_a_frame(server) -> None:
+async def test_consecutive_steps_of_one_session_in_a_frame(server) -> None:
     stream = server.stream()
     await stream.attached(0)
-    await stream.frame([0, 0], [1, 2], [[1.0], [1.0]])
-    assert (await stream.fault())[1:][0] == 1
-    assert (await stream.fault())[2].reason == e.ERROR_REASON_STEP_ABORTED
-    assert await stream.answer(0, 1, 1.0) == [11.0]
+    await stream.frame([0] * 4, [1, 2, 3, 4], [[1.0], [2.0], [3.0], [4.0]])
+    assert await in_order(stream, 4) == [(0, 1, 11.0), (0, 2, 13.0), (0, 3, 16.0), (0, 4, 20.0)]
+    await stream.end()
+
+
+async def test_a_row_twice_in_a_frame_is_one_step_and_its_repetition(server) -> None:
+    stream = server.stream()
+    await stream.attached(0)
+    await stream.frame([0, 0], [1, 1], [[1.0], [1.0]])
+    assert await in_order(stream, 2) == [(0, 1, 11.0), (0, 1, 11.0)]
+    assert server.directory.sessions[next(iter(server.directory.sessions))].applied_seq == 1
+    assert await stream.answer(0, 2, 1.0) == [12.0]
     await stream.end()
 
 
@@ -205,11 +224,13 @@ async def test_large_answers_are_split(server, monkeypatch) -> None:
     await attach_all(stream, 20)
     await stream.frame(range(20), [1] * 20, [[1.0]] * 20)
     results: dict = {}
-    frames = 0
+    rows: list[int] = []
     while len(results) < 20:
-        results |= columns(await stream.expect("frame"))
-        frames += 1
-    assert frames == 3
+        frame = await stream.expect("frame")
+        rows.append(len(frame.handles) // 4)
+        results |= columns(frame)
+    # Sixteen bytes of outputs a row.
+    assert rows == [6, 6, 6, 2]
     assert server.runner.rows == [20]
     await stream.end()
 

@@ -295,8 +295,8 @@ async def test_an_idle_session_expires_and_its_stream_is_told(make_server) -> No
     await stream.end()
 
 
-async def test_an_oversize_message_ends_the_call_and_sessions_live_on(make_server, wire_limits) -> None:
-    server = await make_server(wire=wire_limits(max_message_bytes=4096))
+async def test_an_oversize_message_ends_the_call_and_sessions_live_on(make_server, wire_options) -> None:
+    server = await make_server(wire=wire_options(max_message_bytes=4096))
     stream = server.stream()
     await stream.attached(1, "a")
     await stream.answer(1, 1, 1.0)
