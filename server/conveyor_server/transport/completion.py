@@ -54,11 +54,13 @@ class Unusable(Exception):  # noqa: N818 - it says what is so
 
 
 class Served(Protocol):
-    """What a stream's messages are for. Core thread only."""
+    """What a stream's messages are for. Core thread only.
 
-    @property
-    def eager(self) -> bool:
-        """The next message is wanted before this one is answered."""
+    Attributes:
+        eager: the next message is wanted before this one is answered.
+    """
+
+    eager: bool
 
     def receive(self, data: bytes) -> None:
         """Takes a message."""
@@ -76,17 +78,19 @@ class Stream:
     Attributes:
         call: grpcio's.
         metadata: what the client sent ahead, by lower-case key.
+        ended: called once the call is gone, after `Served.broken`.
         unsent_bytes: of messages that were put and not taken by the transport.
     """
 
     __slots__ = (
         *("_closing", "_failure", "_greeted", "_held", "_max_unsent_bytes", "_queue", "_reading", "_receive"),
-        *("_rpc", "_sending", "_served", "_server", "_touched", "_wants", "call", "metadata", "unsent_bytes"),
+        *("_rpc", "_sending", "_served", "_server", "_touched", "_wants", "call", "ended", "metadata", "unsent_bytes"),
     )
 
     def __init__(self, server: "CompletionServer", rpc: Any, call: Any, metadata: Mapping[str, str]) -> None:
         self.metadata = metadata
         self.unsent_bytes = 0
+        self.ended: Callable[[], None] | None = None
         self._server = server
         self._rpc = rpc
         self.call = call
@@ -229,6 +233,8 @@ class Stream:
         if self._served is not None:
             served, self._served = self._served, None
             served.broken()
+            if self.ended is not None:
+                self.ended()
 
 
 class _Inline(futures.ThreadPoolExecutor):

@@ -16,12 +16,10 @@ from grpc_reflection.v1alpha import reflection
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
 from conveyor_server.transport.binding import Calls, threaded_handlers
-from conveyor_server.transport.completion import CompletionServer, SelfTest, Stream
+from conveyor_server.transport.completion import CompletionServer, SelfTest, Served, Stream
 from conveyor_server.transport.completion_loop import CompletionLoop
-from conveyor_server.transport.echo import EchoCall
 from conveyor_server.transport.health import Health
 from conveyor_server.transport.port import Tls, WireOptions, channel_options, listen
-from conveyor_server.transport.stream import StreamCall
 from conveyor_server.transport.streams import Streams
 
 _SESSIONS = session_pb2.DESCRIPTOR.services_by_name["SessionService"]
@@ -97,26 +95,7 @@ class CqServer:
         await asyncio.to_thread(self._completion.stop)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _arrived(self, stream: Stream) -> "_Arrived":
-        return _Arrived(self._streams, stream)
-
-
-class _Arrived:
-    """A call between the queue and the streams: it leaves once."""
-
-    def __init__(self, streams: Streams, stream: Stream) -> None:
-        self._streams = streams
-        self._call: StreamCall | EchoCall = streams.enter(stream, stream.metadata)
-        # Straight to the call: one message, one call.
-        self.receive = self._call.receive
-        self.half_close = self._call.half_close
-
-    @property
-    def eager(self) -> bool:
-        """See completion.Served."""
-        return self._call.eager
-
-    def broken(self) -> None:
-        """The call is gone."""
-        self._call.broken()
-        self._streams.leave(self._call)
+    def _arrived(self, stream: Stream) -> Served:
+        call = self._streams.enter(stream, stream.metadata)
+        stream.ended = lambda: self._streams.leave(call)
+        return call

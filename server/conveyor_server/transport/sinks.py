@@ -4,7 +4,7 @@ Invariant: a member is told about on the stream and under the handle that it cam
 holds the session there: a session that left was taken out of its flight before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,10 +19,13 @@ from conveyor_server.transport.result_wire import ResultWriter, write_frames
 
 
 class Caller(Protocol):
-    """The stream that sent a member."""
+    """The stream that sent a member.
 
-    def told(self, message: bytes) -> None:
-        """Sends a message behind those that were told before."""
+    Attributes:
+        told: sends a message behind those that were told before.
+    """
+
+    told: Callable[[bytes], None]
 
     def single(self, handle: int) -> object:
         """The `reply_to` of steps under this handle that are answered by StepResults."""

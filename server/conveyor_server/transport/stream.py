@@ -6,6 +6,7 @@ stream goes on; after a session left, nothing is said about it; a stream that en
 
 import itertools
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from conveyor_proto.codec import WireError
@@ -64,11 +65,16 @@ class StreamCall:
     Attributes:
         number: of this stream, among all that there ever were.
         rows: of the session table, by handle: the sessions that it holds.
+        eager: the next message is wanted before this one is answered: it may be another session's, for the same run.
+        told: sends a message behind those of this turn that are on their way.
     """
 
     def __init__(self, core: Core, outlet: Outlet, metrics: Metrics, intake: Intake) -> None:
         self.number = next(_numbers)
         self.rows: dict[int, int] = {}
+        self.eager = False
+        # Straight to the outlet: what comes for a whole turn's streams at once has been put in order before.
+        self.told: Callable[[bytes], None] = outlet.put
         self._core = core
         self._outlet = outlet
         self._metrics = metrics
@@ -79,17 +85,13 @@ class StreamCall:
         self._routed = False
         # A frame for sessions whose last step is not answered, and what came after it.
         self._parked: deque[bytes] = deque()
+        self._half_closed = False
         self._ending = False
         # Told to go away, and listened to until it half-closes.
         self._lingering = False
         self._broken = False
 
     # ------------------------------------------------------------ from the client
-
-    @property
-    def eager(self) -> bool:
-        """The next message is wanted before this one is answered: it may be another session's, for the same run."""
-        return len(self._seats) > 1
 
     def receive(self, data: bytes) -> None:
         """Takes one message; bytes that are none end the stream with INVALID_ARGUMENT."""
@@ -108,24 +110,27 @@ class StreamCall:
         while parked and not self._parked:
             self.receive(parked.popleft())
         self._parked += parked
-        if not self._parked:
-            self._intake.parked.discard(self)
-            self._outlet.resume()
+        if self._parked:
+            return
+        self._intake.parked.discard(self)
+        self._outlet.resume()
+        if self._half_closed:
+            self.half_close()
 
     def step(self, data: bytes) -> None:
         """Takes a message that holds a step, alone."""
         self._read(data)
 
-    def told(self, message: bytes) -> None:
-        """Sends a message behind those of this turn that are on their way."""
-        self._outlet.put(message)
-        self._look_at_parked()
-
     def half_close(self) -> None:
         """The client sends no more: detach all, answer what was accepted, then end."""
+        if self._parked:
+            self._half_closed = True
+            return
         self._catch_up()
         self._lingering = False
         self._end()
+
+    # ------------------------------------------------------------ from the server
 
     # ------------------------------------------------------------ from the server
 
@@ -167,6 +172,7 @@ class StreamCall:
             return
         del self._seats[attachment.handle]
         del self.rows[attachment.handle]
+        self.eager = len(self.rows) > 1
         self._frames.forget()
         message = session_pb2.SessionDetached(
             handle=attachment.handle,
@@ -177,17 +183,11 @@ class StreamCall:
         self._expect_flush()
         self._replies.about(attachment.handle, session_pb2.StreamResponse(detached=message))
 
-    def _look_at_parked(self) -> None:
-        if self._parked:
-            self._core.kick()
-
     def _single(self, seat: Seat, answer: Answer) -> None:
-        self._look_at_parked()
         if self._holds(seat):
             self._replies.single(seat.attachment.handle, answer)
 
     def _framed(self, seat: Seat, answer: Answer) -> None:
-        self._look_at_parked()
         if self._holds(seat):
             self._expect_flush()
             self._replies.framed(seat.attachment.handle, answer)
@@ -259,6 +259,7 @@ class StreamCall:
         self._core.route()
         self._seats[handle] = Seat(attachment, self._single, self._framed)
         self.rows[handle] = session.row
+        self.eager = len(self.rows) > 1
         info = session_info(session, self._core)
         attached = session_pb2.SessionAttached(handle=handle, session=info, resumed=resumed)
         self._put(session_pb2.StreamResponse(attached=attached))
