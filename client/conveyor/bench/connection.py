@@ -8,7 +8,8 @@ import struct
 
 import numpy as np
 
-from conveyor.bench import http2, runs
+from conveyor.bench import cycles, http2
+from conveyor.bench.cycles import WINDOW_UPDATE, Cycles
 from conveyor.bench.extra import needs_extra
 from conveyor.bench.http2 import FRAME_HEADER_BYTES, MESSAGE_PREFIX_BYTES, Flag, Frame, Setting
 from conveyor.bench.inbox import Inbox
@@ -22,8 +23,10 @@ with needs_extra():
 _FRAME_HEADER = struct.Struct(">IBI")
 _MESSAGE_PREFIX = struct.Struct(">BI")
 _WORD = struct.Struct(">I")
-# Length and type of a frame that widens a window: with DATA, all that comes in a busy connection.
-_WINDOW_UPDATE = 4 << 8 | Frame.WINDOW_UPDATE
+# Where frames follow no pattern, one is looked for after so many bytes, after twice as many, and so on.
+_LOOK_AGAIN_BYTES = 40
+# Fewer bytes are not worth the look.
+_WORTH_BYTES = 400
 # The windows that we give are 2^31 bytes; they are looked at after so many, and refilled where half of it was used.
 _CREDIT_EVERY_BYTES = 1 << 28
 
@@ -69,21 +72,23 @@ class Connection:
         buffer, partial, received, waiting = inbox.buffer, self._partial, self._received, self.outlet.waiting
         header, prefix, increment = _FRAME_HEADER.unpack_from, _MESSAGE_PREFIX.unpack_from, _WORD.unpack_from
         first, opened, windows, at = self._first, self.outlet.opened, self._windows, start
+        look_at, rest_bytes = start, _LOOK_AGAIN_BYTES
         while at + FRAME_HEADER_BYTES <= end:
+            if at >= look_at:
+                at_next = self._read_cycles(at, end, inbox)
+                if at_next > at:
+                    at = look_at = at_next
+                    rest_bytes = _LOOK_AGAIN_BYTES
+                    continue
+                look_at = at + rest_bytes
+                rest_bytes *= 2
             word, flags, stream_id = header(buffer, at)
             body = at + FRAME_HEADER_BYTES
             size = word >> 8
-            at_next = body + size
-            if at_next > end:
-                break
-            far = at + (runs.SHORTEST - 1) * (FRAME_HEADER_BYTES + size)
-            if far + FRAME_HEADER_BYTES <= end and header(buffer, far)[0] == word and not partial:
-                read = self._read_run(word, at, end, inbox)
-                if read:
-                    at += read
-                    continue
-            at = at_next
-            if word & 0xFF == Frame.DATA and not flags and stream_id >> 1 < opened:
+            at = body + size
+            if at > end:
+                return self._received_until(body - FRAME_HEADER_BYTES)
+            if word & 0xFF == Frame.DATA and not flags and stream_id & 1 and stream_id >> 1 < opened:
                 stream = first + (stream_id >> 1)
                 received[stream_id >> 1] += size
                 self._uncredited += size
@@ -93,43 +98,51 @@ class Connection:
                     inbox.sizes.append(size - MESSAGE_PREFIX_BYTES)
                     inbox.streams.append(stream)
                 else:
-                    self._split(stream, body, at_next, inbox)
-            elif word == _WINDOW_UPDATE and 0 < stream_id < 2 * opened and not waiting:
-                windows[first + (stream_id >> 1)] += increment(buffer, body)[0]
+                    self._split(stream, body, at, inbox)
+            elif word == WINDOW_UPDATE and not waiting and stream_id < 2 * opened:
+                if stream_id:
+                    windows[first + (stream_id >> 1)] += increment(buffer, body)[0]
+                else:
+                    self.outlet.window += increment(buffer, body)[0]
             else:
-                self._unusual(word & 0xFF, flags, stream_id & 0x7FFFFFFF, buffer[body:at_next], inbox)
+                self._unusual(word & 0xFF, flags, stream_id & 0x7FFFFFFF, buffer[body:at], inbox)
+        return self._received_until(at)
+
+    def _received_until(self, at: int) -> int:
         if self._uncredited >= _CREDIT_EVERY_BYTES:
             self._credit()
         return at
 
-    def _read_run(self, word: int, begin: int, end: int, inbox: Inbox) -> int:
-        """Reads several frames of this length and kind at once; returns their bytes, 0 where that cannot be done."""
-        size, kind = word >> 8, word & 0xFF
-        if kind == Frame.WINDOW_UPDATE and size == 4:
-            ids, increments = runs.window_run(inbox.buffer, begin, end)
-            count = len(ids)
-            if self._known(ids, count):
-                self.outlet.widen_many(ids, increments)
-                return count * (FRAME_HEADER_BYTES + size)
-        elif kind == Frame.DATA and size >= MESSAGE_PREFIX_BYTES:
-            ids = runs.data_run(inbox.buffer, begin, end)
-            count = len(ids)
-            if self._known(ids, count) and ids.all():
-                self._uncredited += count * size
-                places = (ids >> 1).tolist()
-                for place in places:
-                    self._received[place] += size
-                stride = FRAME_HEADER_BYTES + size
-                message = begin + FRAME_HEADER_BYTES + MESSAGE_PREFIX_BYTES
-                inbox.offsets.extend(range(message, message + count * stride, stride))
-                inbox.sizes.extend([size - MESSAGE_PREFIX_BYTES] * count)
-                inbox.streams.extend((self._first + (ids >> 1)).tolist())
-                return count * stride
-        return 0
+    def _read_cycles(self, begin: int, end: int, inbox: Inbox) -> int:
+        """Reads frames that follow a pattern, by arrays; returns where they end, `begin` where there is none."""
+        if end - begin < _WORTH_BYTES or self._partial:
+            return begin
+        found = cycles.find(inbox.buffer, begin, end)
+        if found is None or found.ids.max() >= 2 * self.outlet.opened:
+            # Streams that are not ours are found, and refused, one by one.
+            return begin
+        update = 0
+        for place, word in enumerate(found.pattern.words):
+            if word == WINDOW_UPDATE:
+                self.outlet.widen_many(found.ids[:, place], found.increments[:, update])
+                update += 1
+            else:
+                self._take_column(begin, found, found.ids[:, place], inbox)
+        return begin + found.count * found.pattern.stride
 
-    def _known(self, ids: Integers, count: int) -> bool:
-        """There is a run, and all of its streams are ours; otherwise each frame is looked at by itself."""
-        return count > 1 and int(np.maximum.reduce(ids)) < 2 * self.outlet.opened
+    def _take_column(self, begin: int, found: Cycles, ids: Integers, inbox: Inbox) -> None:
+        """Takes the messages of a run of cycles, on streams of these numbers."""
+        if np.count_nonzero(ids & 1) < len(ids):
+            raise LoadError("the server sends DATA on a stream that was never opened")
+        pattern, count, places = found.pattern, found.count, ids >> 1
+        size = pattern.message_bytes + MESSAGE_PREFIX_BYTES
+        self._uncredited += count * size
+        for place in places.tolist():
+            self._received[place] += size
+        message = begin + pattern.message_at
+        inbox.offsets.extend(range(message, message + count * pattern.stride, pattern.stride))
+        inbox.sizes.extend([pattern.message_bytes] * count)
+        inbox.streams.extend((places + self._first).tolist())
 
     def _split(self, stream: int, begin: int, end: int, inbox: Inbox) -> None:
         """Takes the contents of a DATA frame: any part of any number of messages."""

@@ -69,12 +69,15 @@ class Outlet:
 
     def widen_many(self, ids: Integers, increments: Integers) -> None:
         """As `widen`, for HTTP/2's stream numbers `[n]` (0: all together) and increments `[n]`."""
-        streams = ids > 0
-        if not streams.all():
-            self.window += int(increments[~streams].sum())
-            ids, increments = ids[streams], increments[streams]
-        np.add.at(self._windows, self._first + (ids >> 1), increments)
-        self._pump_all()
+        on_streams = np.count_nonzero(ids)
+        if on_streams < len(ids):
+            together = ids == 0
+            self.window += int(increments[together].sum())
+            ids, increments = ids[~together], increments[~together]
+        if on_streams:
+            np.add.at(self._windows, self._first + (ids >> 1), increments)
+        if self.waiting:
+            self._pump_all()
 
     def set_initial_window(self, size: int) -> None:
         """The peer gives all streams, open ones too, another window."""

@@ -1,6 +1,7 @@
 """A run's latencies as a picture: from the median to the rarest, each tenfold rarer one as far to the right."""
 
 import importlib
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from conveyor.bench.extra import needs_extra
 from conveyor.bench.result import LoadResult
 
+_TITLE_CHARACTERS = 110
 _MARKS = (0.5, 0.9, 0.99, 0.999, 0.9999)
 
 
@@ -46,7 +48,8 @@ def draw(result: LoadResult, title: str, path: Path) -> None:
     axes.set_xticks([1 / (1 - mark) for mark in _MARKS], [f"{mark * 100:g} %" for mark in _MARKS])
     axes.set_xlabel("share of steps that took at most so long")
     axes.set_ylabel("milliseconds")
-    axes.set_title(title, fontsize=9)
+    axes.xaxis.minorticks_off()
+    axes.set_title(textwrap.fill(title, _TITLE_CHARACTERS), fontsize=9)
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.legend()
     figure.savefig(path)

@@ -158,9 +158,12 @@ def test_numbers_that_do_not_fit_together_are_refused(wrong):
         LoadSpec(**{"model": "m", **wrong})
 
 
-def test_only_a_busy_open_loop_waits_between_two_looks():
+def test_looks_are_spaced_where_there_is_much_to_find():
     assert open_loop().tick == 0
     busy = LoadSpec(model="m", pattern=Pattern.POISSON, rate_per_s=40_000)
     assert 1e-4 < busy.tick < 1e-3
     assert LoadSpec(model="m", pattern=Pattern.POISSON, rate_per_s=40_000, tick_s=0.5).tick == 0.5
     assert LoadSpec(model="m").tick == 0
+    assert LoadSpec(model="m", sessions=64, in_flight=4).tick == 256e-6
+    assert LoadSpec(model="m", sessions=10_000).tick == 0.5e-3
+    assert LoadSpec(model="m", sessions=256, frames=True).tick == 0
