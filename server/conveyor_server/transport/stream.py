@@ -157,8 +157,8 @@ class StreamCall:
         self._parked.clear()
         self._intake.parked.discard(self)
         self._outlet.close()
+        # The seats stay: a step in the air that is asked about later names one as its answer's address.
         self._core.directory.abandon([seat.attachment for seat in self._seats.values()], self._core.now())
-        self._seats.clear()
         self.rows.clear()
         self._frames.forget()
 
@@ -168,7 +168,7 @@ class StreamCall:
         """A session left the stream; its handle is free."""
         attachment = event.attachment
         seat = self._seats.get(attachment.handle)
-        if seat is None or seat.attachment is not attachment:
+        if self._broken or seat is None or seat.attachment is not attachment:
             return
         del self._seats[attachment.handle]
         del self.rows[attachment.handle]
@@ -194,7 +194,7 @@ class StreamCall:
 
     def _holds(self, seat: Seat) -> bool:
         # A session that left may still have had a step under way: its answer is recorded, and not told here.
-        return self._seats.get(seat.attachment.handle) is seat
+        return not self._broken and self._seats.get(seat.attachment.handle) is seat
 
     def single(self, handle: int) -> object:
         """The `reply_to` of steps under this handle that are answered by StepResults."""

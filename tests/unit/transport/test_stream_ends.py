@@ -39,6 +39,32 @@ async def test_a_cut_stream_leaves_the_session_and_its_accepted_steps(server) ->
     await again.end()
 
 
+@pytest.mark.parametrize("form", ["frame", "steps"])
+async def test_a_cut_stream_leaves_what_went_off_together(server, form) -> None:
+    """Steps that were accepted as arrays are asked about singly once another stream holds their sessions."""
+    stream = server.stream()
+    for handle in range(8):
+        await stream.attached(handle, f"s{handle}")
+    server.runner.gate.clear()
+    if form == "frame":
+        await stream.frame(range(8), [1] * 8, [[1.0]] * 8)
+    else:
+        for handle in range(8):
+            await stream.step(handle, 1, 1.0)
+    await server.run_entered()
+    stream.call.cancel()
+    await server.no_streams()
+    again = server.stream()
+    for handle in range(8):
+        attached = await again.attached(handle, f"s{handle}", mode=RESUME)
+        assert (attached.session.epoch, attached.session.pending_steps) == (2, 1)
+    server.runner.gate.set()
+    for handle in range(8):
+        assert await again.answer(handle, 1, 1.0) == [11.0]
+        assert await again.answer(handle, 2, 1.0) == [12.0]
+    await again.end()
+
+
 async def test_a_connection_that_dies_leaves_the_session(server) -> None:
     channel = server.connect()
     stream = server.stream(channel)
