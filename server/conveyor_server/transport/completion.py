@@ -83,7 +83,7 @@ class Stream:
     """
 
     __slots__ = (
-        *("_closing", "_failure", "_greeted", "_held", "_max_unsent_bytes", "_queue", "_reading", "_receive"),
+        *("_closing", "_failure", "_greeted", "_max_unsent_bytes", "_queue", "_reading", "_receive"),
         *("_rpc", "_sending", "_served", "_server", "_touched", "_wants", "call", "ended", "metadata", "unsent_bytes"),
     )
 
@@ -99,7 +99,7 @@ class Stream:
         self._receive = (cygrpc.ReceiveMessageOperation(0),)
         self._max_unsent_bytes = server.max_unsent_bytes
         self._served: Served | None = None
-        self._greeted = self._sending = self._reading = self._closing = self._touched = self._held = False
+        self._greeted = self._sending = self._reading = self._closing = self._touched = False
         self._wants = True
         self._failure: status_pb2.Status | None = None
 
@@ -129,15 +129,6 @@ class Stream:
         self._queue.clear()
         self.close()
 
-    def hold(self) -> None:
-        """No message is read until `resume`."""
-        self._held = True
-
-    def resume(self) -> None:
-        """Messages are read again."""
-        self._held = False
-        self._touch()
-
     def advance(self) -> None:
         """Begins what can be begun: a send, the status, a receive."""
         self._touched = False
@@ -149,7 +140,7 @@ class Stream:
             elif self._closing:
                 self._end()
                 return
-        if self._wants and not self._reading and not self._held and self.unsent_bytes <= self._max_unsent_bytes:
+        if self._wants and not self._reading and self.unsent_bytes <= self._max_unsent_bytes:
             self._reading = True
             self._begin(self._receive, self._received)
 
@@ -454,7 +445,10 @@ class SelfTest:
 
     def __init__(self, server: grpc.Server, max_message_bytes: int) -> None:
         self._messages = (b"", b"x" * min(100_000, max_message_bytes), b"conveyor")
-        self._folder = Path(tempfile.mkdtemp(prefix="conveyor-"))
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix="conveyor-"))
+        except OSError as error:
+            raise Unusable(f"no folder could be made for the self-test's socket: {error.strerror}") from error
         self._address = f"unix:{self._folder / 'loop'}"
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._channel: grpc.Channel | None = None

@@ -68,7 +68,6 @@ class Driver:
         self._lanes: dict[Engine, _Lane] = {}
         self._flushes: list[Callable[[], None]] = []
         self._gathers: list[Callable[[], None]] = []
-        self._waits: list[Callable[[], bool]] = []
         self._kicked = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -126,13 +125,9 @@ class Driver:
         """Calls `flush` once, after the events at hand were handed out."""
         self._flushes.append(flush)
 
-    def before_turns(self, gather: Callable[[], None], waits: Callable[[], bool]) -> None:
-        """Calls `gather` at the beginning of every turn from now on: it submits what arrived since the last.
-
-        Where it `waits` for what is delivered, a turn follows every delivery.
-        """
+    def before_turns(self, gather: Callable[[], None]) -> None:
+        """Calls `gather` at the beginning of every turn from now on: it submits what arrived since the last."""
         self._gathers.append(gather)
-        self._waits.append(waits)
 
     async def stop(self, patience_s: float) -> bool:
         """Waits for what still runs and stops the timer and the threads; False: a run did not come back in time."""
@@ -162,6 +157,7 @@ class Driver:
         for gather in self._gathers:
             gather()
         self.route()
+        now = self.now()
         for engine, lane in self._lanes.items():
             batch = engine.next_batch(now)
             if batch is None:
@@ -194,8 +190,6 @@ class Driver:
             self.kick()
         else:
             lane.idle.set()
-            if any(waits() for waits in self._waits):
-                self.kick()
 
     def _watch(self) -> None:
         """Wakes when the next session expires or step times out. A timer that is early finds nothing due."""
