@@ -49,8 +49,8 @@ class Core(Protocol):
     def route(self) -> None:
         """Hands the events so far to whom they are for, now."""
 
-    def before_turns(self, gather: Callable[[], None], waits: Callable[[], bool]) -> None:
-        """Calls `gather` at the beginning of every turn, and has a turn after each delivery while something waits."""
+    def before_turns(self, gather: Callable[[], None]) -> None:
+        """Calls `gather` at the beginning of every turn."""
 
     def after_routing(self, flush: Callable[[], None]) -> None:
         """Calls `flush` once, when the events at hand have all been handed out."""

@@ -35,7 +35,7 @@ from conveyor_server.sessions.table import SessionTable
 SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # How long a look for idle sessions is put off for each row of the table.
 _LOOK_S = 3e-7
-_NOBODY = np.empty(0, np.int64)
+_NOBODY: NDArray[np.int64] = np.empty(0, np.int64)
 
 
 class Directory:
@@ -241,39 +241,51 @@ class Directory:
         session.regate()
 
     def offer(self, offer: Offer, now: float) -> NDArray[np.int64]:
-        """Accepts the members whose step is their session's next and whose session waits for nothing else.
+        """Accepts the members whose step is their session's next, within its credit, where nothing is amiss with it.
 
         Each of them is answered through the offer's sink, once; while the model has too much to do, that is a refusal.
         Returns the other members, in order: their steps are to be submitted one by one.
         """
-        table, rows = self.table, offer.rows
-        good = (table.gate[offer.where] == offer.holders) & (offer.seqs == table.applied_seq[offer.where] + 1)
-        if offer.train > 1:
-            good &= table.credit[rows] >= offer.train
-        if not offer.distinct:
-            good &= _first_of_each(rows)
-        chosen: slice | NDArray[np.int64] = offer.where
+        members: NDArray[np.int64] = np.arange(len(offer.rows))
+        left = self._accept(offer, members, now)
+        while not offer.distinct and 0 < len(left) < len(members):
+            # A session's second step can be accepted once its first was.
+            members = left
+            left = self._accept(offer, members, now)
+        return left
+
+    def _accept(self, offer: Offer, members: NDArray[np.int64], now: float) -> NDArray[np.int64]:
+        """`offer` for some members, one of each session at most; returns the others."""
+        table, where, seqs, holders = self.table, offer.where, offer.seqs, offer.holders
         acked_seqs = offer.acked_seqs
-        if good.all():
-            accepted, others = np.arange(len(rows)), _NOBODY
-        else:
-            accepted, others = np.flatnonzero(good), np.flatnonzero(~good)
-            if not len(accepted):
-                return others
-            chosen = rows[accepted]
-            acked_seqs = None if acked_seqs is None else acked_seqs[accepted]
-        table.last_used_at[chosen] = now
+        if len(members) < len(offer.rows):
+            where, seqs, holders = offer.rows[members], seqs[members], holders[members]
+            acked_seqs = None if acked_seqs is None else acked_seqs[members]
+        ahead = table.ahead[where]
+        good = table.gate[where] == holders
+        good &= seqs == table.applied_seq[where] + ahead + 1
+        good &= ahead + offer.train <= table.credit[where]
+        if not offer.distinct:
+            good[good] = _first_of_each(offer.rows[members[good]])
+        left: NDArray[np.int64] = _NOBODY
+        if not good.all():
+            members, left = members[good], members[~good]
+            if not len(members):
+                return left
+            where, seqs = offer.rows[members], seqs[good]
+            acked_seqs = None if acked_seqs is None else acked_seqs[good]
+        table.last_used_at[where] = now
         if acked_seqs is not None:
-            offer.record.acknowledge(chosen, acked_seqs)
+            offer.record.acknowledge(where, acked_seqs)
         fault = rules.no_capacity(offer.engine, self.limits, draining=self.draining)
         if fault is not None:
-            table.failed_seq[chosen] = offer.seqs[accepted]
-            self._events.append(Declined(offer, accepted, fault))
+            table.failed_seq[where] = seqs
+            self._events.append(Declined(offer, members, fault))
         else:
             flight = Flight(table, offer, now, now + offer.timeout_s)
-            flight.launch(accepted)
+            flight.launch(members)
             self._late_flights.watch(flight, flight.deadline)
-        return others
+        return left
 
     def cancel(self, session: Session, seq: int, reply_to: object) -> None:
         """The caller no longer waits. If nobody does and the step is not running, it is taken back: nothing moved."""
@@ -292,10 +304,21 @@ class Directory:
                 self._events.append(Landed(flight, cohort.members, cohort.outputs))
             if not flight.waiting:
                 self._late_flights.forget(flight)
+        self._follow(batch)
         for step in finished:
             self._events += rules.finish(step.context, step)
         for step in finished:
             self._settle(step.context)
+
+    def _follow(self, batch: Batch) -> None:
+        """Launches what was parked behind the cohorts that have landed, the oldest first."""
+        if not self.table.parked:
+            return
+        ready = sum(int(np.count_nonzero(self.table.ahead[cohort.where])) for cohort in batch.cohorts)
+        for flight in list(self.table.parked.values()):
+            if ready <= 0:
+                return
+            ready -= flight.follow()
 
     # ------------------------------------------------------------ time
 

@@ -1,8 +1,9 @@
 """A flight: next steps of many sessions, accepted together and answered together.
 
 Invariants: as long as all goes well, no session knows of it but by its number in the table; whoever looks closer at a
-session (to refuse, repeat, cancel, close, take over) first has its row made an ordinary pending step, and from there
-every rule of `rules` holds as it stands. A member is answered once: by `landed`, or as the pending step it became.
+session (to refuse, repeat, cancel, close, take over) first has its rows made ordinary pending steps, and from there
+every rule of `rules` holds as it stands. A member is answered once: by `landed`, or as the pending step it became. A
+session may be in several flights: the engine has its step of the oldest, in the others it is parked.
 """
 
 import itertools
@@ -78,6 +79,7 @@ class Offer:
 
 
 _numbers = itertools.count(1)
+_NOBODY: NDArray[np.int64] = np.empty(0, np.int64)
 
 
 @dataclass(slots=True, eq=False)
@@ -89,6 +91,9 @@ class Flight:
         offer: what they sent.
         submitted_at, deadline: seconds of the driver's clock.
         number: names it in the table.
+        members: int64 `[members]`, all that were accepted, ascending.
+        parked: int64 `[members]`, those whose session has steps in older flights.
+        cohorts: members that the engine has, as far as it was not asked for them one by one.
         waiting: members that are not answered.
     """
 
@@ -97,26 +102,34 @@ class Flight:
     submitted_at: float
     deadline: float
     number: int = field(default_factory=lambda: next(_numbers))
+    members: NDArray[np.int64] = field(default_factory=lambda: _NOBODY)
+    parked: NDArray[np.int64] = field(default_factory=lambda: _NOBODY)
+    cohorts: list[Cohort] = field(default_factory=list)
     waiting: int = 0
-    cohort: Cohort = field(init=False)
 
     def launch(self, members: NDArray[np.int64]) -> None:
-        """Takes these members off: their gates close, and the engine has them."""
+        """Accepts these members: the engine has them now, or once the steps before theirs are applied."""
         offer, table = self.offer, self.table
-        whole = len(members) == len(offer.rows)
-        rows = offer.rows if whole else offer.rows[members]
-        where = offer.where if whole else rows
-        table.flight[where] = self.number
-        table.gate[where] = 0
+        where = offer.where if len(members) == len(offer.rows) else offer.rows[members]
+        behind = table.ahead[where] > 0
+        table.ahead[where] += offer.train
         table.failed_seq[where] = 0
         table.flights[self.number] = self
-        self.waiting = len(members)
-        inputs = offer.inputs if whole else [array[members] for array in offer.inputs]
-        self.cohort = Cohort(
-            self, members, rows, where, inputs, offer.length, self.submitted_at, self.deadline, offer.train
-        )
+        self.members, self.waiting = members, len(members)
         offer.engine.backlog_time_steps += offer.length * len(members)
-        offer.engine.submit_cohort(self.cohort)
+        if behind.any():
+            self.parked = members[behind]
+            table.parked[self.number] = self
+            members = members[~behind]
+        self._submit(members)
+
+    def follow(self) -> int:
+        """Gives the engine those parked members that nothing is before any more; returns how many."""
+        first = self.table.flight[self.offer.rows[self.parked]] == 0
+        members = self.parked[first]
+        self._unpark(~first)
+        self._submit(members)
+        return len(members)
 
     def land(self, cohort: Cohort) -> None:
         """What is left of a cohort ran: the sessions have moved, and their gates open."""
@@ -129,7 +142,10 @@ class Flight:
         table.applied_seq[where] = seqs + (offer.train - 1)
         table.applied_time_steps[where] += offer.length
         table.flight[where] = 0
-        table.gate[where] = offer.holders if whole else offer.holders[members]
+        table.ahead[where] -= offer.train
+        # What was split off is no entry of the list, and its other part still is.
+        if cohort in self.cohorts:
+            self.cohorts.remove(cohort)
         offer.engine.backlog_time_steps -= offer.length * len(members)
         self._answered(len(members))
 
@@ -139,26 +155,84 @@ class Flight:
 
     def rows_that_wait(self) -> list[int]:
         """Rows of the table whose step is in no run yet."""
-        cohort = self.cohort
-        if cohort.running or not self.waiting:
+        if not self.waiting:
             return []
-        cohort.compact()
-        return [int(row) for row in cohort.lanes if self.table.flight[row] == self.number]
+        rows: list[int] = self.offer.rows[self.parked].tolist()
+        for cohort in self.cohorts:
+            if not cohort.running:
+                cohort.compact()
+                rows += [row for row in cohort.lanes.tolist() if self.table.flight[row] == self.number]
+        return rows
 
     def come_down(self, row: int) -> None:
-        """Makes the steps of the session in that row of the table pending ones of its own."""
-        self.offer.engine.detach(self.cohort, int(np.flatnonzero(self.offer.rows == row)[0]))
+        """Makes the steps of the session in that row of the table pending ones of its own, those of later flights too.
+
+        The engine must have this flight's.
+        """
+        member = self._member(row)
+        cohort = next((cohort for cohort in self.cohorts if member in cohort.members), self.cohorts[0])
+        self.offer.engine.detach(cohort, member)
 
     def claim(self, member: int, *, running: bool) -> Step:
-        """Makes a member's steps pending ones; the engine gets the first, or all of them together where they run."""
-        offer = self.offer
+        """Makes a member's steps pending ones; the engine gets the first, or all of them together where they run.
+
+        What its session has in later flights follows them.
+        """
+        offer, table = self.offer, self.table
         row = int(offer.rows[member])
+        table.flight[row] = table.gate[row] = 0
+        steps = self._pend(member)
+        table.ahead[row] -= offer.train
+        if table.ahead[row]:
+            for later in list(table.parked.values()):
+                later.join(row)
+        if not running or offer.train == 1:
+            return steps[0]
+        for step in steps:
+            step.running = True
+        inputs = [array[member] for array in offer.inputs]
+        whole = Step(steps[0].lane, inputs, offer.length, steps[0].context, self.submitted_at, self.deadline)
+        whole.train = offer.train
+        return whole
+
+    def join(self, row: int) -> None:
+        """Makes the parked steps of the session in that row, if there are any, pending ones behind those it has."""
+        here = self.offer.rows[self.parked] == row
+        if here.any():
+            member = int(self.parked[here][0])
+            self._unpark(~here)
+            self._pend(member)
+            self.table.ahead[row] -= self.offer.train
+
+    def _submit(self, members: NDArray[np.int64]) -> None:
+        if not len(members):
+            return
+        offer = self.offer
+        rows, where, inputs = offer.rows, offer.where, offer.inputs
+        if len(members) < len(rows):
+            rows = where = rows[members]
+            inputs = [array[members] for array in inputs]
+        self.table.flight[where] = self.number
+        cohort = Cohort(self, members, rows, where, inputs, offer.length, self.submitted_at, self.deadline, offer.train)
+        self.cohorts.append(cohort)
+        offer.engine.submit_cohort(cohort)
+
+    def _unpark(self, stay: NDArray[np.bool_]) -> None:
+        self.parked = self.parked[stay]
+        if not len(self.parked):
+            del self.table.parked[self.number]
+
+    def _member(self, row: int) -> int:
+        """The member whose session is in that row. A session that an offer names twice is in several flights of it."""
+        return int(self.members[self.offer.rows[self.members] == row][0])
+
+    def _pend(self, member: int) -> list[Step]:
+        """Appends a member's steps to its session's pending ones, a train's apart from each other."""
+        offer, row = self.offer, int(self.offer.rows[member])
         session = self._session(row)
-        self.table.flight[row] = 0
         lane = Lane(offer.engine.lanes, row)
         inputs = [array[member] for array in offer.inputs]
-        whole = Step(lane, inputs, offer.length, session, self.submitted_at, self.deadline)
-        steps = [whole]
+        steps = [Step(lane, inputs, offer.length, session, self.submitted_at, self.deadline)]
         if offer.train > 1:
             parts = [[array[turn : turn + 1] for array in inputs] for turn in range(offer.train)]
             steps = [Step(lane, part, 1, session, self.submitted_at, self.deadline) for part in parts]
@@ -167,12 +241,7 @@ class Flight:
             seq, fingerprint = int(offer.seqs[member]) + turn, int(offer.prints[member, turn])
             session.own_pending.append(Pending(seq, fingerprint, step, [reply_to]))
         self._answered(1)
-        if not running or offer.train == 1:
-            return steps[0]
-        for step in steps:
-            step.running = True
-        whole.train = offer.train
-        return whole
+        return steps
 
     def _record(self, cohort: Cohort, seqs: NDArray[np.int64], prints: NDArray[np.uint64]) -> None:
         offer, rows, outputs = self.offer, cohort.lanes, cohort.outputs

@@ -48,6 +48,7 @@ def is_plain(session: Session, step: Submission) -> bool:
     table, row = session.table, session.row
     return (
         bool(table.gate[row])
+        and not table.ahead[row]
         and step.seq == table.applied_seq[row] + 1
         and step.fault is None
         and step.epoch == session.epoch

@@ -175,7 +175,7 @@ class Session:
 
     @property
     def pending(self) -> deque[Pending]:
-        """The steps that are accepted and not applied, in order. A step in the air comes down by being looked at."""
+        """The steps that are accepted and not applied, in order. Steps in the air come down by being looked at."""
         number = int(self.table.flight[self.row])
         if number:
             self.table.flights[number].come_down(self.row)
@@ -199,11 +199,11 @@ class Session:
         self.table, self.row = _GONE, 0
 
     def regate(self) -> None:
-        """Opens the gate for the stream that holds the session, if nothing is under way; else closes it."""
+        """Opens the gate for the stream that holds the session, if nothing but flights is under way; else closes it."""
         if not self._pending:
             self._pending = _NOTHING
         held = self.attachment
-        if held is None or held.detaching or self.closing is not None or self._pending or self.table.flight[self.row]:
+        if held is None or held.detaching or self.closing is not None or self._pending:
             self.table.gate[self.row] = 0
         else:
             self.table.gate[self.row] = held.number

@@ -1,7 +1,7 @@
 """The session table: what every step asks of a session, as columns, so that many sessions are asked at once.
 
 Invariant: a row belongs to one session from its creation to its end. `gate` is the number of the stream whose next step
-needs no more thought than its seq: 0 whenever the session is not attached, or anything about it is under way.
+needs no more thought than its seq: 0 whenever the session is not attached, or anything but flights is under way.
 """
 
 from typing import TYPE_CHECKING
@@ -27,11 +27,13 @@ class SessionTable:
         idle_timeout_s: of SessionOptions; infinity in a row that is free.
         gate: see above.
         record: number of its engine's Record.
-        flight: number of the Flight that its step is part of, or 0.
+        flight: number of the Flight whose step of it the engine has, or 0.
+        ahead: steps in flights, that one's and those parked behind it.
         first_seq, last_seq, base_seq: the answers that its Record holds, and the seq that lies at position 0; none
             where last < first.
         kept: the session keeps answers of its own beside its Record.
         flights: by number.
+        parked: those of them with members that wait for an earlier flight, the oldest first.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -46,17 +48,19 @@ class SessionTable:
         self.gate = np.zeros(capacity, np.int64)
         self.record = np.zeros(capacity, np.int32)
         self.flight = np.zeros(capacity, np.int64)
+        self.ahead = np.zeros(capacity, np.int64)
         self.first_seq = np.zeros(capacity, np.int64)
         self.last_seq = np.zeros(capacity, np.int64)
         self.base_seq = np.zeros(capacity, np.int64)
         self.kept = np.zeros(capacity, np.bool_)
         self.flights: dict[int, Flight] = {}
+        self.parked: dict[int, Flight] = {}
 
     def add(self, session: "Session", now: float) -> None:
         """Gives a session's row its first values."""
         row = session.row
         self.sessions[row] = session
-        for column in (self.applied_seq, self.applied_time_steps, self.failed_seq, self.gate, self.flight):
+        for column in (self.applied_seq, self.applied_time_steps, self.failed_seq, self.gate, self.flight, self.ahead):
             column[row] = 0
         self.forget_answers(row)
         self.kept[row] = False

@@ -49,12 +49,6 @@ class FrameReader:
         """The stream's sessions are others now."""
         self._last = _NO_ROWS
 
-    def must_wait(self, frame: session_pb2.StepFrame, numbers: RowNumbers) -> bool:
-        """A session of the frame has a step in the air, which it would have to come down for."""
-        rows = self._rows(frame.handles, numbers)
-        flights = self._core.directory.table.flight[rows.where]
-        return bool(flights.any()) and bool(flights[rows.rows >= 0].any())
-
     def read(self, frame: session_pb2.StepFrame, numbers: RowNumbers) -> Iterable[tuple[int, StepInputs | Fault, int]]:
         """Offers the rows to their sessions; what is left is to be submitted: row, content and acked_seq."""
         rows = self._rows(frame.handles, numbers)
@@ -108,10 +102,8 @@ class FrameReader:
             return None
         handles, seqs, acked_seqs = numbers.handles, numbers.seqs, columns.acked_seqs
         inputs, prints, length, train = block.inputs, block.prints[:, np.newaxis], block.length, 1
-        if not rows.distinct:
+        if not rows.distinct and _is_train(session.engine, numbers, length):
             train = len(handles)
-            if not _is_train(session.engine, numbers, length):
-                return None
             rows = _Rows.of(b"", rows.rows[:1])
             handles, seqs, prints, length = handles[:1], seqs[:1], prints.reshape(1, -1), train
             acked_seqs = None if acked_seqs is None else acked_seqs.max(keepdims=True)
@@ -128,7 +120,7 @@ class FrameReader:
             inputs,
             length,
             train,
-            True,
+            rows.distinct,
             frame.timeout_ms / 1e3 or directory.limits.step_timeout_s,
             FrameSink(sender, handles, seqs, train, self._metrics),
         )

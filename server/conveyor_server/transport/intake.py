@@ -47,13 +47,6 @@ class Sender(Caller, Protocol):
         """Takes a step message alone."""
 
 
-class Parked(Protocol):
-    """A stream with messages that wait for the answers of others."""
-
-    def unpark(self) -> None:
-        """Takes them, as far as that goes now."""
-
-
 class _Form:
     """Steps of one layout, of one engine."""
 
@@ -71,13 +64,9 @@ class Intake:
     Args:
         core: what drives the sessions.
         metrics: counts refusals.
-
-    Attributes:
-        parked: streams to be looked at when a turn begins.
     """
 
     def __init__(self, core: Core, metrics: Metrics) -> None:
-        self.parked: set[Parked] = set()
         self._core = core
         self._metrics = metrics
         self._senders: list[Sender] = []
@@ -101,13 +90,6 @@ class Intake:
             self._core.kick()
         self._senders.append(sender)
         self._data.append(data)
-
-    def gather(self) -> None:
-        """A turn begins: gives all steps that wait to their sessions."""
-        for sender in list(self.parked):
-            sender.unpark()
-        if self._data:
-            self.flush()
 
     def flush(self) -> None:
         """Gives all steps to their sessions. A sender must call this before anything that comes after its steps."""

@@ -36,7 +36,6 @@ class Outbox:
         self._some = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
-        self._held = False
         self._closed = False
         self._failure: StreamFailed | None = None
 
@@ -49,7 +48,8 @@ class Outbox:
             return
         self._queue.append(message)
         self.bytes += len(message)
-        self._look()
+        if self.bytes > self.max_bytes:
+            self._room.clear()
         self._some.set()
 
     def close(self) -> None:
@@ -77,25 +77,10 @@ class Outbox:
             return None
         message = self._queue.popleft()
         self.bytes -= len(message)
-        self._look()
+        if self.bytes <= self.max_bytes:
+            self._room.set()
         return message
 
-    def hold(self) -> None:
-        """No request is read until `resume`."""
-        self._held = True
-        self._look()
-
-    def resume(self) -> None:
-        """Requests are read again."""
-        self._held = False
-        self._look()
-
     async def room(self) -> None:
-        """Returns when one more request may be read."""
+        """Returns when there is room for the answers of one more request."""
         await self._room.wait()
-
-    def _look(self) -> None:
-        if self._held or self.bytes > self.max_bytes:
-            self._room.clear()
-        else:
-            self._room.set()

@@ -22,6 +22,16 @@ class Reply:
         """The session is gone, as the Detached event before has told."""
 
 
+class Nobody:
+    """Takes the answers of steps whose stream broke: they are recorded, for whoever resumes the session."""
+
+    def answered(self, answer: Answer) -> None:
+        """A step is answered."""
+
+    def closed(self, event: Closed) -> None:
+        """The session is gone."""
+
+
 class Seat:
     """A session that a stream holds.
 

@@ -5,7 +5,6 @@ stream goes on; after a session left, nothing is said about it; a stream that en
 """
 
 import itertools
-from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -27,11 +26,12 @@ from conveyor_server.sessions.rules import stopping
 from conveyor_server.transport.framing import FrameReader
 from conveyor_server.transport.intake import Intake
 from conveyor_server.transport.replies import Replies
-from conveyor_server.transport.seat import Seat
+from conveyor_server.transport.seat import Nobody, Seat
 from conveyor_server.transport.step_layout import STEP_TAG
 
 # Never used again, so that a session's gate can name a stream long gone.
 _numbers = itertools.count(1)
+_NOBODY = Nobody()
 
 
 class Outlet(Protocol):
@@ -45,12 +45,6 @@ class Outlet(Protocol):
 
     def fail(self, status: status_pb2.Status) -> None:
         """Ends the call with that status; what is queued is not sent."""
-
-    def hold(self) -> None:
-        """No request is read until `resume`; one that is on its way still comes."""
-
-    def resume(self) -> None:
-        """Requests are read again."""
 
 
 class StreamCall:
@@ -83,9 +77,6 @@ class StreamCall:
         self._seats: dict[int, Seat] = {}
         self._replies = Replies(self._send, outlet.put, intake.writer)
         self._routed = False
-        # A frame for sessions whose last step is not answered, and what came after it.
-        self._parked: deque[bytes] = deque()
-        self._half_closed = False
         self._ending = False
         # Told to go away, and listened to until it half-closes.
         self._lingering = False
@@ -95,27 +86,12 @@ class StreamCall:
 
     def receive(self, data: bytes) -> None:
         """Takes one message; bytes that are none end the stream with INVALID_ARGUMENT."""
-        if self._parked:
-            self._parked.append(data)
-        elif data and data[0] == STEP_TAG:
+        if data and data[0] == STEP_TAG:
             self._intake.add(self, data)
-        else:
-            self._catch_up()
-            self._read(data)
-            self._core.kick()
-
-    def unpark(self) -> None:
-        """Takes the messages that waited for an answer, as far as that goes now."""
-        parked, self._parked = self._parked, deque()
-        while parked and not self._parked:
-            self.receive(parked.popleft())
-        self._parked += parked
-        if self._parked:
             return
-        self._intake.parked.discard(self)
-        self._outlet.resume()
-        if self._half_closed:
-            self.half_close()
+        self._catch_up()
+        self._read(data)
+        self._core.kick()
 
     def step(self, data: bytes) -> None:
         """Takes a message that holds a step, alone."""
@@ -123,14 +99,9 @@ class StreamCall:
 
     def half_close(self) -> None:
         """The client sends no more: detach all, answer what was accepted, then end."""
-        if self._parked:
-            self._half_closed = True
-            return
         self._catch_up()
         self._lingering = False
         self._end()
-
-    # ------------------------------------------------------------ from the server
 
     # ------------------------------------------------------------ from the server
 
@@ -154,8 +125,6 @@ class StreamCall:
         """The call is gone. Sessions live on, and what was accepted is run and recorded."""
         self._catch_up()
         self._broken = True
-        self._parked.clear()
-        self._intake.parked.discard(self)
         self._outlet.close()
         # The seats stay: a step in the air that is asked about later names one as its answer's address.
         self._core.directory.abandon([seat.attachment for seat in self._seats.values()], self._core.now())
@@ -198,11 +167,13 @@ class StreamCall:
 
     def single(self, handle: int) -> object:
         """The `reply_to` of steps under this handle that are answered by StepResults."""
-        return self._seats[handle].single
+        seat = self._seats.get(handle)
+        return _NOBODY if seat is None else seat.single
 
     def framed(self, handle: int) -> object:
         """The `reply_to` of steps under this handle that are answered in ResultFrames."""
-        return self._seats[handle].framed
+        seat = self._seats.get(handle)
+        return _NOBODY if seat is None else seat.framed
 
     # ------------------------------------------------------------ requests
 
@@ -218,12 +189,12 @@ class StreamCall:
             message = "a message of the stream is no StreamRequest: send what session.proto describes"
             self._outlet.fail(to_status(Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "message"})))
             return
-        self._request(request, data)
+        self._request(request)
 
-    def _request(self, request: session_pb2.StreamRequest, data: bytes) -> None:
+    def _request(self, request: session_pb2.StreamRequest) -> None:
         kind = request.WhichOneof("kind")
         if kind == "frame":
-            self._frame(request.frame, data)
+            self._frame(request.frame)
         elif kind == "step":
             self._step(request.step)
         elif kind == "attach":
@@ -281,17 +252,11 @@ class StreamCall:
         )
         self._core.directory.submit(session, step, self._core.now())
 
-    def _frame(self, frame: session_pb2.StepFrame, data: bytes) -> None:
+    def _frame(self, frame: session_pb2.StepFrame) -> None:
         try:
             numbers = read_numbers(frame)
         except WireError as error:
             self._refuse(0, 0, error.fault)
-            return
-        if self._frames.must_wait(frame, numbers):
-            # Its sessions' last steps are in the air: as a whole it goes faster than row by row behind them.
-            self._parked.append(data)
-            self._intake.parked.add(self)
-            self._outlet.hold()
             return
         contents = self._frames.read(frame, numbers)
         directory, now = self._core.directory, self._core.now()
