@@ -99,7 +99,7 @@ TABLE: tuple[Row, ...] = (
         _each(lambda m: m.queue)),
     Row("conveyor_step_run_seconds", "histogram", _MODEL, "From a step's first batch to the end of its last.",
         _each(lambda m: m.run)),
-    Row("conveyor_step_reply_seconds", "histogram", _MODEL, "From a step's last batch until the transport has its answer.",
+    Row("conveyor_step_reply_seconds", "histogram", _MODEL, "From a step's last batch to its answer's transport.",
         _each(lambda m: m.reply)),
     Row("conveyor_batch_rows", "histogram", _MODEL, "Sessions in one run of the model.",
         _each(lambda m: m.batch_rows)),

@@ -57,8 +57,8 @@ def run_with(choice: Choice, main: Callable[[], Coroutine[Any, Any, int]]) -> in
     if choice != "aio":
         try:
             # Here, because a grpcio that is too different may not even let itself be imported from.
-            from conveyor_server.transport.completion import Unusable
             from conveyor_server.transport.completion_loop import CompletionLoop
+            from conveyor_server.transport.selftest import Unusable
 
             try:
                 with asyncio.Runner(loop_factory=CompletionLoop) as runner:

@@ -16,25 +16,20 @@ call is let go once its last tag has come back.
 """
 
 import logging
-import queue
-import shutil
-import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
-from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
-from conveyor_proto.reasons import DOMAIN
 from google.rpc import status_pb2
 from grpc import _server
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # no types are published for it
 
 from conveyor_server.incidents import record
 from conveyor_server.transport.binding import STATUS_DETAILS_KEY, incident_status
+from conveyor_server.transport.selftest import SELFTEST_METHOD, Mirror, Unusable
 
 TESTED = ("1.85.1",)
 _ACCEPTS = 64
@@ -44,13 +39,7 @@ _MOST_EVENTS = 4096
 # of 256 streams had a mean of 33; with two, of 252.
 _QUIET_LOOKS = 2
 _TIMEOUT = cygrpc.CompletionType.queue_timeout
-_SELFTEST_METHOD = f"{DOMAIN}.internal.Loop", "Alarm"
-_SELFTEST_S = 5.0
 _log = logging.getLogger("conveyor")
-
-
-class Unusable(Exception):  # noqa: N818 - it says what is so
-    """This grpcio does not work as this module needs it; the message says what was seen."""
 
 
 class Served(Protocol):
@@ -257,7 +246,7 @@ class CompletionServer:
             self._queue = self._state.completion_queue
         except AttributeError as error:
             raise Unusable(f"grpc.server has no {error.name}") from error
-        service, method = _SELFTEST_METHOD
+        service, method = SELFTEST_METHOD
         handlers = {method: self.handler(self._answer_alarm)}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
@@ -393,13 +382,7 @@ class CompletionServer:
 
     def _answer_alarm(self, stream: Stream) -> Served:
         self._alarm_call = stream.call
-        return _Mirror(stream)
-
-    # ------------------------------------------------------------ the self-test
-
-    def open_selftest(self, max_message_bytes: int) -> "SelfTest":
-        """A private door for `selftest`, to be opened before `start`."""
-        return SelfTest(self._server, max_message_bytes)
+        return Mirror(stream)
 
 
 class _Accept:
@@ -415,75 +398,6 @@ class _Accept:
 
     def __call__(self, event: Any) -> Any:
         return self._accepted(self, event)
-
-
-class _Mirror:
-    """Sends every message back."""
-
-    eager = False
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-
-    def receive(self, data: bytes) -> None:
-        self._stream.put(data)
-
-    def half_close(self) -> None:
-        self._stream.close()
-
-    def broken(self) -> None:
-        pass
-
-
-class SelfTest:
-    """A call of the server's own, over a socket that nobody else can reach: first a test, then what `alarm` rings.
-
-    Args:
-        server: not started.
-        max_message_bytes: that it takes.
-    """
-
-    def __init__(self, server: grpc.Server, max_message_bytes: int) -> None:
-        self._messages = (b"", b"x" * min(100_000, max_message_bytes), b"conveyor")
-        try:
-            self._folder = Path(tempfile.mkdtemp(prefix="conveyor-"))
-        except OSError as error:
-            raise Unusable(f"no folder could be made for the self-test's socket: {error.strerror}") from error
-        self._address = f"unix:{self._folder / 'loop'}"
-        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._channel: grpc.Channel | None = None
-        if not server.add_insecure_port(self._address):
-            raise Unusable("no socket could be opened for the self-test")
-
-    def run(self) -> None:
-        """Sends messages through the server and expects them back. Another thread's, while the core's turns.
-
-        Raises:
-            Unusable: they did not come back as they should.
-        """
-        self._channel = grpc.insecure_channel(self._address)
-        echo: Any = self._channel.stream_stream("/" + "/".join(_SELFTEST_METHOD))
-        try:
-            answers = echo(iter(self._requests.get, None), timeout=None)
-            guard = threading.Timer(_SELFTEST_S, answers.cancel)
-            guard.start()
-            for message in self._messages:
-                self._requests.put(message)
-                if next(answers) != message:
-                    raise Unusable("the self-test's message came back changed")
-            guard.cancel()
-        except (grpc.RpcError, StopIteration) as error:
-            raise Unusable(f"the self-test's message did not come back: {type(error).__name__}") from error
-        finally:
-            # Whoever is connected stays so; nobody else comes in.
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-    def close(self) -> None:
-        """Ends the call. Another thread's."""
-        self._requests.put(None)
-        if self._channel is not None:
-            self._channel.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _woken(_: Any) -> tuple[None, Sequence[Callable[[], None]]]:

@@ -16,10 +16,11 @@ from grpc_reflection.v1alpha import reflection
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
 from conveyor_server.transport.binding import Calls, threaded_handlers
-from conveyor_server.transport.completion import CompletionServer, SelfTest, Served, Stream
+from conveyor_server.transport.completion import CompletionServer, Served, Stream
 from conveyor_server.transport.completion_loop import CompletionLoop
 from conveyor_server.transport.health import Health
 from conveyor_server.transport.port import Tls, WireOptions, channel_options, listen
+from conveyor_server.transport.selftest import SelfTest
 from conveyor_server.transport.streams import Streams
 
 _SESSIONS = session_pb2.DESCRIPTOR.services_by_name["SessionService"]
@@ -75,7 +76,7 @@ class CqServer:
         Raises:
             Unusable: this grpcio does not work that way. Nothing of this server can be used then.
         """
-        self._selftest = self._completion.open_selftest(self._max_message_bytes)
+        self._selftest = SelfTest(self._server, self._max_message_bytes)
         self._completion.start()
         self._loop.attach(self._completion)
         await asyncio.to_thread(self._selftest.run)

@@ -1,0 +1,108 @@
+"""The server calls itself: whether the completion queue does here what it should, and then what rings its alarm.
+
+Invariant: nothing but this process can reach the socket; it is gone from the file system once the call is open.
+"""
+
+import queue
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc
+from conveyor_proto.reasons import DOMAIN
+
+# The completion server answers it, message by message.
+SELFTEST_METHOD = f"{DOMAIN}.internal.Loop", "Alarm"
+_SELFTEST_S = 5.0
+
+
+class Unusable(Exception):  # noqa: N818 - it says what is so
+    """This grpcio does not work as `completion` needs it; the message says what was seen."""
+
+
+class Outlet(Protocol):
+    """Where a call's messages go; see stream.Outlet."""
+
+    def put(self, message: bytes) -> None:
+        """Queues a message."""
+
+    def close(self) -> None:
+        """Nothing follows."""
+
+
+class Mirror:
+    """The server's side of the call: sends every message back. See completion.Served."""
+
+    eager = False
+
+    def __init__(self, outlet: Outlet) -> None:
+        self._outlet = outlet
+
+    def receive(self, data: bytes) -> None:
+        """Takes one message."""
+        self._outlet.put(data)
+
+    def half_close(self) -> None:
+        """The client sends no more."""
+        self._outlet.close()
+
+    def broken(self) -> None:
+        """The call is gone."""
+
+
+class SelfTest:
+    """A call of the server's own, over a socket that nobody else can reach: first a test, then what `alarm` rings.
+
+    Args:
+        server: not started.
+        max_message_bytes: that it takes.
+    """
+
+    def __init__(self, server: grpc.Server, max_message_bytes: int) -> None:
+        self._messages = (b"", b"x" * min(100_000, max_message_bytes), b"conveyor")
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix="conveyor-"))
+        except OSError as error:
+            raise Unusable(f"no folder could be made for the self-test's socket: {error.strerror}") from error
+        self._address = f"unix:{self._folder / 'loop'}"
+        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._channel: grpc.Channel | None = None
+        try:
+            server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise Unusable("no socket could be opened for the self-test") from error
+
+    def run(self) -> None:
+        """Sends messages through the server and expects them back. Another thread's, while the core's turns.
+
+        Raises:
+            Unusable: they did not come back as they should.
+        """
+        self._channel = grpc.insecure_channel(self._address)
+        echo: Any = self._channel.stream_stream("/" + "/".join(SELFTEST_METHOD))
+        try:
+            answers = echo(iter(self._requests.get, None), timeout=None)
+            guard = threading.Timer(_SELFTEST_S, answers.cancel)
+            guard.daemon = True
+            guard.start()
+            try:
+                for message in self._messages:
+                    self._requests.put(message)
+                    if next(answers) != message:
+                        raise Unusable("the self-test's message came back changed")
+            finally:
+                guard.cancel()
+        except (grpc.RpcError, StopIteration) as error:
+            raise Unusable(f"the self-test's message did not come back: {type(error).__name__}") from error
+        finally:
+            # Whoever is connected stays so; nobody else comes in.
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Ends the call. Another thread's."""
+        self._requests.put(None)
+        if self._channel is not None:
+            self._channel.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
