@@ -41,7 +41,6 @@ class Conversation:
     Attributes:
         ledger: what was sent and answered.
         resting: sessions that the server asked to wait, and until when (ns); for a closed loop to keep to.
-        broken: an error came up, and nothing more can be said.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class Conversation:
         self.ledger = Ledger(spec.sessions, spec.in_flight)
         self.requests = 0
         self.resting: dict[int, int] = {}
-        self.broken = False
         self._windows = windows
         self._wires = sockets.wires
         self._in_frames = spec.frames
@@ -156,14 +154,10 @@ class Conversation:
         Raises:
             LoadError: what came is no answer.
         """
-        try:
-            inbox = self.sockets.turn(timeout_s)
-            self._now_ns, self._result, self._answered = time.perf_counter_ns(), result, []
-            result.replies += len(inbox.offsets) + len(inbox.loose)
-            self._take(inbox)
-        except LoadError:
-            self.broken = True
-            raise
+        inbox = self.sockets.turn(timeout_s)
+        self._now_ns, self._result, self._answered = time.perf_counter_ns(), result, []
+        result.replies += len(inbox.offsets) + len(inbox.loose)
+        self._take(inbox)
         if len(self._answered) == 1:
             return self._answered[0]
         return np.concatenate(self._answered) if self._answered else _NONE

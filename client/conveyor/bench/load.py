@@ -121,8 +121,8 @@ class Load:
         conversation.take(0.0, LoadResult())
 
     def close(self) -> None:
-        """Closes all sessions, ends the streams in order and closes the connections."""
-        if self._opening is not None and self._conversation is not None and not self._conversation.broken:
+        """Closes all sessions, ends the streams in order and closes the connections, as far as they still stand."""
+        if self._opening is not None:
             self._opening.close()
         if self._sockets is not None:
             self._sockets.close()

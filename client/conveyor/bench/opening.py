@@ -116,7 +116,7 @@ class Opening:
         self._unanswered -= 1
 
     def close(self) -> None:
-        """Closes all sessions and ends all streams. Nothing may be unanswered. A server that is away is no error."""
+        """Closes all sessions and ends all streams that were opened. A server that is away is no error."""
         try:
             self._say_farewell()
             self._hear_out()
@@ -126,13 +126,19 @@ class Opening:
     def _say_farewell(self) -> None:
         for connection, stream, handle in self._sessions():
             wire = self._sockets.wires[connection]
+            if stream not in self._opened(connection):
+                continue
             request = session_pb2.StreamRequest(close=session_pb2.CloseAttachedSession(handle=handle))
             wire.connection.outlet.queue(stream, http2.message(request.SerializeToString()))
+
+    def _opened(self, connection: int) -> range:
+        """The streams of a connection that were opened."""
+        return self._topology.streams(connection)[: self._sockets.wires[connection].connection.outlet.opened]
 
     def _hear_out(self) -> None:
         """Half-closes each stream once all that was said on it is on its way, and waits for the server's last word."""
         end = time.monotonic() + _CLOSE_TIMEOUT_S
-        speaking = set(range(self._spec.streams))
+        speaking = {stream for index in range(self._spec.connections) for stream in self._opened(index)}
         listening = set(speaking)
         while listening and time.monotonic() < end:
             for index, wire in enumerate(self._sockets.wires):

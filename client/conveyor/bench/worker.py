@@ -69,6 +69,8 @@ def work(pipe: Pipe, target: str, spec: LoadSpec) -> None:
     try:
         _obey(pipe, load)
     except LoadError as error:
+        # First, as the fleet ends this process when it is told.
+        load.close()
         pipe.send(Failure(str(error), error.reason))
     except (EOFError, ConnectionError):
         # The fleet is gone, and nobody is left to tell.

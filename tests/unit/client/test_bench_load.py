@@ -53,6 +53,7 @@ class Peer:
         self.attached = self.closed = self.half_closed = self.largest = self.count = 0
         self.ponged = threading.Event()
         self.wires = []
+        self.most_sessions = 1_000_000
         self.steps = defaultdict(list)
         self.acked = defaultdict(int)
         self.script = {}
@@ -165,6 +166,10 @@ class _Wire:
 
     def _request(self, stream_id, request):
         match request.WhichOneof("kind"):
+            case "attach" if self.peer.attached == self.peer.most_sessions:
+                status = to_status(Fault(e.ERROR_REASON_SESSIONS_EXHAUSTED, "full"))
+                error = pb.StepError(handle=request.attach.handle, status=status)
+                self._answer(stream_id, pb.StreamResponse(error=error))
             case "attach":
                 self.peer.attached += 1
                 info = pb.SessionInfo(session_id="s", max_in_flight=request.attach.options.max_in_flight)
@@ -468,3 +473,17 @@ def test_grpc_s_own_server_understands_all_of_it(tmp_path, shape, encrypted):
     finally:
         load.close()
         server.stop(None).wait()
+
+
+def test_a_load_that_is_refused_half_way_leaves_nothing_behind(start):
+    peer = start()
+    peer.most_sessions = 5
+    load = Load(peer.target, LoadSpec(model="m", sessions=20, streams=10, connections=2, opening=3), INPUTS)
+    with pytest.raises(LoadError, match="refused to attach") as caught:
+        load.open()
+    assert caught.value.reason == "SESSIONS_EXHAUSTED"
+    load.close()
+    assert peer.attached == 5
+    # Those that were refused said goodbye too, to no one.
+    assert 5 <= peer.closed < 20
+    assert 3 <= peer.half_closed < 10
