@@ -71,37 +71,54 @@ class BareLoop:
 
 
 class BareDriver:
-    """The loops of all batch sizes. See worker.Driver."""
+    """The loops of all models and batch sizes. See worker.Driver.
 
-    def __init__(self, path: Path) -> None:
-        options = ort.SessionOptions()
-        # As the server opens a model for one thread.
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._spec = parse_spec(self._session.get_modelmeta().custom_metadata_map[METADATA_KEY])
+    Args:
+        repository: models, as MODEL/1/model.onnx.
+    """
+
+    def __init__(self, repository: Path) -> None:
+        self._repository = repository
+        self._sessions: dict[str, Any] = {}
         self._loops: dict[str, BareLoop] = {}
         self._took: list[int] = []
-        self._batch = 0
 
     def open(self, case: Case) -> None:
         """Makes a loop's buffers and warms it."""
-        self._loops[case.name] = BareLoop(self._session, self._spec, case.sessions)
+        if case.model not in self._sessions:
+            self._sessions[case.model] = _open(self._repository / case.model / "1" / "model.onnx")
+        session = self._sessions[case.model]
+        spec = parse_spec(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
+        self._loops[case.name] = BareLoop(session, spec, case.sessions)
         self._loops[case.name].run(0.05)
 
     def run(self, case: Case, seconds: float) -> Done:
         """Steps for that long."""
-        self._batch = case.sessions
         self._took = self._loops[case.name].run(seconds)
         return Done(tokens=len(self._took) * case.sessions, messages=len(self._took))
 
     def figures(self) -> Figures:
         """Of the last run; every row was served in every step."""
-        return summarize(np.array(self._took), np.full(self._batch, len(self._took)), 0, 0)
+        return summarize(np.array(self._took), len(self._took), len(self._took))
+
+    def tend(self) -> None:
+        """Nobody else is there."""
+
+    def clear(self) -> None:
+        """Forgets the loops' buffers."""
+        self._loops.clear()
 
     def close(self) -> None:
         """Nothing is held outside this process."""
+
+
+def _open(path: Path) -> Any:
+    options = ort.SessionOptions()
+    # As the server opens a model for one thread.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _value(array: np.ndarray[Any, Any]) -> Any:

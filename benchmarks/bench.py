@@ -1,38 +1,33 @@
-"""`make bench`: Conveyor beside bare onnxruntime and a bare gRPC echo, in one run on one machine.
+"""`make bench`: Conveyor beside its ceilings - its own transport alone, bare gRPC echoes and bare onnxruntime.
 
-Server, echo, load client and the bare loop are processes of their own; only one of the three answers at a time.
+All in one run on one machine; server, echoes, load client and the bare loop are processes of their own, and only one
+of those that answer works at a time.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
 import platform
 import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import echo
 from benchmarks.accounting import processor_name
-from benchmarks.bare import BareDriver
-from benchmarks.cases import MIN_SESSIONS, MODEL, Case, Target, cases
-from benchmarks.load import LoadDriver
+from benchmarks.cases import MIN_SESSIONS, Group, choose, groups
+from benchmarks.goals import judge
 from benchmarks.plot import draw
-from benchmarks.report import Row, rows_of
-from benchmarks.segments import Plan, Rig, Segment, measure, measure_rounds
-from benchmarks.service import Service
-from benchmarks.table import format_client_bound, format_ratios, format_rows, format_void
-from benchmarks.worker import Child, Worker
+from benchmarks.report import GroupReport, report_of
+from benchmarks.rig import export_models, rig
+from benchmarks.segments import Plan, Segment, measure_group
+from benchmarks.table import format_goals, format_ratios, format_rows, format_void
 
 _OUT = Path(__file__).parent / "out"
-_WARM_UP_S = 0.2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,12 +37,31 @@ class Settings:
     Attributes:
         plan: how much is measured.
         sessions: the largest population.
+        only: shell patterns of groups; empty: all.
+        transport: the server's; empty: all groups on cq, and the main ones on aio.
         out: folder of bench.json and the plots.
     """
 
     plan: Plan
     sessions: int
+    only: tuple[str, ...]
+    transport: str
     out: Path
+
+    def tables(self) -> list[tuple[str, list[Group]]]:
+        """Transports, and the groups that are measured on each."""
+        wanted = [(self.transport, False)] if self.transport else [("cq", False), ("aio", True)]
+        found = [(name, choose(groups(self.sessions, name, main=main), self.only)) for name, main in wanted]
+        return [(name, chosen) for name, chosen in found if chosen]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Table:
+    """What one transport gave."""
+
+    transport: str
+    reports: list[GroupReport]
+    segments: list[Segment]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,44 +71,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Ended from outside, the bench still ends its processes in order.
         signal.signal(number, lambda got, _: sys.exit(128 + got))
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    chosen = cases(settings.sessions)
-    with _rig(chosen) as rig:
-        for case in chosen:
-            measure(rig, case, -1, min(_WARM_UP_S, settings.plan.seconds))
-        segments = measure_rounds(rig, chosen, settings.plan, _tell)
-    rows = rows_of(chosen, segments)
     machine = describe_machine()
-    _print(rows, segments, settings, machine)
-    _write(rows, segments, settings, machine)
+    with tempfile.TemporaryDirectory(prefix="conveyor-bench-") as name:
+        folder = Path(name)
+        _say("exporting the models")
+        export_models(folder / "models")
+        tables = [_measure(folder, transport, chosen, settings.plan) for transport, chosen in settings.tables()]
+    print(f"{machine['processor']}, {machine['cores']} cores; ", end="")
+    print(", ".join(f"{name} {value}" for name, value in machine.items() if name not in {"processor", "cores"}))
+    for table in tables:
+        _print(table, settings.plan)
+    _write(tables, settings, machine)
     return 0
 
 
-@contextlib.contextmanager
-def _rig(chosen: Sequence[Case]) -> Iterator[Rig]:
-    """Starts all processes and opens all cases; ends them all."""
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="conveyor-bench-")))
-        _say("exporting the model")
-        export = [sys.executable, "-m", "benchmarks.model", str(folder / "models")]
-        subprocess.run(export, check=True, stdout=subprocess.DEVNULL)
-        _say("starting server, echo, client and bare loop")
-        service = Service(folder / "models", folder)
-        stack.callback(service.stop)
-        echo_server = Child(echo.main)
-        stack.callback(echo_server.stop)
-        addresses = {Target.CONVEYOR: service.address, Target.ECHO: f"127.0.0.1:{echo_server.receive()}"}
-        client = Worker(LoadDriver, addresses)
-        stack.callback(client.close)
-        bare = Worker(BareDriver, folder / "models" / MODEL / "1" / "model.onnx")
-        stack.callback(bare.close)
-        rig = Rig(
-            servers={Target.BARE: bare.pid, Target.CONVEYOR: service.pid, Target.ECHO: echo_server.pid},
-            workers={Target.BARE: bare, Target.CONVEYOR: client, Target.ECHO: client},
-            batches=service.batches,
-        )
-        for case in chosen:
-            rig.workers[case.target].open(case)
-        yield rig
+def _measure(folder: Path, transport: str, chosen: Sequence[Group], plan: Plan) -> Table:
+    _say(f"starting server ({transport}), echoes, load client and bare loop")
+    table = Table(transport, [], [])
+    with rig(folder / "models", folder, transport) as processes:
+        for group in chosen:
+            _say(f"{transport}: {group.label}")
+            segments = measure_group(processes, group, plan, _tell)
+            table.segments.extend(segments)
+            table.reports.append(report_of(group, segments))
+    return table
 
 
 def describe_machine() -> dict[str, Any]:
@@ -108,35 +108,49 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def _print(rows: Sequence[Row], segments: Sequence[Segment], settings: Settings, machine: dict[str, Any]) -> None:
-    print(f"{machine['processor']}, {machine['cores']} cores; ", end="")
-    print(", ".join(f"{name} {value}" for name, value in machine.items() if name not in {"processor", "cores"}))
-    rounds = settings.plan.rounds
-    print(f"{rounds} rounds of {settings.plan.seconds:g} s, medians; server, client, others: cores in use\n")
-    print(format_rows(rows, rounds))
-    print("\nConveyor's tokens per server CPU second against the others' (speed: per second), median (lowest-highest)")
-    print(format_ratios(rows, rounds))
-    print(f"\n{format_client_bound(rows)}\n{format_void(segments)}")
+def _print(table: Table, plan: Plan) -> None:
+    rounds = plan.rounds
+    print(f"\n== Transport {table.transport}: {rounds} rounds of {plan.seconds:g} s")
+    print("Medians; server, client, others: cores in use; per stream: fewest-most messages answered\n")
+    print(format_rows(table.reports, rounds))
+    print("\nRatios of tokens per server CPU second, median (lowest-highest); *: the client was an echo's limit")
+    print(format_ratios(table.reports, rounds))
+    verdicts = judge(table.reports)
+    if verdicts:
+        print("\nGoals")
+        print(format_goals(verdicts, rounds))
+    print(f"\n{format_void(table.segments)}", flush=True)
 
 
-def _write(rows: Sequence[Row], segments: Sequence[Segment], settings: Settings, machine: dict[str, Any]) -> None:
+def _write(tables: Sequence[Table], settings: Settings, machine: dict[str, Any]) -> None:
     settings.out.mkdir(parents=True, exist_ok=True)
     report = {
         "machine": machine,
-        "settings": {**dataclasses.asdict(settings.plan), "sessions": settings.sessions},
-        "rows": [dataclasses.asdict(row) for row in rows],
-        "segments": [dataclasses.asdict(segment) for segment in segments],
+        "settings": {**dataclasses.asdict(settings.plan), "sessions": settings.sessions, "only": settings.only},
+        "tables": [
+            {
+                **dataclasses.asdict(table),
+                "goals": [dataclasses.asdict(verdict) for verdict in judge(table.reports)],
+            }
+            for table in tables
+        ],
     }
     path = settings.out / "bench.json"
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    footer = f"{machine['processor']}, {machine['cores']} cores, {machine['date']}: LSTM 64-256-64, float32, one thread"
-    for written in (path, *draw(rows, settings.out, footer)):
-        _say(f"wrote {os.path.relpath(written)}")
+    written = [path]
+    if tables:
+        footer = f"{machine['processor']}, {machine['cores']} cores, {machine['date']}, transport {tables[0].transport}"
+        written += draw(tables[0].reports, settings.out, footer)
+    for item in written:
+        _say(f"wrote {os.path.relpath(item)}")
 
 
 def _tell(segment: Segment) -> None:
     note = f"  void: {', '.join(segment.void)}" if segment.void else ""
-    _say(f"round {segment.round + 1} {segment.case:20} {segment.tokens_per_s:12,.0f} tokens/s{note}")
+    _say(
+        f"round {segment.round + 1} {segment.case:24} {segment.tokens_per_s:12,.0f} tokens/s"
+        f" {segment.server_us_per_token:9.2f} us/token{note}"
+    )
 
 
 def _say(text: str) -> None:
@@ -148,6 +162,20 @@ def _parse(arguments: Sequence[str] | None) -> Settings:
     parser.add_argument("--rounds", type=int, default=5, help="times that each case runs (%(default)s)")
     parser.add_argument("--seconds", type=float, default=1.0, help="of one segment (%(default)s)")
     parser.add_argument("--sessions", type=int, default=256, help="largest population (%(default)s)")
+    names = ", ".join(group.name for group in groups())
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help=f"only groups whose name matches; may be given several times; there are {names}",
+    )
+    parser.add_argument(
+        "--transport",
+        choices=("cq", "aio"),
+        default="",
+        help="all groups on this one (all on cq, the main ones on aio)",
+    )
     parser.add_argument("--out", type=Path, default=_OUT, help="folder for bench.json and plots (%(default)s)")
     parser.add_argument(
         "--patience",
@@ -156,13 +184,24 @@ def _parse(arguments: Sequence[str] | None) -> Settings:
         metavar="S",
         help="seconds that a segment may wait for a free machine, and be measured again if disturbed (%(default)s)",
     )
-    parser.add_argument("--quick", action="store_true", help="2 rounds of 0.3 s: does it work, not how fast is it")
+    parser.add_argument(
+        "--quick", action="store_true", help="1 round of 0.05 s, 16 sessions: does it work, not how fast"
+    )
     given = parser.parse_args(arguments)
+    if given.quick:
+        given.rounds, given.seconds, given.sessions = 1, 0.05, MIN_SESSIONS
     if given.rounds < 1 or given.seconds <= 0 or given.sessions < MIN_SESSIONS:
         parser.error(f"at least 1 round, some seconds and {MIN_SESSIONS} sessions are needed")
-    if given.quick:
-        given.rounds, given.seconds = 2, 0.3
-    return Settings(Plan(given.rounds, given.seconds, given.patience), given.sessions, given.out)
+    settings = Settings(
+        Plan(given.rounds, given.seconds, given.patience),
+        given.sessions,
+        tuple(given.only),
+        given.transport,
+        given.out,
+    )
+    if not settings.tables():
+        parser.error(f"--only {' '.join(given.only)} matches none of {names}")
+    return settings
 
 
 if __name__ == "__main__":

@@ -1,35 +1,43 @@
-"""The bare echo: what grpc.aio alone costs for the same messages.
+"""A bare echo beside the server: a program of its own that prints its port."""
 
-A request's own bytes come back. In this contract StepResult and ResultFrame have the fields of Step and StepFrame, and
-SessionAttached the handle of AttachSession, so the echo of a request reads as its answer and the client's loop is the
-same, whoever answers. Nothing is decoded here.
-"""
+import subprocess
+import sys
 
-import asyncio
-from multiprocessing.connection import Connection
-from typing import Any
+from benchmarks.worker import WorkerError
 
-import grpc.aio
-
-_SERVICE = "conveyor.v1.SessionService"
+_STOP_TIMEOUT_S = 10.0
 
 
-async def _echo(_requests: Any, context: Any) -> None:
-    # read() and write() cost a little less than async generators.
-    while (message := await context.read()) is not grpc.aio.EOF:
-        await context.write(message)
+class Echo:
+    """A running echo; it takes calls when the constructor returns.
 
+    Args:
+        module: benchmarks.cq_echo or benchmarks.aio_echo.
+    """
 
-async def _serve(connection: Connection) -> None:
-    server = grpc.aio.server()
-    handlers: dict[str, Any] = {"Stream": grpc.stream_stream_rpc_method_handler(_echo)}
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(_SERVICE, handlers)])
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    connection.send(port)
-    await server.wait_for_termination()
+    def __init__(self, module: str) -> None:
+        # A session of its own: Ctrl-C is for the bench, which ends its processes in order.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module], stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        port = self._process.stdout.readline() if self._process.stdout else ""
+        if not port:
+            self.stop()
+            raise WorkerError(f"{module} did not start: it ended with status {self._process.returncode}")
+        self.address = f"127.0.0.1:{int(port)}"
 
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
 
-def main(connection: Connection) -> None:
-    """Serves until the process is ended; sends its port through the connection."""
-    asyncio.run(_serve(connection))
+    def stop(self) -> None:
+        """Ends it; whoever is connected is cut off."""
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()

@@ -28,19 +28,26 @@ class Figures:
         p99_s: 99th percentile.
         fewest: tokens of the session that got the fewest.
         most: tokens of the session that got the most.
-        request_bytes: size of one request on the wire, without gRPC's and HTTP/2's own bytes; 0: there is no wire.
-        reply_bytes: size of one reply.
+        streams: streams that were served.
+        fewest_messages: answered on the stream that got the fewest.
+        most_messages: answered on the stream that got the most.
+        request_bytes: of one request, everything but TCP counted; 0: there is no wire, or the SDK does not tell.
+        reply_bytes: of one reply.
     """
 
     p50_s: float
     p99_s: float
     fewest: int
     most: int
-    request_bytes: int
-    reply_bytes: int
+    streams: int = 0
+    fewest_messages: int = 0
+    most_messages: int = 0
+    request_bytes: float = 0.0
+    reply_bytes: float = 0.0
 
 
-def summarize(took_ns: NDArray[np.int64], served: NDArray[np.int64], request_bytes: int, reply_bytes: int) -> Figures:
-    """Figures of the round trips `[messages]` in nanoseconds and the tokens of each session `[sessions]`."""
+def summarize(took_ns: NDArray[np.int64], fewest: int, most: int) -> Figures:
+    """Figures of the round trips `[messages]` in nanoseconds on one stream, or on none."""
     p50, p99 = np.percentile(took_ns, [50, 99]) / 1e9 if took_ns.size else (0.0, 0.0)
-    return Figures(float(p50), float(p99), int(served.min()), int(served.max()), request_bytes, reply_bytes)
+    count = int(took_ns.size)
+    return Figures(float(p50), float(p99), fewest, most, 1, count, count)

@@ -1,4 +1,4 @@
-"""The model that the bench steps: one LSTM layer between 64 inputs and 64 outputs, written by the real exporter.
+"""The models that the bench steps, written by the real exporter.
 
 Run as a program of its own, so that torch and its threads are gone before anything is measured.
 """
@@ -10,7 +10,10 @@ import torch
 from conveyor_export import export
 from torch import nn
 
-from benchmarks.cases import HIDDEN_SIZE, INPUT_SIZE, MODEL, OUTPUT_SIZE
+from benchmarks.cases import GRU, LSTM
+
+_SIZE, _HIDDEN = 64, 256
+_TINY = 16
 
 
 class Lstm(nn.Module):
@@ -18,8 +21,8 @@ class Lstm(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(INPUT_SIZE, HIDDEN_SIZE, batch_first=True)
-        self.head = nn.Linear(HIDDEN_SIZE, OUTPUT_SIZE)
+        self.lstm = nn.LSTM(_SIZE, _HIDDEN, batch_first=True)
+        self.head = nn.Linear(_HIDDEN, _SIZE)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[batch, time, 64]` to `[batch, time, 64]`."""
@@ -28,12 +31,30 @@ class Lstm(nn.Module):
         return answer
 
 
-def write_model(repository: Path) -> Path:
-    """Exports the seeded module as version 1 of MODEL; returns the file."""
+class Gru(nn.Module):
+    """A GRU so small that the wire is nearly all there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(_TINY, _TINY, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[batch, time, 16]` to `[batch, time, 16]`."""
+        answer: torch.Tensor = self.gru(x)[0]
+        return answer
+
+
+def write_models(repository: Path) -> list[Path]:
+    """Exports the seeded modules as version 1 of LSTM and GRU; returns the files."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    return export(Lstm(), torch.randn(2, 8, INPUT_SIZE), repository / MODEL / "1", quiet=True).path
+    modules = {LSTM: (Lstm(), _SIZE), GRU: (Gru(), _TINY)}
+    return [
+        export(module, torch.randn(2, 8, size), repository / name / "1", quiet=True).path
+        for name, (module, size) in modules.items()
+    ]
 
 
 if __name__ == "__main__":
-    print(write_model(Path(sys.argv[1])))
+    for path in write_models(Path(sys.argv[1])):
+        print(path)

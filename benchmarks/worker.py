@@ -33,8 +33,14 @@ class Driver(Protocol):
     def figures(self) -> Figures:
         """What was seen in the last run."""
 
+    def tend(self) -> None:
+        """Keeps what is open alive."""
+
+    def clear(self) -> None:
+        """Ends what `open` began; other cases may follow."""
+
     def close(self) -> None:
-        """Ends what `open` began."""
+        """As clear, for good."""
 
 
 class Child:
@@ -110,6 +116,14 @@ class Worker:
         """As Driver.figures."""
         figures: Figures = self._call("figures")
         return figures
+
+    def tend(self) -> None:
+        """As Driver.tend."""
+        self._call("tend")
+
+    def clear(self) -> None:
+        """As Driver.clear."""
+        self._call("clear")
 
     def close(self) -> None:
         """Ends the driver, unless it failed before, and its process."""
