@@ -291,17 +291,20 @@ class CompletionServer:
         """
         poll = self._queue.poll
         event = poll(time.time() + timeout_s if timeout_s > 0 else 0)
-        left, quiet = _MOST_EVENTS, 0
-        while left and not self.stopped:
+        taken, quiet = 0, 0
+        while True:
             if event.completion_type == _TIMEOUT:
                 quiet += 1
                 # The first look may have been spent on a socket that had nothing for us.
-                if quiet == _QUIET_LOOKS or left == _MOST_EVENTS:
+                if quiet == _QUIET_LOOKS or not taken:
                     break
             else:
                 quiet = 0
                 self._take(event)
-                left -= 1
+                taken += 1
+                # Before the next is polled: an event that is polled is taken, or a stream waits for it forever.
+                if taken == _MOST_EVENTS or self.stopped:
+                    break
             event = poll(0)
         # An event holds its call; what is gone must not be kept until the next.
         del event
