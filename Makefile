@@ -51,8 +51,14 @@ format: env ## format and fix what can be fixed
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: env ## the figures of docs/performance.md, as ratios of one run
+bench: env ## the figures of docs/performance.md, as ratios of one run (some 8 minutes)
 	$(BIN)/python -m benchmarks.bench
+
+# A load as make bench names it: GROUP/TARGET.
+CASE ?= streams/full
+.PHONY: profile
+profile: env ## a flame graph of the server under load; CASE=frames-1/full and the like
+	$(BIN)/python -m benchmarks.profile --case $(CASE)
 
 .PHONY: gpu-check
 gpu-check: env ## on a machine with CUDA: parity, batch independence, no host copies, speed against cuDNN
