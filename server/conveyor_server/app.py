@@ -259,6 +259,7 @@ def _session_limits(settings: Settings) -> SessionLimits:
         default_idle_timeout_s=settings.idle_timeout_s,
         step_timeout_s=settings.step_timeout_s,
         max_queue_s=settings.max_queue_s,
+        pipeline_queue_s=settings.pipeline_queue_s,
     )
 
 

@@ -69,6 +69,15 @@ class Settings:
     max_queue_s: Annotated[float, _Doc("a step that would wait longer, by what past runs took, is refused", 0.001)] = (
         2.0
     )
+    pipeline_queue_s: Annotated[
+        float,
+        _Doc(
+            "a session with two messages unanswered (one that runs, and one to follow it) gets no third one accepted "
+            "while the model has more work than this, or than two full runs take. Many sessions that come at once are "
+            "not refused by it, however long their prompts",
+            0.001,
+        ),
+    ] = 0.01
     max_batch: Annotated[
         int | None, _Doc("sessions in one run of a model. auto: by what its runs take when it is loaded", 1, auto=True)
     ] = None

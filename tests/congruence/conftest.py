@@ -61,7 +61,7 @@ class Core:
         limits = EngineLimits(max_batch=8, quantum=4, max_batch_time_steps=32)
         runner = open_runner(path, device="cpu", threads=1, capacity=limits.capacity(64))
         self.engine = Engine(runner, model="m", version="1", limits=limits)
-        self.directory = Directory(SessionLimits(max_sessions=64, default_in_flight=64, max_queue_s=math.inf))
+        self.directory = Directory(SessionLimits(max_sessions=64, default_in_flight=64, pipeline_queue_s=math.inf))
         self.batches: list[list[int]] = []
 
     def start_over(self) -> None:

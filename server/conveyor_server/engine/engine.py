@@ -16,6 +16,7 @@ from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import spec_pb2
 from numpy.typing import NDArray
 
+from conveyor_server.engine.backlog import Backlog
 from conveyor_server.engine.batch import Batch, assemble
 from conveyor_server.engine.cohort import Cohort
 from conveyor_server.engine.lanes import Lane, Lanes
@@ -70,8 +71,7 @@ class Engine:
         self.timed = all(self._timed) and all(item.has_time for item in runner.spec.inputs)
         self.reader = StepReader(runner.spec)
         self.run_times = RunTimes()
-        # Time steps accepted and not yet run, of all sessions.
-        self.backlog_time_steps = 0
+        self.backlog = Backlog(limits.quantum, limits.max_batch)
         self._scheduler = Scheduler(
             max_batch=limits.max_batch, quantum=limits.quantum, max_batch_time_steps=limits.max_batch_time_steps
         )
@@ -96,8 +96,13 @@ class Engine:
 
     @property
     def queue_s(self) -> float:
-        """How long a step that arrives now would wait, in seconds, as far as past runs tell."""
-        return self.backlog_time_steps * self.run_times.time_step_s
+        """How long a step that arrives now would wait, in seconds, as far as the past tells."""
+        return self.backlog.queue_s(self.run_times)
+
+    @property
+    def full_run_s(self) -> float:
+        """Seconds of a run of one time step of as many sessions as one takes; infinity before the first run."""
+        return self.run_times.expected_s(self.limits.max_batch, 1)
 
     def submit(self, step: Step) -> None:
         """Makes a step ready. Its lane must have no other step in the engine."""
@@ -149,6 +154,7 @@ class Engine:
         alone = list(zip(steps, shares, strict=True))
         run = assemble(cohorts, alone, self.slots.acquire_many(rows), self.lanes, spec)
         self._out = Batch(cohorts, steps, shares, run, ready, now)
+        self.backlog.taken(self._out, min(entry.submitted_at for entry in entries))
         return self._out
 
     def run(self, batch: Batch) -> RunResult | RunFailed:
@@ -173,6 +179,7 @@ class Engine:
         if isinstance(result, RunFailed):
             return self._fail(batch, result, now)
         self.run_times.observe(batch.rows, batch.longest, batch.time_steps, batch.run_s)
+        self.backlog.delivered(batch, now)
         finished: list[Step] = []
         row = 0
         for cohort in batch.cohorts:

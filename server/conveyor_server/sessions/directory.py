@@ -263,6 +263,12 @@ class Directory:
             acked_seqs = None if acked_seqs is None else acked_seqs[members]
         ahead = table.ahead[where]
         good = table.gate[where] == holders
+        failed_seqs = table.failed_seq[where]
+        if failed_seqs.any():
+            behind = good & (failed_seqs > 0) & (seqs > failed_seqs)
+            if behind.any():
+                self._events.append(Declined(offer, members[behind], rules.aborted_behind()))
+                return self._accept(offer, members[~behind], now)
         good &= seqs == table.applied_seq[where] + ahead + 1
         good &= ahead + offer.train <= table.credit[where]
         if not offer.distinct:
@@ -277,15 +283,30 @@ class Directory:
         table.last_used_at[where] = now
         if acked_seqs is not None:
             offer.record.acknowledge(where, acked_seqs)
-        fault = rules.no_capacity(offer.engine, self.limits, draining=self.draining)
-        if fault is not None:
-            table.failed_seq[where] = seqs
-            self._events.append(Declined(offer, members, fault))
-        else:
+        members = self._admitted(offer, members, where)
+        if len(members):
             flight = Flight(table, offer, now, now + offer.timeout_s)
             flight.launch(members)
             self._late_flights.watch(flight, flight.deadline)
         return left
+
+    def _admitted(
+        self, offer: Offer, members: NDArray[np.int64], where: slice | NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Those of the members, in these rows, that the model has room for; the others are refused."""
+        table, limits = self.table, self.limits
+        fault = rules.no_capacity(offer.engine, limits, draining=self.draining)
+        refused = members
+        if fault is None:
+            refused = members[table.aloft[where] >= rules.PIPED]
+            if not len(refused):
+                return members
+            fault = rules.no_capacity(offer.engine, limits, draining=False, piped=True)
+            if fault is None:
+                return members
+        table.failed_seq[offer.rows[refused]] = offer.seqs[refused]
+        self._events.append(Declined(offer, refused, fault))
+        return members[~np.isin(members, refused)]
 
     def cancel(self, session: Session, seq: int, reply_to: object) -> None:
         """The caller no longer waits. If nobody does and the step is not running, it is taken back: nothing moved."""

@@ -113,10 +113,11 @@ class Flight:
         where = offer.where if len(members) == len(offer.rows) else offer.rows[members]
         behind = table.ahead[where] > 0
         table.ahead[where] += offer.train
+        table.aloft[where] += 1
         table.failed_seq[where] = 0
         table.flights[self.number] = self
         self.members, self.waiting = members, len(members)
-        offer.engine.backlog_time_steps += offer.length * len(members)
+        offer.engine.backlog.add(offer.length // offer.train, offer.train * len(members))
         if behind.any():
             self.parked = members[behind]
             table.parked[self.number] = self
@@ -143,10 +144,11 @@ class Flight:
         table.applied_time_steps[where] += offer.length
         table.flight[where] = 0
         table.ahead[where] -= offer.train
+        table.aloft[where] -= 1
         # What was split off is no entry of the list, and its other part still is.
         if cohort in self.cohorts:
             self.cohorts.remove(cohort)
-        offer.engine.backlog_time_steps -= offer.length * len(members)
+        offer.engine.backlog.remove(offer.length // offer.train, offer.train * len(members))
         self._answered(len(members))
 
     def next_deadline(self) -> float:
@@ -183,6 +185,7 @@ class Flight:
         table.flight[row] = table.gate[row] = 0
         steps = self._pend(member)
         table.ahead[row] -= offer.train
+        table.aloft[row] = 0
         if table.ahead[row]:
             for later in list(table.parked.values()):
                 later.join(row)

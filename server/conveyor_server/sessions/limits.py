@@ -14,6 +14,8 @@ class SessionLimits:
         max_idle_timeout_s, default_idle_timeout_s: likewise for the idle limit.
         step_timeout_s: how long a step may wait that names no timeout.
         max_queue_s: a step that would wait longer is refused as OVERLOADED.
+        pipeline_queue_s: likewise, for a step whose session has two messages unanswered; or the time of two full
+            runs, where that is longer.
         retry_s: suggested delay when the server is full or draining.
         remembered: how many sessions that are gone are remembered with the reason.
     """
@@ -25,5 +27,6 @@ class SessionLimits:
     default_idle_timeout_s: float = 600.0
     step_timeout_s: float = 30.0
     max_queue_s: float = 2.0
+    pipeline_queue_s: float = 0.01
     retry_s: float = 1.0
     remembered: int = 10_000

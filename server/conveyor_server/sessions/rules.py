@@ -18,6 +18,10 @@ from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.sessions.record import Recorded
 from conveyor_server.sessions.session import Pending, Session, Submission
 
+# Messages of one session that are accepted however much the model has to do, up to max_queue_s: one that runs, and one
+# that is there when it is done.
+PIPED = 2
+
 
 def judge(session: Session, step: Submission, limits: SessionLimits, *, draining: bool) -> list[Answer] | None:
     """What to say at once, an empty list when the answer of a pending step will do, or None: accept the step."""
@@ -64,7 +68,7 @@ def accept(session: Session, submission: Submission, now: float) -> Pending:
     table, row = session.table, session.row
     table.failed_seq[row] = 0
     table.gate[row] = 0
-    session.engine.backlog_time_steps += step.length
+    session.engine.backlog.add(step.length)
     if len(waiting) == 1:
         session.engine.submit(step)
     return pending
@@ -89,7 +93,7 @@ def fail(session: Session, index: int, fault: Fault) -> list[Answer]:
     answers: list[Answer] = []
     kept = list(session.pending)[:index]
     for pending in list(session.pending)[index:]:
-        session.engine.backlog_time_steps -= pending.step.length
+        session.engine.backlog.remove(pending.step.length)
         why = _about(fault, session, failed.seq) if pending is failed else aborted(session, pending.seq)
         answers += [Answer(waiter, session, pending.seq, fault=why) for waiter in pending.waiters]
     session.pending.clear()
@@ -141,16 +145,23 @@ def first_deadline(session: Session) -> float:
     return min((pending.step.deadline for pending in session.pending if _waits(pending.step)), default=math.inf)
 
 
-def no_capacity(engine: Engine, limits: SessionLimits, *, draining: bool) -> Fault | None:
-    """Why no step at all can be accepted now."""
+def no_capacity(engine: Engine, limits: SessionLimits, *, draining: bool, piped: bool = False) -> Fault | None:
+    """Why no step at all can be accepted now; or, if `piped`, no step of a session that has two messages unanswered.
+
+    Whoever waits for answers sends no more than that, and its steps are refused only where the wait would be long. What
+    comes faster than it is answered is refused before it makes all others wait.
+    """
     if draining:
         return stopping(limits.retry_s)
     queue_s = engine.queue_s
-    if queue_s <= limits.max_queue_s:
+    # A large model has much to do with few steps: two full runs are no queue.
+    limit_s = max(limits.pipeline_queue_s, 2 * engine.full_run_s) if piped else limits.max_queue_s
+    if queue_s <= limit_s:
         return None
+    why = "and this session has two messages unanswered: slow down" if piped else "slow down, or spread the sessions"
     return Fault(
         e.ERROR_REASON_OVERLOADED,
-        f"model {engine.model} has work for {queue_s:.2f} s in its queue: slow down, or spread the sessions",
+        f"model {engine.model} has work for {queue_s:.3f} s in its queue, {why}",
         {"model": engine.model, "queue_s": f"{queue_s:.3f}"},
         retry_s=queue_s / 2,
     )
@@ -203,6 +214,14 @@ def aborted(session: Session, seq: int) -> Fault:
     )
 
 
+def aborted_behind() -> Fault:
+    """As `aborted`, of many sessions at once: each knows which step of its own was refused."""
+    return Fault(
+        e.ERROR_REASON_STEP_ABORTED,
+        "the step was not applied because an earlier one of its session failed: send again from that one",
+    )
+
+
 # ---------------------------------------------------------------- within
 
 
@@ -210,7 +229,7 @@ def _apply(session: Session, outputs: Sequence[Array]) -> list[Answer]:
     """The session's first pending step is done: it moves on, and every waiter is answered."""
     pending = session.pending.popleft()
     step = pending.step
-    session.engine.backlog_time_steps -= step.length
+    session.engine.backlog.remove(step.length)
     session.applied_seq = pending.seq
     session.applied_time_steps += step.length
     session.answers.add(Recorded(pending.seq, pending.fingerprint, step.length, outputs))
@@ -264,7 +283,8 @@ def _judge_next(session: Session, step: Submission, limits: SessionLimits, drain
         return aborted(session, step.seq)
     if step.seq > session.accepted_seq + 1:
         return _gap(session, step.seq)
-    fault = step.fault or _no_credit(session) or no_capacity(session.engine, limits, draining=draining)
+    piped = len(session.pending) >= PIPED
+    fault = step.fault or _no_credit(session) or no_capacity(session.engine, limits, draining=draining, piped=piped)
     if fault is not None:
         session.failed_seq = step.seq
     return fault

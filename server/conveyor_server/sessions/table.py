@@ -29,6 +29,7 @@ class SessionTable:
         record: number of its engine's Record.
         flight: number of the Flight whose step of it the engine has, or 0.
         ahead: steps in flights, that one's and those parked behind it.
+        aloft: flights that it is in.
         first_seq, last_seq, base_seq: the answers that its Record holds, and the seq that lies at position 0; none
             where last < first.
         kept: the session keeps answers of its own beside its Record.
@@ -49,6 +50,7 @@ class SessionTable:
         self.record = np.zeros(capacity, np.int32)
         self.flight = np.zeros(capacity, np.int64)
         self.ahead = np.zeros(capacity, np.int64)
+        self.aloft = np.zeros(capacity, np.int64)
         self.first_seq = np.zeros(capacity, np.int64)
         self.last_seq = np.zeros(capacity, np.int64)
         self.base_seq = np.zeros(capacity, np.int64)
@@ -60,8 +62,9 @@ class SessionTable:
         """Gives a session's row its first values."""
         row = session.row
         self.sessions[row] = session
-        for column in (self.applied_seq, self.applied_time_steps, self.failed_seq, self.gate, self.flight, self.ahead):
+        for column in (self.applied_seq, self.applied_time_steps, self.failed_seq, self.gate, self.flight):
             column[row] = 0
+        self.ahead[row] = self.aloft[row] = 0
         self.forget_answers(row)
         self.kept[row] = False
         self.last_used_at[row] = now

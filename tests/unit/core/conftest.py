@@ -131,7 +131,7 @@ class Core:
         """The idle engine's slots are exactly those that sessions hold."""
         held = [s.lane.slot for s in self.directory.sessions.values() if s.lane.slot is not None]
         self.engine.slots.check(held)
-        assert self.engine.backlog_time_steps == 0
+        assert self.engine.backlog.time_steps == 0
         assert self.engine.ready == 0
 
 

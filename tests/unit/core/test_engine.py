@@ -140,5 +140,8 @@ def test_queue_estimate_follows_the_backlog(core):
     cost_s = core.engine.run_times.time_step_s
     assert cost_s > 0
     assert core.engine.queue_s == 0
-    core.send(session, 2, *np.ones(10).tolist())
-    assert core.engine.queue_s == pytest.approx(10 * cost_s)
+    core.send(session, 2, *np.ones(3).tolist())
+    assert core.engine.queue_s == pytest.approx(3 * cost_s)
+    # One quantum: then others are served before it goes on.
+    core.send(core.create(), 1, *np.ones(10).tolist())
+    assert core.engine.queue_s == pytest.approx((3 + 4) * cost_s)

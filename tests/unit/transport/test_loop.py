@@ -96,7 +96,7 @@ async def test_slots_are_free_when_all_sessions_are_closed(server) -> None:
     await stream.end()
     assert not server.directory.sessions
     server.engine.slots.check([])
-    assert (server.engine.ready, server.engine.backlog_time_steps) == (0, 0)
+    assert (server.engine.ready, server.engine.backlog.time_steps) == (0, 0)
 
 
 async def test_timestamps_are_wall_clock(server) -> None:
