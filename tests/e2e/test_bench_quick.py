@@ -1,45 +1,106 @@
-"""The bench measures every row against real processes, no session goes unserved, and what is void does not count.
+"""The bench measures every row against real processes, no stream goes unserved, and what it runs beside them answers.
 
 How fast anything is, is not asked here.
 """
 
 import json
 import os
+import queue
 import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CASES = ["frames-1", "frames-2", "sdk", "stream-1", "streams-16", "streams", "connections", "one-stream"]
-ECHOES = [f"echo-{name}" for name in CASES if name != "sdk"]
-BARES = ["bare-1", "bare-16"]
+FRAMES = ["frames-1", "frames-2", "gru-frames-1", "gru-frames-2"]
+MESSAGES = {"stream-1": [1], "streams-16": [1, 16], "streams": [1, 16], "connections": [1, 16], "one-stream": [1, 16]}
+MAIN = ["frames-1", "stream-1", "streams", "connections"]
+SERVED = ["echo", "null", "full"]
 
 
-def test_a_small_bench_measures_every_row_and_serves_every_session(tmp_path):
+def _names(groups, echoes):
+    bare = {name: MESSAGES.get(name, [16]) for name in groups}
+    targets = [*SERVED, *echoes]
+    return [
+        f"{name}/{target}"
+        for name, batches in bare.items()
+        for target in [*targets, *(f"bare-{batch}" for batch in batches)]
+    ]
+
+
+def _bench(*arguments, timeout_s=200):
+    command = [sys.executable, "-m", "benchmarks.bench", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+def test_a_small_bench_measures_every_row_and_serves_every_stream(tmp_path):
     # One test, so that it runs once, whatever the number of test processes.
-    command = [sys.executable, "-m", "benchmarks.bench", "--rounds", "1", "--seconds", "0.1", "--sessions", "16"]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
-    )
+    done = _bench("--quick", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr[-4000:]
     report = json.loads((tmp_path / "bench.json").read_text(), parse_constant=_refuse)
-    rows = {row["case"]["name"]: row for row in report["rows"]}
-    assert sorted(rows) == sorted(CASES + ECHOES + BARES)
-    _check_figures(rows)
-    _check_segments(report["segments"], len(rows))
+    cq, aio = report["tables"]
+    assert (cq["transport"], aio["transport"]) == ("cq", "aio")
+    rows = _rows(cq)
+    sdk = ["sdk-population/full", "sdk-population/bare-16", "sdk-session/sdk-steps", "sdk-session/sdk-pipeline"]
+    curve = [f"curve/{2**power}" for power in range(7)]
+    assert sorted(rows) == sorted(_names([*FRAMES, *MESSAGES], ["cq-echo", "aio-echo"]) + sdk + curve)
+    assert sorted(_rows(aio)) == sorted(_names(MAIN, ["aio-echo"]))
+    for table in (cq, aio):
+        _check_figures(_rows(table))
+        _check_segments(table["segments"])
+        _check_ratios(table["reports"])
+        _check_message_sizes(_rows(table))
     _check_batches(rows)
-    _check_ratios(rows)
-    _check_message_sizes(rows)
-    for label in ("onnxruntime bare", "frames of 16 sessions, 2 in flight", "SDK, population", "16 streams on 16 conn"):
-        assert label in done.stdout
-    for name in ("throughput.png", "latency.png"):
+    assert len(cq["goals"]) == 18
+    for text in ("Transport cq", "Transport aio", "bare onnxruntime, batch 16", "16 streams on 16 conn", "Goals"):
+        assert text in done.stdout
+    for name in ("throughput.png", "latency.png", "curve.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_pattern_that_no_group_has_is_refused(tmp_path):
+    done = _bench("--only", "nothing*", "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "--only nothing* matches none of frames-1" in done.stderr
+
+
+@pytest.mark.parametrize("module", ["benchmarks.cq_echo", "benchmarks.aio_echo"])
+def test_a_bare_echo_answers_half_closes_and_outlives_a_call_that_is_cut(module, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    from benchmarks.echo import Echo
+
+    echo = Echo(module)
+    try:
+        with grpc.insecure_channel(echo.address) as channel:
+            stream = channel.stream_stream("/conveyor.v1.SessionService/Stream")
+            for _ in range(2):
+                requests = queue.SimpleQueue()
+                answers = stream(iter(requests.get, None), timeout=20)
+                for message in (b"", b"one", b"x" * 100_000):
+                    requests.put(message)
+                    assert next(answers) == message
+                requests.put(None)
+                assert list(answers) == []
+                assert answers.code() is grpc.StatusCode.OK
+                waiting = queue.SimpleQueue()
+                cut = stream(iter(waiting.get, None), timeout=20)
+                waiting.put(b"before")
+                assert next(cut) == b"before"
+                cut.cancel()
+                waiting.put(None)
+    finally:
+        echo.stop()
 
 
 def _refuse(constant):
     raise ValueError(f"{constant} is no JSON")
+
+
+def _rows(table):
+    return {row["case"]["name"]: row for report in table["reports"] for row in report["rows"]}
 
 
 def _check_figures(rows):
@@ -48,106 +109,45 @@ def _check_figures(rows):
             spread = row[figure]
             assert 0 < spread["low"] <= spread["median"] <= spread["high"], (name, figure)
         assert row["p50_ms"]["median"] <= row["p99_ms"]["median"]
+        assert row["server_us_per_message"]["median"] >= 0.999 * row["server_us_per_token"]["median"]
         assert 0 < row["server_cores"]["median"] < 1.5 * os.cpu_count()
+        if row["case"]["client"] != "none":
+            assert row["streams"] == row["case"]["streams"]
 
 
-def _check_segments(segments, count):
-    assert len(segments) == count
+def _check_segments(segments):
     for segment in segments:
-        assert segment["figures"]["fewest"] > 0, segment
-        assert "a session was not served" not in segment["void"]
+        figures = segment["figures"]
+        assert figures["fewest"] > 0, segment
+        assert figures["fewest_messages"] > 0, segment
+        assert not [why for why in segment["void"] if "served" in why]
 
 
 def _check_batches(rows):
     batches = {name: row["mean_batch"]["median"] for name, row in rows.items()}
-    assert batches["frames-1"] == batches["sdk"] == batches["bare-16"] == 16
-    assert batches["stream-1"] == 1
+    for name in ("frames-1/null", "frames-1/full", "sdk-population/full", "gru-frames-1/full", "frames-1/bare-16"):
+        assert batches[name] == 16
+    assert batches["stream-1/full"] == 1
+    assert not any(batch for name, batch in batches.items() if name.endswith("echo"))
 
 
-def _check_ratios(rows):
-    for row in rows.values():
-        conveyor = row["case"]["target"] == "conveyor"
-        for ratio in ("to_bare", "to_echo", "to_both", "speed_to_echo"):
-            assert (row[ratio] is not None) == conveyor
-            assert not conveyor or row[ratio]["median"] > 0
+def _check_ratios(reports):
+    expected = {"to_bare", "null_to_echo", "to_ceiling", "to_bare_ceiling", "echo_to_bare_echo"}
+    more = {"sdk-population": {"to_bare"}, "sdk-session": {"pipelined"}, "curve": set()}
+    for report in reports:
+        name = report["group"]["name"]
+        found = {key for key, ratio in report["ratios"].items() if ratio is not None}
+        assert found == more.get(name, expected | ({"overhead_us"} if name == "stream-1" else set())), name
+        assert all(report["ratios"][key]["median"] > 0 for key in found - {"overhead_us"})
 
 
 def _check_message_sizes(rows):
-    for name in CASES:
-        if name == "sdk":
-            continue
-        ours, theirs = rows[name], rows[f"echo-{name}"]
-        assert ours["request_bytes"] == theirs["request_bytes"] > 256
-        # The server names and types its outputs.
-        assert theirs["reply_bytes"] <= ours["reply_bytes"] <= theirs["reply_bytes"] + 32
-
-
-@pytest.fixture
-def modules(monkeypatch):
-    """The bench's own modules; they are no part of the distribution."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import accounting, cases, figures, report, segments
-
-    return accounting, cases, figures, report, segments
-
-
-def _rows(modules, server_s):
-    """Rows of rounds in which a case took so many CPU seconds for 1,000 tokens: `{case: [(seconds, void)]}`."""
-    accounting, cases, figures, report, segments = modules
-    chosen = [case for case in cases.cases(16) if case.name in server_s]
-    made = [
-        segments.Segment(
-            case.name,
-            round_,
-            figures.Done(1000, 1000),
-            accounting.Usage(1.0, seconds, 0.1, 0.0, 0.0),
-            figures.Figures(1e-3, 2e-3, 5, 6, 267, 267),
-            float(case.sessions),
-            ("others used 0.50 cores",) if void else (),
-        )
-        for case in chosen
-        for round_, (seconds, void) in enumerate(server_s[case.name])
-    ]
-    return {row.case.name: row for row in report.rows_of(chosen, made)}
-
-
-def test_a_ratio_is_taken_within_each_round(modules):
-    rows = _rows(
-        modules,
-        {
-            "bare-1": [(0.1, False), (0.2, False), (0.4, False)],
-            "bare-16": [(0.1, False)] * 3,
-            "stream-1": [(0.4, False), (0.4, False), (0.5, False)],
-            "echo-stream-1": [(0.2, False)] * 3,
-        },
-    )
-    to_bare = rows["stream-1"].to_bare
-    assert (to_bare.low, to_bare.median, to_bare.high) == pytest.approx((0.25, 0.5, 0.8))
-    assert rows["stream-1"].to_both.median == pytest.approx(1.0)
-
-
-def test_a_void_round_counts_nowhere_while_another_does(modules):
-    rows = _rows(
-        modules,
-        {
-            "bare-1": [(0.1, False), (0.1, True), (0.1, False)],
-            "bare-16": [(0.1, False)] * 3,
-            "stream-1": [(0.9, True), (0.2, False), (0.4, False)],
-            "echo-stream-1": [(0.2, True)] * 3,
-        },
-    )
-    row = rows["stream-1"]
-    assert (row.server_us_per_token.counted, row.server_us_per_token.high) == (2, pytest.approx(400))
-    assert (row.to_bare.counted, row.to_bare.low, row.to_bare.high) == (1, pytest.approx(0.25), pytest.approx(0.25))
-    # Nothing but void ones: shown, and said.
-    assert row.to_echo.counted == 0
-    assert row.to_echo.high == pytest.approx(1.0)
-
-
-def test_the_model_s_time_between_two_batches_lies_on_the_line_of_whole_runs(modules):
-    interpolate = modules[3].interpolate
-    known = {1: 30.0, 16: 6.0, 256: 5.0}
-    assert [interpolate(batch, known) for batch in (1, 16, 256)] == pytest.approx([30.0, 6.0, 5.0])
-    # Runs take 30 us at 1 and 96 us at 16, so 52 us at 6.
-    assert interpolate(6, known) == pytest.approx(52 / 6)
-    assert interpolate(1000, known) == pytest.approx(5.0)
+    """The echoes are sent what the model is sent, and a message is its tokens and little else."""
+    for name, row in rows.items():
+        group, _, target = name.partition("/")
+        if target in {*SERVED, "cq-echo", "aio-echo"} and not group.startswith("sdk"):
+            values = 4 * 16 * (4 if row["case"]["model"] == "bench-lstm" else 1)
+            tokens = 16 if "frames" in group else 1
+            assert row["request_bytes"] == pytest.approx(rows[f"{group}/echo"]["request_bytes"], rel=0.05)
+            for size in ("request_bytes", "reply_bytes"):
+                assert tokens * values < row[size] < tokens * (values + 64) + 128, (name, size)
