@@ -252,7 +252,7 @@ class Directory:
             # A session's second step can be accepted once its first was.
             members = left
             left = self._accept(offer, members, now)
-        return left
+        return self._abort_behind(offer, left) if len(left) else left
 
     def _accept(self, offer: Offer, members: NDArray[np.int64], now: float) -> NDArray[np.int64]:
         """`offer` for some members, one of each session at most; returns the others."""
@@ -263,12 +263,6 @@ class Directory:
             acked_seqs = None if acked_seqs is None else acked_seqs[members]
         ahead = table.ahead[where]
         good = table.gate[where] == holders
-        failed_seqs = table.failed_seq[where]
-        if failed_seqs.any():
-            behind = good & (failed_seqs > 0) & (seqs > failed_seqs)
-            if behind.any():
-                self._events.append(Declined(offer, members[behind], rules.aborted_behind()))
-                return self._accept(offer, members[~behind], now)
         good &= seqs == table.applied_seq[where] + ahead + 1
         good &= ahead + offer.train <= table.credit[where]
         if not offer.distinct:
@@ -289,6 +283,15 @@ class Directory:
             flight.launch(members)
             self._late_flights.watch(flight, flight.deadline)
         return left
+
+    def _abort_behind(self, offer: Offer, members: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Refuses those of the members that follow a refused step of their session; returns the others."""
+        table, rows = self.table, offer.rows[members]
+        failed_seqs = table.failed_seq[rows]
+        behind = (failed_seqs > 0) & (offer.seqs[members] > failed_seqs) & (table.gate[rows] == offer.holders[members])
+        if behind.any():
+            self._events.append(Declined(offer, members[behind], rules.aborted_behind()))
+        return members[~behind]
 
     def _admitted(
         self, offer: Offer, members: NDArray[np.int64], where: slice | NDArray[np.int64]

@@ -132,6 +132,20 @@ def test_refused_steps_are_taken_when_they_come_again(busy):
     assert {session.applied_seq for session in sessions} == {3}
 
 
+def test_a_refused_step_may_come_again_together_with_those_behind_it(busy):
+    told = []
+    sessions = sessions_of(busy, 1000)
+    for seq, reasons in ((1, []), (2, []), (3, ["OVERLOADED"])):
+        assert offered(busy, sessions, [seq] * 1000, told) == reasons
+    while busy.run_one():
+        busy.directory.take_events()
+    one = sessions[0]
+    assert offered(busy, [one, one, one], [3, 4, 5], told) == []
+    while busy.run_one():
+        busy.directory.take_events()
+    assert one.applied_seq == 5
+
+
 def test_one_by_one_the_same_holds(busy):
     session, *others = sessions_of(busy, 2001)
     for other in others:
