@@ -291,7 +291,8 @@ class Directory:
         behind = (failed_seqs > 0) & (offer.seqs[members] > failed_seqs) & (table.gate[rows] == offer.holders[members])
         if behind.any():
             self._events.append(Declined(offer, members[behind], rules.aborted_behind()))
-        return members[~behind]
+        others: NDArray[np.int64] = members[~behind]
+        return others
 
     def _admitted(
         self, offer: Offer, members: NDArray[np.int64], where: slice | NDArray[np.int64]
