@@ -121,7 +121,7 @@ class Stream:
     def advance(self) -> None:
         """Begins what can be begun: a send, the status, a receive."""
         self._touched = False
-        if self._rpc.client is _server._CANCELLED or self._rpc.statused:
+        if self._rpc is None or self._rpc.client is _server._CANCELLED or self._rpc.statused:
             return
         if not self._sending:
             if self._queue:
@@ -210,11 +210,13 @@ class Stream:
             self._server.touched.append(self)
 
     def _over(self) -> None:
-        if self._served is not None:
-            served, self._served = self._served, None
+        """The last of it has come back. Nothing may hold what is gone until the garbage collector comes round."""
+        served, ended = self._served, self.ended
+        self._rpc = self.call = self._served = self.ended = None
+        if served is not None:
             served.broken()
-            if self.ended is not None:
-                self.ended()
+        if ended is not None:
+            ended()
 
 
 class _Inline(futures.ThreadPoolExecutor):
