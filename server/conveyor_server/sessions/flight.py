@@ -8,7 +8,7 @@ session may be in several flights: the engine has its step of the oldest, in the
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -90,6 +90,7 @@ class Flight:
         table: the sessions.
         offer: what they sent.
         submitted_at, deadline: seconds of the driver's clock.
+        watch: has a session looked at when a pending step of its own is too late to begin.
         number: names it in the table.
         members: int64 `[members]`, all that were accepted, ascending.
         parked: int64 `[members]`, those whose session has steps in older flights.
@@ -101,6 +102,7 @@ class Flight:
     offer: Offer
     submitted_at: float
     deadline: float
+    watch: Callable[[Session, float], None]
     number: int = field(default_factory=lambda: next(_numbers))
     members: NDArray[np.int64] = field(default_factory=lambda: _NOBODY)
     parked: NDArray[np.int64] = field(default_factory=lambda: _NOBODY)
@@ -243,6 +245,7 @@ class Flight:
         for turn, step in enumerate(steps):
             seq, fingerprint = int(offer.seqs[member]) + turn, int(offer.prints[member, turn])
             session.own_pending.append(Pending(seq, fingerprint, step, [reply_to]))
+        self.watch(session, self.deadline)
         self._answered(1)
         return steps
 
