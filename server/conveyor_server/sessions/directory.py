@@ -279,7 +279,7 @@ class Directory:
             offer.record.acknowledge(where, acked_seqs)
         members = self._admitted(offer, members, where)
         if len(members):
-            flight = Flight(table, offer, now, now + offer.timeout_s)
+            flight = Flight(table, offer, now, now + offer.timeout_s, self._late.watch)
             flight.launch(members)
             self._late_flights.watch(flight, flight.deadline)
         return left
