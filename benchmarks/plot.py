@@ -69,7 +69,7 @@ def _throughput(frames: Sequence[GroupReport], messages: Sequence[GroupReport]) 
         _bars(axes[place][0], shown, targets, title)
     if frames:
         _ceiling(axes[0][0], frames)
-    axes[-1][0].legend(loc="lower right", frameon=False, fontsize=8)
+    _legend(axes[-1][0])
     return figure
 
 
@@ -108,7 +108,8 @@ def _ceiling(axes: Any, frames: Sequence[GroupReport]) -> None:
     bare = [row for row in (report.row(Target.BARE) for report in frames) if row]
     value = max(row.tokens_per_server_cpu_s.median for row in bare)
     axes.axvline(value, color=_BARE, linewidth=2)
-    axes.text(value, -0.6, f"{bare[0].case.label}: {value:,.0f} ", color=_BARE, ha="right", fontsize=8)
+    text = f"{bare[0].case.label}: {value:,.0f}"
+    axes.text(value, 1.03, text, color=_BARE, ha="right", fontsize=8, transform=axes.get_xaxis_transform())
     axes.set_xlim(0, value * 1.12)
 
 
@@ -123,9 +124,9 @@ def _latency(reports: Sequence[GroupReport]) -> Any:
                 _whisker(axes, row, place + offset, _COLORS[target])
     for target in (Target.FULL, Target.ECHO):
         axes.plot([], [], "o-", color=_COLORS[target], label=_LABELS[target])
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=8, borderaxespad=0)
+    _legend(axes)
     axes.set_xscale("log")
-    axes.margins(x=0.12)
+    axes.margins(x=0.2)
     axes.set_xlabel("milliseconds, log scale: dot = median, bar = 99th percentile", fontsize=9)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(range(len(reports)), [report.group.label for report in reports])
@@ -153,13 +154,20 @@ def _curve(report: GroupReport) -> Any:
     figure.set_layout_engine("constrained", rect=(0, 0.03, 1, 0.97))
     figure.suptitle(report.group.label, fontweight="bold")
     rates = [row.tokens_per_s for row in rows]
+    alpha = min(map(_alpha, rates))
     errors = [[rate.median - rate.low for rate in rates], [rate.high - rate.median for rate in rates]]
-    top.errorbar(streams, [rate.median for rate in rates], yerr=errors, marker="o", color=_COLORS[Target.FULL])
+    top.errorbar(
+        streams, [rate.median for rate in rates], yerr=errors, marker="o", color=_COLORS[Target.FULL], alpha=alpha
+    )
     top.set_ylabel("tokens/s")
     top.set_ylim(0)
     top.yaxis.set_major_formatter("{x:,.0f}")
-    bottom.plot(streams, [row.p50_ms.median for row in rows], "o-", color=_COLORS[Target.FULL], label="median")
-    bottom.plot(streams, [row.p99_ms.median for row in rows], "o--", color=_COLORS[Target.NULL], label="p99")
+    bottom.plot(
+        streams, [row.p50_ms.median for row in rows], "o-", color=_COLORS[Target.FULL], alpha=alpha, label="median"
+    )
+    bottom.plot(
+        streams, [row.p99_ms.median for row in rows], "o--", color=_COLORS[Target.NULL], alpha=alpha, label="p99"
+    )
     bottom.set_xscale("log", base=2)
     bottom.set_yscale("log")
     bottom.set_xticks(streams, [str(count) for count in streams])
@@ -171,6 +179,11 @@ def _curve(report: GroupReport) -> Any:
         axes.grid(color="#eeeeee")
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _legend(axes: Any) -> None:
+    """Above the axes, where nothing is drawn."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=8, borderaxespad=0)
 
 
 def _alpha(spread: Spread) -> float:
