@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 import secrets
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -24,9 +24,11 @@ from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused, refuse
 from conveyor_server.runner.base import RunFailed, RunResult
 from conveyor_server.sessions import rules
-from conveyor_server.sessions.events import Attachment, Closed, Declined, Detached, Event, Landed
+from conveyor_server.sessions.departed import Departed
+from conveyor_server.sessions.events import Attachment, Closed, Detached, Event
 from conveyor_server.sessions.expiry import Deadlines
-from conveyor_server.sessions.flight import Flight, Offer
+from conveyor_server.sessions.flight import Offer
+from conveyor_server.sessions.flights import Flights
 from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.sessions.record import Record
 from conveyor_server.sessions.session import DetachCause, Session, SessionOptions, Submission
@@ -35,7 +37,6 @@ from conveyor_server.sessions.table import SessionTable
 SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # How long a look for idle sessions is put off for each row of the table.
 _LOOK_S = 3e-7
-_NOBODY: NDArray[np.int64] = np.empty(0, np.int64)
 
 
 class Directory:
@@ -48,7 +49,7 @@ class Directory:
         self.table = SessionTable(limits.max_sessions)
         self.opened = 0
         self.closed: Counter[str] = Counter()
-        self._gone: OrderedDict[str, Fault] = OrderedDict()
+        self._departed = Departed(limits.remembered)
         # Sessions that were granted the same share it.
         self._options: dict[tuple[int, float], SessionOptions] = {}
         self._records: dict[Engine, Record] = {}
@@ -56,8 +57,8 @@ class Directory:
         self._record_numbers = itertools.count(1)
         self._idle_at = math.inf
         self._late = Deadlines(rules.first_deadline)
-        self._late_flights = Deadlines(Flight.next_deadline)
         self._events: list[Event] = []
+        self._flights = Flights(self.table, limits, tell=self._tell, watch=self._late.watch)
 
     # ------------------------------------------------------------ life
 
@@ -72,14 +73,7 @@ class Directory:
             if session.closing is not None:
                 raise Refused(rules.closing(session))
             return session
-        if session_id in self._gone:
-            raise Refused(self._gone[session_id])
-        raise refuse(
-            e.ERROR_REASON_SESSION_NOT_FOUND,
-            f"session {session_id!r} is not on this server: it was never here, or the server was restarted since; "
-            "create a session and send its history again",
-            session_id=session_id,
-        )
+        raise Refused(self._departed.why(session_id))
 
     def create(
         self, engine: Engine, now: float, *, session_id: str = "", max_in_flight: int = 0, idle_timeout_s: float = 0.0
@@ -109,7 +103,7 @@ class Directory:
         options = self._options.setdefault((credit, timeout_s), SessionOptions(credit, timeout_s))
         session = Session(session_id, engine, self._record(engine), options, now)
         self.sessions[session_id] = session
-        self._gone.pop(session_id, None)
+        self._departed.forget(session_id)
         self._idle_at = min(self._idle_at, now + timeout_s)
         self.opened += 1
         return session
@@ -246,71 +240,7 @@ class Directory:
         Each of them is answered through the offer's sink, once; while the model has too much to do, that is a refusal.
         Returns the other members, in order: their steps are to be submitted one by one.
         """
-        members: NDArray[np.int64] = np.arange(len(offer.rows))
-        left = self._accept(offer, members, now)
-        while not offer.distinct and 0 < len(left) < len(members):
-            # A session's second step can be accepted once its first was.
-            members = left
-            left = self._accept(offer, members, now)
-        return self._abort_behind(offer, left) if len(left) else left
-
-    def _accept(self, offer: Offer, members: NDArray[np.int64], now: float) -> NDArray[np.int64]:
-        """`offer` for some members, one of each session at most; returns the others."""
-        table, where, seqs, holders = self.table, offer.where, offer.seqs, offer.holders
-        acked_seqs = offer.acked_seqs
-        if len(members) < len(offer.rows):
-            where, seqs, holders = offer.rows[members], seqs[members], holders[members]
-            acked_seqs = None if acked_seqs is None else acked_seqs[members]
-        ahead = table.ahead[where]
-        good = table.gate[where] == holders
-        good &= seqs == table.applied_seq[where] + ahead + 1
-        good &= ahead + offer.train <= table.credit[where]
-        if not offer.distinct:
-            good[good] = _first_of_each(offer.rows[members[good]])
-        left: NDArray[np.int64] = _NOBODY
-        if not good.all():
-            members, left = members[good], members[~good]
-            if not len(members):
-                return left
-            where, seqs = offer.rows[members], seqs[good]
-            acked_seqs = None if acked_seqs is None else acked_seqs[good]
-        table.last_used_at[where] = now
-        if acked_seqs is not None:
-            offer.record.acknowledge(where, acked_seqs)
-        members = self._admitted(offer, members, where)
-        if len(members):
-            flight = Flight(table, offer, now, now + offer.timeout_s, self._late.watch)
-            flight.launch(members)
-            self._late_flights.watch(flight, flight.deadline)
-        return left
-
-    def _abort_behind(self, offer: Offer, members: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Refuses those of the members that follow a refused step of their session; returns the others."""
-        table, rows = self.table, offer.rows[members]
-        failed_seqs = table.failed_seq[rows]
-        behind = (failed_seqs > 0) & (offer.seqs[members] > failed_seqs) & (table.gate[rows] == offer.holders[members])
-        if behind.any():
-            self._events.append(Declined(offer, members[behind], rules.aborted_behind()))
-        others: NDArray[np.int64] = members[~behind]
-        return others
-
-    def _admitted(
-        self, offer: Offer, members: NDArray[np.int64], where: slice | NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """Those of the members, in these rows, that the model has room for; the others are refused."""
-        table, limits = self.table, self.limits
-        fault = rules.no_capacity(offer.engine, limits, draining=self.draining)
-        refused = members
-        if fault is None:
-            refused = members[table.aloft[where] >= rules.PIPED]
-            if not len(refused):
-                return members
-            fault = rules.no_capacity(offer.engine, limits, draining=False, piped=True)
-            if fault is None:
-                return members
-        table.failed_seq[offer.rows[refused]] = offer.seqs[refused]
-        self._events.append(Declined(offer, refused, fault))
-        return members[~np.isin(members, refused)]
+        return self._flights.offer(offer, now, draining=self.draining)
 
     def cancel(self, session: Session, seq: int, reply_to: object) -> None:
         """The caller no longer waits. If nobody does and the step is not running, it is taken back: nothing moved."""
@@ -320,30 +250,11 @@ class Directory:
     def deliver(self, engine: Engine, batch: Batch, result: RunResult | RunFailed, now: float) -> None:
         """Takes a batch back: commits, records, answers, and makes the sessions' next steps ready."""
         finished = engine.deliver(batch, result, now)
-        for cohort in batch.cohorts:
-            flight = cohort.owner
-            if not isinstance(flight, Flight):
-                raise TypeError("a cohort that nobody offered")
-            if len(cohort.members):
-                flight.land(cohort)
-                self._events.append(Landed(flight, cohort.members, cohort.outputs))
-            if not flight.waiting:
-                self._late_flights.forget(flight)
-        self._follow(batch)
+        self._flights.land(batch)
         for step in finished:
             self._events += rules.finish(step.context, step)
         for step in finished:
             self._settle(step.context)
-
-    def _follow(self, batch: Batch) -> None:
-        """Launches what was parked behind the cohorts that have landed, the oldest first."""
-        if not self.table.parked:
-            return
-        ready = sum(int(np.count_nonzero(self.table.ahead[cohort.where])) for cohort in batch.cohorts)
-        for flight in list(self.table.parked.values()):
-            if ready <= 0:
-                return
-            ready -= flight.follow()
 
     # ------------------------------------------------------------ time
 
@@ -353,17 +264,15 @@ class Directory:
             self._events += rules.time_out(session, now)
             self._late.watch(session, rules.first_deadline(session))
             self._settle(session)
-        for flight in self._late_flights.due(now):
-            for row in flight.rows_that_wait():
-                late = self.table.sessions[row]
-                if late is not None and late.pending:
-                    self._events += rules.time_out(late, now)
-                    self._settle(late)
+        for late in self._flights.late(now):
+            if late.pending:
+                self._events += rules.time_out(late, now)
+                self._settle(late)
         return self._expire_idle(now) if now >= self._idle_at else 0
 
     def next_expiry_at(self) -> float:
         """`expire` has nothing to do before this time."""
-        return min(self._idle_at, self._late.next_at(), self._late_flights.next_at())
+        return min(self._idle_at, self._late.next_at(), self._flights.next_at())
 
     def take_events(self) -> list[Event]:
         """The events since the last call, in order."""
@@ -371,6 +280,9 @@ class Directory:
         return events
 
     # ------------------------------------------------------------ within
+
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
 
     def _admit(self, *, room: bool = True) -> None:
         limits = self.limits
@@ -429,9 +341,7 @@ class Directory:
         session.closing = cause
         session.engine.free(session.lane)
         self.closed[_cause_name(cause)] += 1
-        self._gone[session.id] = gone
-        while len(self._gone) > self.limits.remembered:
-            self._gone.popitem(last=False)
+        self._departed.remember(session.id, gone)
         if session.attachment is not None:
             self._leave(session.attachment, cause)
         self._events += [Closed(waiter, session.applied_seq) for waiter in session.close_waiters]
@@ -445,13 +355,6 @@ class Directory:
         if attachment.live:
             attachment.live = False
             self._events.append(Detached(attachment, cause, session.applied_seq))
-
-
-def _first_of_each(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Where each row of the table comes for the first time."""
-    chosen = np.zeros(len(rows), np.bool_)
-    chosen[np.unique(rows, return_index=True)[1]] = True
-    return chosen
 
 
 def _cause_name(cause: DetachCause) -> str:
