@@ -105,6 +105,12 @@ class Record:
         table = self.table
         acked_seqs = np.minimum(acked_seqs, table.applied_seq[rows])
         table.first_seq[rows] = np.maximum(table.first_seq[rows], acked_seqs + 1)
+        kept = table.kept[rows]
+        if kept.any():
+            for row, acked_seq in zip(np.r_[rows][kept].tolist(), acked_seqs[kept].tolist(), strict=True):
+                session = table.sessions[row]
+                if session is not None:
+                    session.answers.trim(acked_seq)
 
     def get(self, row: int, seq: int) -> Recorded | None:
         """The answer of `seq`, or None where it is not held; the outputs are copies."""
