@@ -15,12 +15,11 @@ Invariants: one send and one receive of a call are under way at most; an excepti
 call is let go once its last tag has come back.
 """
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 from google.rpc import status_pb2
@@ -29,6 +28,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # no types are pu
 
 from conveyor_server.incidents import record
 from conveyor_server.transport.binding import STATUS_DETAILS_KEY, incident_status
+from conveyor_server.transport.ends import Served
 from conveyor_server.transport.selftest import SELFTEST_METHOD, Mirror, Unusable
 
 TESTED = ("1.85.1",)
@@ -39,26 +39,6 @@ _MOST_EVENTS = 4096
 # of 256 streams had a mean of 33; with two, of 252.
 _QUIET_LOOKS = 2
 _TIMEOUT = cygrpc.CompletionType.queue_timeout
-_log = logging.getLogger("conveyor")
-
-
-class Served(Protocol):
-    """What a stream's messages are for. Core thread only.
-
-    Attributes:
-        eager: the next message is wanted before this one is answered.
-    """
-
-    eager: bool
-
-    def receive(self, data: bytes) -> None:
-        """Takes a message."""
-
-    def half_close(self) -> None:
-        """The client sends no more."""
-
-    def broken(self) -> None:
-        """The call is gone, in whatever way."""
 
 
 class Stream:

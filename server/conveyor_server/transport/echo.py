@@ -3,7 +3,7 @@
 Only where the server's settings allow it (`--diagnostics`); load tests ask for it to tell the wire from the rest.
 """
 
-from conveyor_server.transport.stream import Outlet
+from conveyor_server.transport.ends import Outlet
 
 
 class EchoCall:

@@ -16,8 +16,9 @@ from grpc_reflection.v1alpha import reflection
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
 from conveyor_server.transport.binding import Calls, threaded_handlers
-from conveyor_server.transport.completion import CompletionServer, Served, Stream
+from conveyor_server.transport.completion import CompletionServer, Stream
 from conveyor_server.transport.completion_loop import CompletionLoop
+from conveyor_server.transport.ends import Served
 from conveyor_server.transport.health import Health
 from conveyor_server.transport.port import Tls, WireOptions, channel_options, listen
 from conveyor_server.transport.selftest import SelfTest

@@ -8,10 +8,12 @@ import shutil
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 from conveyor_proto.reasons import DOMAIN
+
+from conveyor_server.transport.ends import Outlet
 
 # The completion server answers it, message by message.
 SELFTEST_METHOD = f"{DOMAIN}.internal.Loop", "Alarm"
@@ -20,16 +22,6 @@ _SELFTEST_S = 5.0
 
 class Unusable(Exception):  # noqa: N818 - it says what is so
     """This grpcio does not work as `completion` needs it; the message says what was seen."""
-
-
-class Outlet(Protocol):
-    """Where a call's messages go; see stream.Outlet."""
-
-    def put(self, message: bytes) -> None:
-        """Queues a message."""
-
-    def close(self) -> None:
-        """Nothing follows."""
 
 
 class Mirror:

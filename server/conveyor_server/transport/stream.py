@@ -6,14 +6,12 @@ stream goes on; after a session left, nothing is said about it; a stream that en
 
 import itertools
 from collections.abc import Callable
-from typing import Protocol
 
 from conveyor_proto.codec import WireError
 from conveyor_proto.reasons import Fault, to_status
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2
 from google.protobuf.message import DecodeError
-from google.rpc import status_pb2
 
 from conveyor_server.errors import Refused
 from conveyor_server.frame_inputs import read_numbers
@@ -23,6 +21,7 @@ from conveyor_server.servicers.convert import duration, session_info, submission
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.events import Answer, Detached
 from conveyor_server.sessions.rules import stopping
+from conveyor_server.transport.ends import Outlet
 from conveyor_server.transport.framing import FrameReader
 from conveyor_server.transport.intake import Intake
 from conveyor_server.transport.replies import Replies
@@ -32,19 +31,6 @@ from conveyor_server.transport.step_layout import STEP_TAG
 # Never used again, so that a session's gate can name a stream long gone.
 _numbers = itertools.count(1)
 _NOBODY = Nobody()
-
-
-class Outlet(Protocol):
-    """Where a stream's messages go, in order. Core thread only."""
-
-    def put(self, message: bytes) -> None:
-        """Queues a message behind the others; after `close`, it is dropped."""
-
-    def close(self) -> None:
-        """Nothing follows; what is queued is still sent."""
-
-    def fail(self, status: status_pb2.Status) -> None:
-        """Ends the call with that status; what is queued is not sent."""
 
 
 class StreamCall:

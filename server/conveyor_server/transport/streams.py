@@ -10,8 +10,9 @@ from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
 from conveyor_server.transport.binding import Calls
 from conveyor_server.transport.echo import EchoCall
+from conveyor_server.transport.ends import Outlet
 from conveyor_server.transport.intake import Intake
-from conveyor_server.transport.stream import Outlet, StreamCall
+from conveyor_server.transport.stream import StreamCall
 
 # How long a stream that was sent away is listened to, until it half-closes.
 _LINGER_S = 1.0
