@@ -8,19 +8,16 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import signal
 import sys
 import tempfile
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accounting import processor_name
 from benchmarks.cases import MIN_SESSIONS, Group, choose, groups
 from benchmarks.goals import judge
+from benchmarks.machine import describe_machine
 from benchmarks.plot import draw
 from benchmarks.report import GroupReport, report_of
 from benchmarks.rig import export_models, rig
@@ -95,17 +92,6 @@ def _measure(folder: Path, transport: str, chosen: Sequence[Group], plan: Plan) 
             table.segments.extend(segments)
             table.reports.append(report_of(group, segments))
     return table
-
-
-def describe_machine() -> dict[str, Any]:
-    """What the figures depend on. No host or user names."""
-    return {
-        "processor": processor_name(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("conveyor", "onnxruntime", "grpcio", "protobuf", "numpy")},
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-    }
 
 
 def _print(table: Table, plan: Plan) -> None:

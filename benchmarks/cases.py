@@ -181,7 +181,16 @@ def _curve(n: int) -> Group:
     """Full over the number of streams, on up to 8 connections."""
     counts = [count for count in (2**power for power in range(11)) if count <= 4 * n]
     cases = [
-        Case(f"curve/{m}", f"{m} streams", Client.MESSAGES, Target.FULL, LSTM, m, streams=m, connections=min(8, m))
+        Case(
+            f"curve/{m}",
+            "1 stream" if m == 1 else f"{m} streams",
+            Client.MESSAGES,
+            Target.FULL,
+            LSTM,
+            m,
+            streams=m,
+            connections=min(8, m),
+        )
         for m in counts
     ]
     return Group("curve", "one token per message over the number of streams, on up to 8 connections", tuple(cases))

@@ -102,7 +102,7 @@ def explain(told: str) -> str:
     if any(sign in told.lower() for sign in _REFUSED):
         told = (
             "the kernel does not let py-spy look into the server. In a container, add the capability SYS_PTRACE; "
-            "elsewhere see kernel.yama.ptrace_scope, which must be 0 or 1. py-spy said:\n" + told
+            "elsewhere see kernel.yama.ptrace_scope: 0 or 1 is enough, 2 takes root. py-spy said:\n" + told
         )
     return f"py-spy failed: {told.strip()}"
 
