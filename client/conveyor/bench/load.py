@@ -120,6 +120,12 @@ class Load:
         conversation = self._opened()
         conversation.take(0.0, LoadResult())
 
+    def abandon(self) -> None:
+        """Cuts all connections: the sessions stay on the server, on no stream."""
+        if self._sockets is not None:
+            self._sockets.close()
+        self._sockets = self._opening = self._conversation = None
+
     def close(self) -> None:
         """Closes all sessions, ends the streams in order and closes the connections, as far as they still stand."""
         if self._opening is not None:
