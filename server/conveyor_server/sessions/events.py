@@ -25,6 +25,7 @@ class Attachment:
         epoch: of the session at this attach.
         live: False once the session left the stream; nothing about it may be sent there any more.
         detaching: lets go once the accepted steps are answered.
+        leaving: the owner's own: its client has let go, and nothing more is taken for it.
     """
 
     owner: object
@@ -34,6 +35,7 @@ class Attachment:
     epoch: int
     live: bool = True
     detaching: bool = False
+    leaving: bool = False
 
 
 @dataclass(slots=True)

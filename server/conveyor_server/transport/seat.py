@@ -1,4 +1,8 @@
-"""A session under its handle on a stream, and where the answers of its steps go."""
+"""Where the answers of a stream's steps go.
+
+Invariant: a seat is the Attachment itself, and what is told of it is made when a step asks for it: a session that does
+nothing has nothing of this.
+"""
 
 from collections.abc import Callable
 
@@ -6,11 +10,11 @@ from conveyor_server.sessions.events import Answer, Attachment, Closed
 
 
 class Reply:
-    """Takes the answers of one seat's steps in one of the two forms. One for a seat, so that a step costs none."""
+    """Takes the answers of one attachment's steps in one of the two forms."""
 
     __slots__ = ("_seat", "_take")
 
-    def __init__(self, seat: "Seat", take: "Callable[[Seat, Answer], None]") -> None:
+    def __init__(self, seat: Attachment, take: Callable[[Attachment, Answer], None]) -> None:
         self._seat = seat
         self._take = take
 
@@ -30,27 +34,3 @@ class Nobody:
 
     def closed(self, event: Closed) -> None:
         """The session is gone."""
-
-
-class Seat:
-    """A session that a stream holds.
-
-    Attributes:
-        attachment: the session, handle and epoch.
-        leaving: the client has let go: the seat takes no more requests.
-        single: answers Step messages.
-        framed: answers rows of StepFrames.
-    """
-
-    __slots__ = ("attachment", "framed", "leaving", "single")
-
-    def __init__(
-        self,
-        attachment: Attachment,
-        single: "Callable[[Seat, Answer], None]",
-        framed: "Callable[[Seat, Answer], None]",
-    ) -> None:
-        self.attachment = attachment
-        self.leaving = False
-        self.single = Reply(self, single)
-        self.framed = Reply(self, framed)

@@ -19,13 +19,13 @@ from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.attach import open_session
 from conveyor_server.servicers.convert import duration, session_info, submission
 from conveyor_server.servicers.core import Core
-from conveyor_server.sessions.events import Answer, Detached
+from conveyor_server.sessions.events import Answer, Attachment, Detached
 from conveyor_server.sessions.rules import stopping
 from conveyor_server.transport.ends import Outlet
 from conveyor_server.transport.framing import FrameReader
 from conveyor_server.transport.intake import Intake
 from conveyor_server.transport.replies import Replies
-from conveyor_server.transport.seat import Nobody, Seat
+from conveyor_server.transport.seat import Nobody, Reply
 from conveyor_server.transport.step_layout import STEP_TAG
 
 # Never used again, so that a session's gate can name a stream long gone.
@@ -60,7 +60,7 @@ class StreamCall:
         self._metrics = metrics
         self._intake = intake
         self._frames = FrameReader(self, core, metrics)
-        self._seats: dict[int, Seat] = {}
+        self._seats: dict[int, Attachment] = {}
         self._replies = Replies(self._send, outlet.put, intake.writer)
         self._routed = False
         self._ending = False
@@ -113,7 +113,7 @@ class StreamCall:
         self._broken = True
         self._outlet.close()
         # The seats stay: a step in the air that is asked about later names one as its answer's address.
-        self._core.directory.abandon([seat.attachment for seat in self._seats.values()], self._core.now())
+        self._core.directory.abandon(self._seats.values(), self._core.now())
         self.rows.clear()
         self._frames.forget()
 
@@ -122,8 +122,7 @@ class StreamCall:
     def detached(self, event: Detached) -> None:
         """A session left the stream; its handle is free."""
         attachment = event.attachment
-        seat = self._seats.get(attachment.handle)
-        if self._broken or seat is None or seat.attachment is not attachment:
+        if self._broken or self._seats.get(attachment.handle) is not attachment:
             return
         del self._seats[attachment.handle]
         del self.rows[attachment.handle]
@@ -138,28 +137,28 @@ class StreamCall:
         self._expect_flush()
         self._replies.about(attachment.handle, session_pb2.StreamResponse(detached=message))
 
-    def _single(self, seat: Seat, answer: Answer) -> None:
+    def _single(self, seat: Attachment, answer: Answer) -> None:
         if self._holds(seat):
-            self._replies.single(seat.attachment.handle, answer)
+            self._replies.single(seat.handle, answer)
 
-    def _framed(self, seat: Seat, answer: Answer) -> None:
+    def _framed(self, seat: Attachment, answer: Answer) -> None:
         if self._holds(seat):
             self._expect_flush()
-            self._replies.framed(seat.attachment.handle, answer)
+            self._replies.framed(seat.handle, answer)
 
-    def _holds(self, seat: Seat) -> bool:
+    def _holds(self, seat: Attachment) -> bool:
         # A session that left may still have had a step under way: its answer is recorded, and not told here.
-        return not self._broken and self._seats.get(seat.attachment.handle) is seat
+        return not self._broken and self._seats.get(seat.handle) is seat
 
     def single(self, handle: int) -> object:
         """The `reply_to` of steps under this handle that are answered by StepResults."""
         seat = self._seats.get(handle)
-        return _NOBODY if seat is None else seat.single
+        return _NOBODY if seat is None else Reply(seat, self._single)
 
     def framed(self, handle: int) -> object:
         """The `reply_to` of steps under this handle that are answered in ResultFrames."""
         seat = self._seats.get(handle)
-        return _NOBODY if seat is None else seat.framed
+        return _NOBODY if seat is None else Reply(seat, self._framed)
 
     # ------------------------------------------------------------ requests
 
@@ -214,7 +213,7 @@ class StreamCall:
             return
         # What happened to the session before must be told before: this stream may have held it under another handle.
         self._core.route()
-        self._seats[handle] = Seat(attachment, self._single, self._framed)
+        self._seats[handle] = attachment
         self.rows[handle] = session.row
         self.eager = len(self.rows) > 1
         info = session_info(session, self._core)
@@ -226,13 +225,13 @@ class StreamCall:
         if isinstance(seat, Fault):
             self._refuse(message.handle, message.seq, seat)
             return
-        session = seat.attachment.session
+        session = seat.session
         step = submission(
             session.engine.reader.read(message.inputs, self._core.max_time_steps),
             self._core.directory.limits,
             seq=message.seq,
-            reply_to=seat.single,
-            epoch=seat.attachment.epoch,
+            reply_to=Reply(seat, self._single),
+            epoch=seat.epoch,
             timeout_ms=message.timeout_ms,
             acked_seq=message.acked_seq,
         )
@@ -256,12 +255,12 @@ class StreamCall:
                 content,
                 directory.limits,
                 seq=seq,
-                reply_to=seat.framed,
-                epoch=seat.attachment.epoch,
+                reply_to=Reply(seat, self._framed),
+                epoch=seat.epoch,
                 timeout_ms=frame.timeout_ms,
                 acked_seq=acked_seq,
             )
-            directory.submit(seat.attachment.session, step, now)
+            directory.submit(seat.session, step, now)
 
     def _detach(self, handle: int) -> None:
         seat = self._seat(handle)
@@ -269,7 +268,7 @@ class StreamCall:
             self._refuse(handle, 0, seat)
             return
         seat.leaving = True
-        self._core.directory.detach(seat.attachment, self._core.now())
+        self._core.directory.detach(seat, self._core.now())
 
     def _close(self, handle: int) -> None:
         seat = self._seat(handle)
@@ -277,9 +276,9 @@ class StreamCall:
             self._refuse(handle, 0, seat)
             return
         seat.leaving = True
-        self._core.directory.close(seat.attachment.session, seat.single, self._core.now())
+        self._core.directory.close(seat.session, Reply(seat, self._single), self._core.now())
 
-    def _seat(self, handle: int) -> Seat | Fault:
+    def _seat(self, handle: int) -> Attachment | Fault:
         seat = self._seats.get(handle)
         if seat is not None and not seat.leaving:
             return seat
@@ -299,7 +298,7 @@ class StreamCall:
             for seat in list(self._seats.values()):
                 # What still comes for it is refused here: the session's own refusal would follow its SessionDetached.
                 seat.leaving = True
-                self._core.directory.detach(seat.attachment, self._core.now())
+                self._core.directory.detach(seat, self._core.now())
         self._expect_flush()
         self._core.kick()
 
