@@ -38,6 +38,8 @@ class FrameReader:
         metrics: counts refusals.
     """
 
+    __slots__ = ("_core", "_last", "_metrics", "_sender")
+
     def __init__(self, sender: FrameSender, core: Core, metrics: Metrics) -> None:
         self._sender = sender
         self._core = core

@@ -30,13 +30,15 @@ class Replies:
         writer_of: writes the results of an engine's model.
     """
 
+    __slots__ = ("_bytes", "_handles", "_put", "_rows", "_send", "_writer_of")
+
     def __init__(self, send: Send, put: Callable[[bytes], None], writer_of: Callable[[Engine], ResultWriter]) -> None:
         self._send = send
         self._put = put
         self._writer_of = writer_of
-        # Rows of frames under way, by engine, and the handles among them.
+        # Rows of frames under way, by engine, and the handles among them: as keys, for an empty set takes 216 bytes.
         self._rows: dict[Engine, list[Row]] = {}
-        self._handles: set[int] = set()
+        self._handles: dict[int, None] = {}
         self._bytes: dict[Engine, int] = {}
 
     def single(self, handle: int, answer: Answer) -> None:
@@ -61,7 +63,7 @@ class Replies:
             self.error(handle, answer.seq, answer.fault)
             return
         self._rows.setdefault(engine, []).append((handle, answer))
-        self._handles.add(handle)
+        self._handles[handle] = None
         size = self._bytes.get(engine, 0) + sum(array.nbytes for array in answer.outputs)
         self._bytes[engine] = size
         if size >= MAX_FRAME_BYTES:

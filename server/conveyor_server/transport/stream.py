@@ -49,6 +49,11 @@ class StreamCall:
         told: sends a message behind those of this turn that are on their way.
     """
 
+    __slots__ = (
+        *("_broken", "_core", "_ending", "_frames", "_intake", "_lingering", "_metrics", "_outlet", "_replies"),
+        *("_routed", "_seats", "eager", "number", "rows", "told"),
+    )
+
     def __init__(self, core: Core, outlet: Outlet, metrics: Metrics, intake: Intake) -> None:
         self.number = next(_numbers)
         self.rows: dict[int, int] = {}
