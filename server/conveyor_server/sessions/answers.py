@@ -69,7 +69,7 @@ class Answers:
         if not ring:
             return
         newest = max(ring[-1].seq, int(session.table.last_seq[session.row]))
-        oldest = max(newest - session.options.max_in_flight, acked_seq)
+        oldest = max(newest - int(session.table.credit[session.row]), acked_seq)
         while ring and ring[0].seq <= oldest:
             ring.popleft()
         if not ring:

@@ -50,8 +50,6 @@ class Directory:
         self.opened = 0
         self.closed: Counter[str] = Counter()
         self._departed = Departed(limits.remembered)
-        # Sessions that were granted the same share it.
-        self._options: dict[tuple[int, float], SessionOptions] = {}
         self._records: dict[Engine, Record] = {}
         # Numbers are never used again: a row of the table may still name the record of an engine that is gone.
         self._record_numbers = itertools.count(1)
@@ -100,8 +98,7 @@ class Directory:
             )
         credit = min(max_in_flight or limits.default_in_flight, limits.max_in_flight)
         timeout_s = min(idle_timeout_s or limits.default_idle_timeout_s, limits.max_idle_timeout_s)
-        options = self._options.setdefault((credit, timeout_s), SessionOptions(credit, timeout_s))
-        session = Session(session_id, engine, self._record(engine), options, now)
+        session = Session(session_id, engine, self._record(engine), SessionOptions(credit, timeout_s), now)
         self.sessions[session_id] = session
         self._departed.forget(session_id)
         self._idle_at = min(self._idle_at, now + timeout_s)

@@ -292,7 +292,7 @@ def _judge_next(session: Session, step: Submission, limits: SessionLimits, drain
 
 def _no_credit(session: Session) -> Fault | None:
     """Why one more step of this session cannot be accepted now."""
-    credit = session.options.max_in_flight
+    credit = int(session.table.credit[session.row])
     if len(session.pending) >= credit:
         return Fault(
             e.ERROR_REASON_CREDIT_EXCEEDED,

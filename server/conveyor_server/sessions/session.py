@@ -106,7 +106,7 @@ class Session:
     """
 
     __slots__ = (
-        *("attachment", "close_waiters", "closing", "created_at", "engine", "epoch", "id", "options", "record", "ring"),
+        *("attachment", "close_waiters", "closing", "created_at", "engine", "epoch", "id", "record", "ring"),
         *("_pending", "row", "table"),
     )
 
@@ -116,7 +116,6 @@ class Session:
         self.record = record
         self.table = record.table
         self.row = self.table.rows.acquire()
-        self.options = options
         self.created_at = now
         self.epoch = 0
         self.attachment: Attachment | None = None
@@ -124,8 +123,13 @@ class Session:
         self.close_waiters: list[object] | tuple[()] = ()
         self.ring = NO_ANSWERS
         self._pending = _NOTHING
-        self.table.add(self, now)
+        self.table.add(self, options, now)
         self.table.record[self.row] = record.number
+
+    @property
+    def options(self) -> SessionOptions:
+        """What it was granted."""
+        return SessionOptions(int(self.table.credit[self.row]), float(self.table.idle_timeout_s[self.row]))
 
     @property
     def applied_seq(self) -> int:

@@ -13,7 +13,7 @@ from conveyor_server.slab import SlotPool
 
 if TYPE_CHECKING:
     from conveyor_server.sessions.flight import Flight
-    from conveyor_server.sessions.session import Session
+    from conveyor_server.sessions.session import Session, SessionOptions
 
 
 class SessionTable:
@@ -49,8 +49,8 @@ class SessionTable:
         self.gate = np.zeros(capacity, np.int64)
         self.record = np.zeros(capacity, np.int32)
         self.flight = np.zeros(capacity, np.int64)
-        self.ahead = np.zeros(capacity, np.int64)
-        self.aloft = np.zeros(capacity, np.int64)
+        self.ahead = np.zeros(capacity, np.int32)
+        self.aloft = np.zeros(capacity, np.int32)
         self.first_seq = np.zeros(capacity, np.int64)
         self.last_seq = np.zeros(capacity, np.int64)
         self.base_seq = np.zeros(capacity, np.int64)
@@ -58,7 +58,7 @@ class SessionTable:
         self.flights: dict[int, Flight] = {}
         self.parked: dict[int, Flight] = {}
 
-    def add(self, session: "Session", now: float) -> None:
+    def add(self, session: "Session", options: "SessionOptions", now: float) -> None:
         """Gives a session's row its first values."""
         row = session.row
         self.sessions[row] = session
@@ -68,8 +68,8 @@ class SessionTable:
         self.forget_answers(row)
         self.kept[row] = False
         self.last_used_at[row] = now
-        self.idle_timeout_s[row] = session.options.idle_timeout_s
-        self.credit[row] = session.options.max_in_flight
+        self.idle_timeout_s[row] = options.idle_timeout_s
+        self.credit[row] = options.max_in_flight
 
     def remove(self, row: int) -> None:
         """The session is gone; its row is free."""

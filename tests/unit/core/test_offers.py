@@ -18,23 +18,10 @@ SESSIONS = 4
 WHICH = st.integers(0, SESSIONS - 1)
 
 
-class TimedRunner(SumRunner):
-    """All of its outputs have time, so steps beside each other can run as one."""
-
-    def __init__(self, capacity):
-        super().__init__(capacity)
-        del self.spec.outputs[1:]
-
-    def step(self, run):
-        result = super().step(run)
-        result.outputs.pop()
-        return result
-
-
 def timed_core(**limits):
     engine_limits = EngineLimits(max_batch=3, quantum=4, max_batch_time_steps=8)
     core = Core(SessionLimits(max_sessions=SESSIONS, **limits), engine_limits)
-    core.runner = TimedRunner(core.runner.capacity)
+    core.runner = SumRunner(core.runner.capacity, timed=True)
     core.engine = Engine(core.runner, model="sum", version="1", limits=engine_limits)
     return core
 
