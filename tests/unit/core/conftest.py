@@ -63,7 +63,8 @@ class SumRunner:
             raise RunFailed("no")
         old = np.where(run.fresh[:, None], 10.0, self.slab[run.sources])
         with np.errstate(over="ignore"):
-            totals = old[:, None, :] + np.cumsum(x, axis=1)
+            # One after the other, so that the bits are the same however the time steps are cut.
+            totals = np.cumsum(np.concatenate([old[:, None, :], x], axis=1), axis=1)[:, 1:]
         last = totals[np.arange(len(x)), run.lengths - 1]
         last[np.abs(last) >= self.OVERFLOW] = np.inf
         self.slab[run.destinations] = last
@@ -112,6 +113,12 @@ class Told:
     def totals(self) -> list[float]:
         assert self.fault is None, self.fault
         return np.frombuffer(self.outputs[0], np.float64).tolist()
+
+
+def next_seq(session: Session) -> int:
+    """The seq after the last that was accepted, without looking at what is in the air."""
+    table, row = session.table, session.row
+    return int(table.applied_seq[row] + table.ahead[row]) + len(session.own_pending) + 1
 
 
 @dataclasses.dataclass(eq=False)
@@ -197,7 +204,7 @@ class Core:
         return [
             Item(
                 session,
-                session.accepted_seq + 1 + skip if seq is None else seq,
+                next_seq(session) + skip if seq is None else seq,
                 values,
                 next(self._tags),
                 session.attachment.number,

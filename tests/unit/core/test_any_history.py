@@ -6,20 +6,13 @@ Runs are small, so that what went off together is split over several, and steps 
 import hypothesis.strategies as st
 import numpy as np
 from conveyor_server.engine.engine import EngineLimits
-from conveyor_server.sessions.session import Session
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.unit.core.conftest import Core, Item, SessionLimits, SumRunner, Told
+from tests.unit.core.conftest import Core, Item, SessionLimits, SumRunner, Told, next_seq
 
 SESSIONS = st.integers(0, 3)
 QUANTUM = 3
-
-
-def next_seq(session: Session) -> int:
-    """The seq after the last that was accepted, without looking at what is in the air."""
-    table, row = session.table, session.row
-    return int(table.applied_seq[row] + table.ahead[row]) + len(session.own_pending) + 1
 
 
 class History(RuleBasedStateMachine):

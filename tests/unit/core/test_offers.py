@@ -6,7 +6,8 @@ Each step counts once, is answered once, in order, and rightly, whether it was p
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from conveyor_server.engine.engine import Engine, EngineLimits
+from conveyor_proto.fingerprint import fingerprint
+from conveyor_server.engine.engine import EngineLimits
 from conveyor_server.sessions.events import Answer, Declined, Landed
 from conveyor_server.sessions.flight import Offer
 from hypothesis import settings
@@ -20,10 +21,7 @@ WHICH = st.integers(0, SESSIONS - 1)
 
 def timed_core(**limits):
     engine_limits = EngineLimits(max_batch=3, quantum=4, max_batch_time_steps=8)
-    core = Core(SessionLimits(max_sessions=SESSIONS, **limits), engine_limits)
-    core.runner = SumRunner(core.runner.capacity, timed=True)
-    core.engine = Engine(core.runner, model="sum", version="1", limits=engine_limits)
-    return core
+    return Core(SessionLimits(max_sessions=SESSIONS, **limits), engine_limits, timed=True)
 
 
 class Sink:
@@ -48,8 +46,8 @@ class Sink:
         return self.tags[member]
 
 
-def fingerprint(values):
-    return hash(tuple(values)) % 2**64
+def print_of(values):
+    return fingerprint([np.array(values, np.float64)[:, None]])
 
 
 def offer_of(core, rows, seqs, holders, contents, sink, *, train=1, distinct=False, timeout_s=1e9):
@@ -63,7 +61,7 @@ def offer_of(core, rows, seqs, holders, contents, sink, *, train=1, distinct=Fal
         np.array(seqs, np.int64),
         None,
         np.array(holders, np.int64),
-        np.array([[fingerprint(step) for step in member] for member in steps], np.uint64),
+        np.array([[print_of(step) for step in member] for member in steps], np.uint64),
         [np.array(contents, np.float64)[:, :, None]],
         len(contents[0]),
         train,
