@@ -97,7 +97,6 @@ class Session:
         now: seconds of the driver's clock.
 
     Attributes:
-        created_at: seconds of the driver's clock.
         epoch: of the last attach.
         attachment: the stream that holds it.
         closing: why it goes once the accepted steps are answered; no further step is accepted.
@@ -106,7 +105,7 @@ class Session:
     """
 
     __slots__ = (
-        *("attachment", "close_waiters", "closing", "created_at", "engine", "epoch", "id", "record", "ring"),
+        *("attachment", "close_waiters", "closing", "engine", "epoch", "id", "record", "ring"),
         *("_pending", "row", "table"),
     )
 
@@ -116,7 +115,6 @@ class Session:
         self.record = record
         self.table = record.table
         self.row = self.table.rows.acquire()
-        self.created_at = now
         self.epoch = 0
         self.attachment: Attachment | None = None
         self.closing: DetachCause | None = None
@@ -157,6 +155,11 @@ class Session:
     @failed_seq.setter
     def failed_seq(self, seq: int) -> None:
         self.table.failed_seq[self.row] = seq
+
+    @property
+    def created_at(self) -> float:
+        """In seconds of the driver's clock."""
+        return float(self.table.created_at[self.row])
 
     @property
     def last_used_at(self) -> float:

@@ -22,7 +22,7 @@ class SessionTable:
     Attributes:
         rows: which are free.
         sessions: by row.
-        applied_seq, applied_time_steps, failed_seq, last_used_at: see Session.
+        applied_seq, applied_time_steps, failed_seq, created_at, last_used_at: see Session.
         credit: max_in_flight of SessionOptions.
         idle_timeout_s: of SessionOptions; infinity in a row that is free.
         gate: see above.
@@ -43,6 +43,7 @@ class SessionTable:
         self.applied_seq = np.zeros(capacity, np.int64)
         self.applied_time_steps = np.zeros(capacity, np.int64)
         self.failed_seq = np.zeros(capacity, np.int64)
+        self.created_at = np.zeros(capacity, np.float64)
         self.last_used_at = np.zeros(capacity, np.float64)
         self.idle_timeout_s = np.full(capacity, np.inf)
         self.credit = np.zeros(capacity, np.int64)
@@ -67,7 +68,7 @@ class SessionTable:
         self.ahead[row] = self.aloft[row] = 0
         self.forget_answers(row)
         self.kept[row] = False
-        self.last_used_at[row] = now
+        self.created_at[row] = self.last_used_at[row] = now
         self.idle_timeout_s[row] = options.idle_timeout_s
         self.credit[row] = options.max_in_flight
 
