@@ -30,6 +30,8 @@ THROUGHPUT = 0.90
 REFUSALS = ("OVERLOADED", "CREDIT_EXCEEDED", "STEP_ABORTED")
 # Steps of one session on their way at most; what falls due beyond them waits in the client, and is told.
 IN_FLIGHT = 16
+# For senders that do not slow down by themselves.
+SERVER = ["--pipeline-queue-s", "0.01"]
 _WARM_UP_S = 0.5
 
 
@@ -199,7 +201,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--in-flight", type=int, default=IN_FLIGHT, help="unanswered steps of a session at most (%(default)s)"
     )
-    parser.add_argument("--server", nargs=argparse.REMAINDER, default=[], help="further flags of the server, last")
+    parser.add_argument("--server", nargs=argparse.REMAINDER, default=SERVER, help="flags of the server, last (%(default)s)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

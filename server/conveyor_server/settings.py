@@ -73,11 +73,11 @@ class Settings:
         float,
         _Doc(
             "a session with two messages unanswered (one that runs, and one to follow it) gets no third one accepted "
-            "while the model has more work than this, or than two full runs take. Many sessions that come at once are "
-            "not refused by it, however long their prompts",
+            "while the model has more work than this, or than two full runs take; 0.01 keeps latencies low where senders "
+            "do not slow down by themselves. Many sessions that come at once are not refused by it",
             0.001,
         ),
-    ] = 0.01
+    ] = 1.0
     max_batch: Annotated[
         int | None, _Doc("sessions in one run of a model. auto: by what its runs take when it is loaded", 1, auto=True)
     ] = None

@@ -27,6 +27,6 @@ class SessionLimits:
     default_idle_timeout_s: float = 600.0
     step_timeout_s: float = 30.0
     max_queue_s: float = 2.0
-    pipeline_queue_s: float = 0.01
+    pipeline_queue_s: float = 1.0
     retry_s: float = 1.0
     remembered: int = 10_000

@@ -61,7 +61,7 @@ def test_small_runs_say_nothing_of_what_a_row_costs():
 def busy(make_core):
     """A core whose model takes 6 us for a time step."""
     limits = EngineLimits(max_batch=256, quantum=64, max_batch_time_steps=256)
-    core = make_core(limits, max_sessions=20_000)
+    core = make_core(limits, max_sessions=20_000, pipeline_queue_s=0.01)
     core.engine.run_times = RunTimes({(256, 1): 256 * TIME_STEP_S})
     return core
 
