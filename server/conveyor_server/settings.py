@@ -73,8 +73,8 @@ class Settings:
         float,
         _Doc(
             "a session with two messages unanswered (one that runs, and one to follow it) gets no third one accepted "
-            "while the model has more work than this, or than two full runs take; 0.01 keeps latencies low where senders "
-            "do not slow down by themselves. Many sessions that come at once are not refused by it",
+            "while the model has more work than this, or than two full runs take; 0.01 keeps latencies low where "
+            "senders do not slow down by themselves. Many sessions that come at once are not refused by it",
             0.001,
         ),
     ] = 1.0
