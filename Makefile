@@ -54,6 +54,19 @@ format: env ## format and fix what can be fixed
 bench: env ## the figures of docs/performance.md, as ratios of one run (some 8 minutes)
 	$(BIN)/python -m benchmarks.bench
 
+.PHONY: bench-open bench-idle bench-ragged bench-churn bench-workers bench-all
+bench-open: env ## open loop: latency at shares of the closed loop's rate, refusals beyond it
+	$(BIN)/python -m benchmarks.open_loop
+bench-idle: env ## memory of 100,000 idle sessions and of 10,000 silent streams
+	$(BIN)/python -m benchmarks.idle
+bench-ragged: env ## single tokens beside prompts of 512
+	$(BIN)/python -m benchmarks.ragged
+bench-churn: env ## half an hour of cut connections: memory over time
+	$(BIN)/python -m benchmarks.churn
+bench-workers: env ## one, two and more workers
+	$(BIN)/python -m benchmarks.workers
+bench-all: bench bench-open bench-idle bench-ragged bench-workers bench-churn ## all of them
+
 # A load as make bench names it: GROUP/TARGET.
 CASE ?= streams/full
 .PHONY: profile
