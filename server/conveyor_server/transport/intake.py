@@ -13,6 +13,7 @@ import numpy as np
 from conveyor_proto.codec import Array
 from conveyor_proto.fingerprint import fingerprints
 from conveyor_proto.v1 import session_pb2
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from conveyor_server.engine.engine import Engine
@@ -162,7 +163,7 @@ class Intake:
         """The form of a message, if it can be used."""
         try:
             step = session_pb2.StreamRequest.FromString(data).step
-        except ValueError:  # the sender's own reading says what is wrong
+        except DecodeError:  # the sender's own reading says what is wrong
             return None
         row = sender.rows.get(step.handle)
         session = None if row is None else self._core.directory.table.sessions[row]
