@@ -30,8 +30,6 @@ THROUGHPUT = 0.90
 REFUSALS = ("OVERLOADED", "CREDIT_EXCEEDED", "STEP_ABORTED")
 # Steps of one session on their way at most; what falls due beyond them waits in the client, and is told.
 IN_FLIGHT = 16
-# For senders that do not slow down by themselves.
-SERVER = ["--pipeline-queue-s", "0.01"]
 _WARM_UP_S = 0.5
 
 
