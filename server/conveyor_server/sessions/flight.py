@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from conveyor_proto.codec import Array
@@ -40,6 +40,13 @@ class Sink(Protocol):
 
     def reply_to(self, member: int) -> object:
         """Who gets the answers of a member that is answered alone: the `reply_to` of its steps."""
+
+    @property
+    def kind(self) -> object:
+        """Equal for sinks that can be joined."""
+
+    def joined(self, parts: Sequence[tuple[Any, NDArray[np.int64]]]) -> "Sink":
+        """A sink of these members of sinks of this kind, which are numbered anew, in order."""
 
 
 @dataclass(slots=True, eq=False)
@@ -124,15 +131,40 @@ class Flight:
             self.parked = members[behind]
             table.parked[self.number] = self
             members = members[~behind]
-        self._submit(members)
+        self.submit(members)
 
-    def follow(self) -> int:
-        """Gives the engine those parked members that nothing is before any more; returns how many."""
+    def free(self) -> NDArray[np.int64]:
+        """Takes those parked members that nothing is before any more: they are to be submitted, or handed over."""
         first = self.table.flight[self.offer.rows[self.parked]] == 0
-        members = self.parked[first]
-        self._unpark(~first)
-        self._submit(members)
-        return len(members)
+        members: NDArray[np.int64] = self.parked[first]
+        if len(members):
+            self._unpark(~first)
+        return members
+
+    def submit(self, members: NDArray[np.int64]) -> None:
+        """Gives the engine these members, which nothing is before."""
+        if not len(members):
+            return
+        offer = self.offer
+        rows, where, inputs = offer.rows, offer.where, offer.inputs
+        if len(members) < len(rows):
+            rows = where = rows[members]
+            inputs = [array[members] for array in inputs]
+        self.table.flight[where] = self.number
+        cohort = Cohort(self, members, rows, where, inputs, offer.length, self.submitted_at, self.deadline, offer.train)
+        self.cohorts.append(cohort)
+        offer.engine.submit_cohort(cohort)
+
+    def hand_over(self, members: int) -> None:
+        """So many members are another flight's now."""
+        self._answered(members)
+
+    def adopt(self) -> None:
+        """Takes over members that were accepted by others, all that the offer has, and gives them to the engine."""
+        self.table.flights[self.number] = self
+        self.members = np.arange(len(self.offer.rows))
+        self.waiting = len(self.members)
+        self.submit(self.members)
 
     def land(self, cohort: Cohort) -> None:
         """What is left of a cohort ran: the sessions have moved, and their gates open."""
@@ -208,19 +240,6 @@ class Flight:
             self._unpark(~here)
             self._pend(member)
             self.table.ahead[row] -= self.offer.train
-
-    def _submit(self, members: NDArray[np.int64]) -> None:
-        if not len(members):
-            return
-        offer = self.offer
-        rows, where, inputs = offer.rows, offer.where, offer.inputs
-        if len(members) < len(rows):
-            rows = where = rows[members]
-            inputs = [array[members] for array in inputs]
-        self.table.flight[where] = self.number
-        cohort = Cohort(self, members, rows, where, inputs, offer.length, self.submitted_at, self.deadline, offer.train)
-        self.cohorts.append(cohort)
-        offer.engine.submit_cohort(cohort)
 
     def _unpark(self, stay: NDArray[np.bool_]) -> None:
         self.parked = self.parked[stay]

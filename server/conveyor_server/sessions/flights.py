@@ -15,6 +15,7 @@ from conveyor_server.sessions.events import Declined, Event, Landed
 from conveyor_server.sessions.expiry import Deadlines
 from conveyor_server.sessions.flight import Flight, Offer
 from conveyor_server.sessions.limits import SessionLimits
+from conveyor_server.sessions.regroup import joined, regroup
 from conveyor_server.sessions.session import Session
 from conveyor_server.sessions.table import SessionTable
 
@@ -146,14 +147,30 @@ class Flights:
         return self._deadlines.next_at()
 
     def _follow(self, batch: Batch) -> None:
-        """Launches what was parked behind the cohorts that have landed, the oldest first."""
+        """Launches what was parked behind the cohorts that have landed."""
         if not self._table.parked:
             return
         ready = sum(int(np.count_nonzero(self._table.ahead[cohort.where])) for cohort in batch.cohorts)
+        pieces = []
+        # The oldest first: of a session that is parked in several, that one has its next step.
         for flight in list(self._table.parked.values()):
             if ready <= 0:
-                return
-            ready -= flight.follow()
+                break
+            members = flight.free()
+            if len(members):
+                pieces.append((flight, members))
+                self._table.flight[flight.offer.rows[members]] = flight.number
+                ready -= len(members)
+        for group in regroup(pieces):
+            if len(group) == 1:
+                flight, members = group[0]
+                flight.submit(members)
+                continue
+            made = joined(group)
+            self._deadlines.watch(made, made.deadline)
+            for flight, _ in group:
+                if not flight.waiting:
+                    self._deadlines.forget(flight)
 
 
 def _first_of_each(rows: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -6,7 +6,7 @@ holds the session there: a session that left was taken out of its flight before.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from conveyor_proto.codec import Array
@@ -71,6 +71,17 @@ class StepsSink:
         """As if it had come alone."""
         return self.callers[member].single(int(self.handles[member]))
 
+    @property
+    def kind(self) -> object:
+        """Answers of one model can be written together, whoever they are for."""
+        return self.writer
+
+    def joined(self, parts: Sequence[tuple[Any, NDArray[np.int64]]]) -> "StepsSink":
+        """See sessions.flight.Sink."""
+        callers = [sink.callers[member] for sink, members in parts for member in members.tolist()]
+        handles, seqs = _numbers(parts)
+        return StepsSink(callers, handles, seqs, self.writer, self.metrics)
+
 
 @dataclass(slots=True, eq=False)
 class FrameSink:
@@ -115,6 +126,23 @@ class FrameSink:
         """As if it had come alone in a frame."""
         return self.caller.framed(int(self.handles[member]))
 
+    @property
+    def kind(self) -> object:
+        """Rows for one stream can travel in one frame."""
+        return self.caller
+
+    def joined(self, parts: Sequence[tuple[Any, NDArray[np.int64]]]) -> "FrameSink":
+        """See sessions.flight.Sink."""
+        return FrameSink(self.caller, *_numbers(parts), self.train, self.metrics)
+
     def _steps(self, members: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         handles = np.repeat(self.handles[members], self.train)
         return handles, (self.seqs[members][:, np.newaxis] + np.arange(self.train)).reshape(-1)
+
+
+def _numbers(
+    parts: Sequence[tuple[Any, NDArray[np.int64]]],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Handles and seqs of some members of several sinks."""
+    handles = np.concatenate([sink.handles[members] for sink, members in parts])
+    return handles, np.concatenate([sink.seqs[members] for sink, members in parts])

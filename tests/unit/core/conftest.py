@@ -137,6 +137,19 @@ class Tags:
     def reply_to(self, member: int) -> object:
         return self.items[member * self.train].tag
 
+    @property
+    def kind(self) -> object:
+        return Tags
+
+    def joined(self, parts: Sequence[tuple["Tags", np.ndarray]]) -> "Tags":
+        items = [
+            item
+            for tags, members in parts
+            for member in members.tolist()
+            for item in tags.items[member * self.train : (member + 1) * self.train]
+        ]
+        return Tags(items, self.train)
+
 
 class Core:
     """Drives a directory and one engine by hand; `now` moves only when told."""

@@ -45,6 +45,15 @@ class Sink:
     def reply_to(self, member):
         return self.tags[member]
 
+    @property
+    def kind(self):
+        return Sink
+
+    def joined(self, parts):
+        tags = [sink.tags[member] for sink, members in parts for member in members.tolist()]
+        seqs = [sink.seqs[member] for sink, members in parts for member in members.tolist()]
+        return Sink(self.told, tags, seqs, self.train)
+
 
 def print_of(values):
     return fingerprint([np.array(values, np.float64)[:, None]])
