@@ -199,9 +199,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--in-flight", type=int, default=IN_FLIGHT, help="unanswered steps of a session at most (%(default)s)"
     )
-    parser.add_argument(
-        "--server", nargs=argparse.REMAINDER, default=SERVER, help="flags of the server, last (%(default)s)"
-    )
+    parser.add_argument("--server", nargs=argparse.REMAINDER, default=[], help="further flags of the server, last")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
