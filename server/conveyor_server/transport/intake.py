@@ -1,10 +1,10 @@
 """The steps of one turn, from all streams: those that are alike are read, judged and run together.
 
 Invariants: a step reaches its session in the order in which its stream sent it; what cannot be read as one of many is
-handed to its own stream, which reads it alone.
+handed to its own stream, which reads it alone, and so is all else of that stream that does not go with it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -101,11 +101,7 @@ class Intake:
                 sender.step(message)
             return
         alone: list[int] = []
-        sizes = set(map(len, data))
-        for size in sizes:
-            indices = (
-                list(range(len(data))) if len(sizes) == 1 else [i for i, one in enumerate(data) if len(one) == size]
-            )
+        for size, indices in _by_size(senders, data, alone).items():
             if len(indices) < _FEW:
                 alone += indices
             else:
@@ -155,6 +151,12 @@ class Intake:
             mine, strangers = mine.divided(known)
             handles, rows = handles[known], rows[known]
             others = others.joined(strangers)
+        apart = mine.apart_from(others)
+        if apart is not None:
+            mine, torn = mine.divided(apart)
+            others, rest = others.divided(~others.of(torn.senders))
+            handles, rows = handles[apart], rows[apart]
+            alone += [*torn.index.tolist(), *rest.index.tolist()]
         if len(rows):
             alone += self._offer(form, mine, handles, rows)
         return others
@@ -182,6 +184,7 @@ class Intake:
         others: list[int] = []
         if form.checked and not all(map(all_finite, inputs)):
             good = _finite_rows(inputs, len(rows))
+            good &= ~part.of([sender for sender, usable in zip(part.senders, good.tolist(), strict=True) if not usable])
             part, bad = part.divided(good)
             others = bad.index.tolist()
             if not part.senders:
@@ -236,12 +239,41 @@ class _Part:
         messages = np.concatenate([self.messages, other.messages])
         return _Part(index[order], [senders[i] for i in order.tolist()], messages[order])
 
+    def of(self, senders: Iterable[Sender]) -> NDArray[np.bool_]:
+        """Which are of these senders."""
+        wanted = set(senders)
+        return np.array([sender in wanted for sender in self.senders], np.bool_)
+
+    def apart_from(self, other: "_Part") -> NDArray[np.bool_] | None:
+        """Which are of senders that have none in the other part; None: all."""
+        if not other.senders or set(self.senders).isdisjoint(other.senders):
+            return None
+        return ~self.of(other.senders)
+
     def _where(self, chosen: NDArray[np.bool_]) -> "_Part":
         senders = [sender for sender, kept in zip(self.senders, chosen.tolist(), strict=True) if kept]
         return _Part(self.index[chosen], senders, self.messages[chosen])
 
 
 _NOTHING = _Part(np.empty(0, np.int64), [], np.empty((0, 0), np.uint8))
+
+
+def _by_size(senders: Sequence[Sender], data: Sequence[bytes], alone: list[int]) -> dict[int, list[int]]:
+    """Indices of the messages by size; those of senders with several sizes are put into `alone`."""
+    sizes = set(map(len, data))
+    if len(sizes) == 1:
+        return {sizes.pop(): list(range(len(data)))}
+    size_of: dict[Sender, int] = {}
+    torn = {
+        sender for sender, one in zip(senders, data, strict=True) if size_of.setdefault(sender, len(one)) != len(one)
+    }
+    found: dict[int, list[int]] = {}
+    for index, (sender, one) in enumerate(zip(senders, data, strict=True)):
+        if sender in torn:
+            alone.append(index)
+        else:
+            found.setdefault(len(one), []).append(index)
+    return found
 
 
 def _finite_rows(inputs: Sequence[Array], rows: int) -> NDArray[np.bool_]:
