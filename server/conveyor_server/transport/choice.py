@@ -59,14 +59,14 @@ def run_with(choice: Choice, main: Callable[[], Coroutine[Any, Any, int]]) -> in
             # Here, because a grpcio that is too different may not even let itself be imported from.
             from conveyor_server.transport.completion_loop import CompletionLoop
             from conveyor_server.transport.selftest import Unusable
-
+        except (ImportError, AttributeError) as error:
+            why = f"this grpcio has other internals: {error}"
+        else:
             try:
                 with asyncio.Runner(loop_factory=CompletionLoop) as runner:
                     return runner.run(main())
             except Unusable as error:
                 why = str(error)
-        except (ImportError, AttributeError) as error:
-            why = f"this grpcio has other internals: {error}"
         if choice == "cq":
             raise StartError(f"the transport cq cannot be used: {why}; take --transport aio, or another grpcio")
         _log.warning("transport auto: aio, because cq cannot be used: %s", why)

@@ -18,7 +18,7 @@ call is let go once its last tag has come back.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from google.rpc import status_pb2
@@ -38,6 +38,19 @@ _MOST_EVENTS = 4096
 # of 256 streams had a mean of 33; with two, of 252.
 _QUIET_LOOKS = 2
 _TIMEOUT = cygrpc.CompletionType.queue_timeout
+# What is used of grpcio: looked for before anything is begun.
+_OF_MODULE = (
+    *("_CANCELLED", "_SHUTDOWN_TAG", "_GenericMethod", "_RegisteredMethod", "_ServerStage", "_handle_call"),
+    *("_is_rpc_state_active", "_on_call_completed", "_stop_serving"),
+)
+_OF_CYGRPC = (
+    *("CompletionType", "ReceiveMessageOperation", "SendInitialMetadataOperation", "SendMessageOperation"),
+    *("SendStatusFromServerOperation", "StatusCode"),
+)
+_OF_STATE = (
+    *("active_rpc_count", "completion_queue", "due", "generic_handlers", "interceptor_pipeline", "lock"),
+    *("registered_method_handlers", "rpc_states", "server", "stage", "thread_pool"),
+)
 
 
 _NO_METADATA: Mapping[str, str] = {}
@@ -226,11 +239,16 @@ class CompletionServer:
         self._server = server
         self._inline = _Inline(1)
         self._alarm_call: Any = None
-        try:
-            self._state: Any = server._state  # type: ignore[attr-defined]
-            self._queue = self._state.completion_queue
-        except AttributeError as error:
-            raise Unusable(f"grpc.server has no {error.name}") from error
+        self._state = cast(Any, getattr(server, "_state", None))
+        for what, where, names in (
+            ("grpc._server", _server, _OF_MODULE),
+            ("cygrpc", cygrpc, _OF_CYGRPC),
+            ("grpc.server's state", self._state, _OF_STATE),
+        ):
+            missing = [name for name in names if not hasattr(where, name)]
+            if missing:
+                raise Unusable(f"{what} of grpcio {grpc.__version__} has no {', '.join(missing)}")
+        self._queue = self._state.completion_queue
         service, method = SELFTEST_METHOD
         handlers = {method: self.handler(self._answer_alarm)}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
@@ -328,10 +346,10 @@ class CompletionServer:
                 self._state.due.remove(event.tag)
             else:
                 rpc, callbacks = event.tag(event)
-            for callback in callbacks:
-                callback()
             if rpc is not None:
                 self._state.rpc_states.discard(rpc)
+            for callback in callbacks:
+                _guarded(callback)
             if self._state.stage is not _server._ServerStage.STARTED:
                 self.stopped = bool(_server._stop_serving(self._state))
         except Exception as error:  # whatever one event does, the others are served
@@ -388,6 +406,13 @@ class _Accept:
 
     def __call__(self, event: Any) -> Any:
         return self._accepted(self, event)
+
+
+def _guarded(callback: Callable[[], None]) -> None:
+    try:
+        callback()
+    except Exception as error:  # the call is gone all the same, and the server can stop
+        record("what follows the end of a call failed", error)
 
 
 def _woken(_: Any) -> tuple[None, Sequence[Callable[[], None]]]:

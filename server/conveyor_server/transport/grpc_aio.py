@@ -82,7 +82,11 @@ class AioServer:
         """Serves one Stream call. Requests are read beside, answers written here: the call ends with the last."""
         outbox = Outbox(self._options.max_outgoing_bytes)
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        call = self._streams.enter(outbox, metadata)
+        try:
+            call = self._streams.enter(outbox, metadata)
+        except Exception as error:  # as below
+            await abort(context, incident_status(error))
+            return
         reader = asyncio.create_task(_read(context, call, outbox))
         try:
             while (message := await outbox.take()) is not None:

@@ -1,9 +1,11 @@
 """The server calls itself: whether the completion queue does here what it should, and then what rings its alarm.
 
-Invariant: nothing but this process can reach the socket; it is gone from the file system once the call is open.
+Invariant: nothing but this process can reach the socket, which is gone from the file system once the call is open, and
+nothing else knows the method, which the other ports serve too.
 """
 
 import queue
+import secrets
 import shutil
 import tempfile
 import threading
@@ -16,7 +18,7 @@ from conveyor_proto.reasons import DOMAIN
 from conveyor_server.transport.ends import Outlet
 
 # The completion server answers it, message by message.
-SELFTEST_METHOD = f"{DOMAIN}.internal.Loop", "Alarm"
+SELFTEST_METHOD = f"{DOMAIN}.internal.Loop", secrets.token_hex(16)
 _SELFTEST_S = 5.0
 
 
