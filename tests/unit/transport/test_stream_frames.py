@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conveyor_proto.reasons import from_status
+from conveyor_proto.reasons import Fault, from_status
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2 as pb
 from conveyor_server import frame_inputs
@@ -246,4 +246,61 @@ async def test_acked_answers_are_forgotten(server) -> None:
     await stream.expect("frame")
     await stream.frame([0], [1], [[1.0]])
     assert (await stream.fault())[2].reason == e.ERROR_REASON_STEP_ANSWER_EVICTED
+    await stream.end()
+
+
+def refused(errors: pb.StepErrorFrame) -> tuple[list[int], list[int], Fault]:
+    handles, seqs = np.frombuffer(errors.handles, np.uint32), np.frombuffer(errors.seqs, np.uint64)
+    return handles.tolist(), seqs.tolist(), from_status(errors.status)
+
+
+async def test_rows_of_an_overloaded_model_are_refused_in_one_message(make_server) -> None:
+    server = await make_server(max_queue_s=-1.0)
+    stream = server.stream()
+    await attach_all(stream, 6)
+    await stream.frame(range(6), [1] * 6, [[1.0]] * 6)
+    handles, seqs, fault = refused(await stream.expect("errors"))
+    assert (handles, seqs, fault.reason) == (list(range(6)), [1] * 6, e.ERROR_REASON_OVERLOADED)
+    assert fault.metadata.keys() == {"model", "queue_s"}
+    assert fault.retry_s is not None
+    assert server.metrics.errors == {"OVERLOADED": 6}
+    assert not server.runner.rows
+    # A step of its own is told by itself.
+    await stream.step(3, 1, 1.0)
+    handle, seq, fault = await stream.fault()
+    assert (handle, seq, fault.reason) == (3, 1, e.ERROR_REASON_OVERLOADED)
+    await stream.end()
+
+
+async def test_rows_that_a_draining_server_refuses_can_be_sent_again(server) -> None:
+    stream = server.stream()
+    await attach_all(stream, 3)
+    server.directory.draining = True
+    await stream.frame(range(3), [1] * 3, [[1.0]] * 3)
+    assert refused(await stream.expect("errors"))[2].reason == e.ERROR_REASON_DRAINING
+    await stream.frame(range(3), [2] * 3, [[1.0]] * 3)
+    handles, seqs, fault = refused(await stream.expect("errors"))
+    assert (handles, seqs, fault.reason) == ([0, 1, 2], [2, 2, 2], e.ERROR_REASON_STEP_ABORTED)
+    server.directory.draining = False
+    await stream.frame(range(3), [1] * 3, [[1.0]] * 3)
+    assert columns(await stream.expect("frame")) == {row: (1, [11.0], 11.0) for row in range(3)}
+    await stream.end()
+
+
+async def test_only_the_rows_that_follow_a_refused_one_are_aborted(server, make_frame) -> None:
+    stream = server.stream()
+    await attach_all(stream, 4)
+    await stream.frame(range(4), [1] * 4, [[1.0], [float("nan")], [1.0], [float("nan")]])
+    results, faults = await collect(stream, 4)
+    assert (sorted(results), sorted(faults)) == ([0, 2], [1, 3])
+    await stream.frame(range(4), [2] * 4, [[1.0]] * 4)
+    aborted = results = None
+    while aborted is None or results is None:
+        response = await stream.receive()
+        if response.HasField("errors"):
+            aborted = refused(response.errors)
+        else:
+            results = columns(response.frame)
+    assert (aborted[0], aborted[1], aborted[2].reason) == ([1, 3], [2, 2], e.ERROR_REASON_STEP_ABORTED)
+    assert results == {0: (2, [12.0], 12.0), 2: (2, [12.0], 12.0)}
     await stream.end()
