@@ -17,6 +17,9 @@ from conveyor_server.app import App
 from conveyor_server.errors import StartError
 from conveyor_server.runner.base import RunnerUnavailable
 from conveyor_server.settings import Settings
+from conveyor_server.transport.choice import run_with
+from conveyor_server.transport.completion_loop import CompletionLoop
+from conveyor_server.transport.selftest import SelfTest, Unusable
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -215,3 +218,43 @@ async def test_a_certificate_that_cannot_be_read_is_told(models, tmp_path) -> No
     files = {"tls_certificate": tmp_path / "chain.pem", "tls_key": tmp_path / "key.pem"}
     with pytest.raises(StartError, match=r"cannot read .*key\.pem: No such file"):
         await App(settings(models, **files)).run()
+
+
+def serve_once(models, loops: list[str]):
+    """A main that serves until it has answered a health check."""
+
+    async def main() -> int:
+        loops.append("cq" if isinstance(asyncio.get_running_loop(), CompletionLoop) else "aio")
+        app = App(settings(models))
+        run, warm = asyncio.create_task(app.run()), asyncio.create_task(app.warm.wait())
+        await asyncio.wait((run, warm), return_when=asyncio.FIRST_COMPLETED)
+        if not warm.done():
+            warm.cancel()
+            return await run
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{app.port}") as channel:
+            assert await health(channel) == SERVING
+        app.stop()
+        return await run
+
+    return main
+
+
+def test_a_server_whose_fast_transport_fails_its_test_serves_all_the_same(models, monkeypatch, caplog) -> None:
+    def fails(_: object) -> None:
+        raise Unusable("the self-test's message came back changed")
+
+    monkeypatch.setattr(SelfTest, "run", fails)
+    loops: list[str] = []
+    assert run_with("auto", serve_once(models, loops)) == 0
+    assert loops == ["cq", "aio"]
+    said = [record for record in caplog.records if "transport" in record.getMessage()]
+    assert [record.levelname for record in said] == ["WARNING"]
+    with pytest.raises(StartError, match="came back changed; take --transport aio"):
+        run_with("cq", serve_once(models, loops))
+
+
+def test_the_fast_transport_is_taken_where_it_can_be(models, caplog) -> None:
+    loops: list[str] = []
+    assert run_with("auto", serve_once(models, loops)) == 0
+    assert loops == ["cq"]
+    assert "transport auto" not in caplog.text
