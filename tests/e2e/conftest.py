@@ -146,11 +146,20 @@ def serving(models: Path, folder: Path, *flags: str) -> Iterator[Server]:
             server.process.wait(10)
 
 
+@pytest.fixture(scope="module", params=["cq", "aio"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Whoever asks for it runs with each of the server's transports."""
+    return request.param
+
+
 @pytest.fixture
-def start_server(nets: Nets, tmp_path: Path) -> Iterator[StartServer]:
-    """Starts servers that are gone at the end of the test."""
+def start_server(request: pytest.FixtureRequest, nets: Nets, tmp_path: Path) -> Iterator[StartServer]:
+    """Starts servers that are gone at the end of the test: on the default transport, or on the test's `transport`."""
+    chosen = ()
+    if "transport" in request.fixturenames:
+        chosen = ("--transport", request.getfixturevalue("transport"))
     with contextlib.ExitStack() as stack:
-        yield lambda *flags: stack.enter_context(serving(nets.folder, tmp_path, *flags))
+        yield lambda *flags: stack.enter_context(serving(nets.folder, tmp_path, *chosen, *flags))
 
 
 class Cutter:

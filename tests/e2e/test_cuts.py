@@ -6,6 +6,7 @@ import random
 
 import conveyor.aio
 import numpy as np
+import pytest
 
 STREAMS, SESSIONS_EACH, STEPS = 20, 100, 12
 
@@ -35,6 +36,7 @@ async def one_client(target, index, nets, progress):
             assert np.abs(answers[row] - nets.truth("gru", inputs[row])).max() < 1e-5
 
 
+@pytest.mark.usefixtures("transport")
 async def test_two_thousand_sessions_survive_random_cuts(start_server, nets, make_cutter):
     server = start_server("--max-sessions", "2500")
     progress = {"steps": 0}

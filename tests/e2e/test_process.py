@@ -15,6 +15,7 @@ from conveyor_proto.reasons import from_status
 from conveyor_proto.v1 import session_pb2 as pb
 from conveyor_proto.v1 import session_pb2_grpc
 
+both_transports = pytest.mark.usefixtures("transport")
 X = np.random.default_rng(5).standard_normal((4000, 4)).astype(np.float32)
 
 
@@ -39,6 +40,7 @@ async def rest_of(call):
     return kinds
 
 
+@both_transports
 async def test_sigterm_in_the_middle_of_a_stream_loses_nothing(start_server, nets):
     server = start_server("--drain-s", "10")
     async with grpc.aio.insecure_channel(server.target) as channel:
@@ -86,6 +88,7 @@ async def test_sigterm_in_the_middle_of_a_stream_loses_nothing(start_server, net
     assert server.process.wait(12) == 0
 
 
+@both_transports
 def test_sigterm_while_idle_ends_at_once(start_server):
     server = start_server("--drain-s", "30")
     assert server.get("/readyz")[0] == 200
@@ -106,6 +109,7 @@ def test_a_taken_port_is_a_clear_error(start_server, nets):
     assert "Traceback" not in done.stderr
 
 
+@both_transports
 def test_two_servers_never_share_a_port(start_server, nets):
     first = start_server()
     command = [sys.executable, "-m", "conveyor_server", "--models", str(nets.folder), "--host", "127.0.0.1"]
@@ -123,6 +127,7 @@ def test_cuda_is_refused_where_there_is_none(nets):
     assert "Traceback" not in done.stderr
 
 
+@both_transports
 async def test_an_oversize_message_ends_the_stream_and_not_the_session(start_server, nets):
     server = start_server("--max-message-bytes", "65536")
     async with grpc.aio.insecure_channel(server.target) as channel:
@@ -145,6 +150,7 @@ async def test_an_oversize_message_ends_the_stream_and_not_the_session(start_ser
         assert await rest_of(again) == ["detached", "end"]
 
 
+@both_transports
 async def test_a_row_that_makes_the_model_raise_leaves_its_neighbours_alone(start_server, nets):
     server = start_server()
     async with grpc.aio.insecure_channel(server.target) as channel:

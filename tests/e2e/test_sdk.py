@@ -17,11 +17,11 @@ KINDS = ("rnn", "lstm", "gru")
 
 
 @pytest.fixture(scope="module")
-def target(nets, tmp_path_factory):
-    """One server for the module: each test has sessions of its own."""
+def target(nets, tmp_path_factory, transport):
+    """One server of each transport for the module: each test has sessions of its own."""
     from tests.e2e.conftest import serving
 
-    with serving(nets.folder, tmp_path_factory.mktemp("server")) as server:
+    with serving(nets.folder, tmp_path_factory.mktemp("server"), "--transport", transport) as server:
         yield server
 
 

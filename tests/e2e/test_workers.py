@@ -107,11 +107,15 @@ StartWorkers = Callable[..., Group]
 
 
 @pytest.fixture
-def start_workers(nets) -> Iterator[StartWorkers]:
+def start_workers(request, nets) -> Iterator[StartWorkers]:
+    """On the default transport, or on the test's `transport`."""
+    chosen = ()
+    if "transport" in request.fixturenames:
+        chosen = ("--transport", request.getfixturevalue("transport"))
     with contextlib.ExitStack() as stack:
 
         def start(*flags: str) -> Group:
-            process = subprocess.Popen(command(nets.folder, *flags), stderr=subprocess.PIPE, text=True)
+            process = subprocess.Popen(command(nets.folder, *chosen, *flags), stderr=subprocess.PIPE, text=True)
             group = Group(process)
             stack.callback(group.close)
             return group
@@ -207,6 +211,7 @@ def refused(command: list[str]) -> str:
     return line
 
 
+@pytest.mark.usefixtures("transport")
 def test_two_workers_serve_one_port_and_drain_in_order(start_workers, connect, nets) -> None:
     group = start_workers("--drain-s", "30")
     workers = group.workers()
@@ -228,6 +233,7 @@ def test_two_workers_serve_one_port_and_drain_in_order(start_workers, connect, n
     group.gone()
 
 
+@pytest.mark.usefixtures("transport")
 def test_a_worker_that_is_killed_is_replaced(start_workers, connect, nets) -> None:
     group = start_workers()
     workers = group.workers()
