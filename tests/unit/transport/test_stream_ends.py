@@ -53,7 +53,7 @@ async def test_a_cut_stream_leaves_what_went_off_together(server, form) -> None:
             await stream.step(handle, 1, 1.0)
     await server.run_entered()
     backlog = server.driver.repository.find("sum", "").serving.backlog
-    while backlog.steps < 8:  # the run began with what was there; the others are still on their way
+    while backlog.steps < 8:  # noqa: ASYNC110 - the run began with what was there, and nothing tells of the rest
         await asyncio.sleep(0.002)
     stream.call.cancel()
     await server.no_streams()
