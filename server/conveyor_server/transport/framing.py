@@ -3,7 +3,7 @@
 Invariant: every row of a frame that can be read is answered: through the offer, or alone.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,12 +14,16 @@ from conveyor_proto.v1 import session_pb2
 from numpy.typing import NDArray
 
 from conveyor_server.engine.engine import Engine
-from conveyor_server.frame_inputs import Block, FrameColumns, RowNumbers, invalid, read_columns
+from conveyor_server.frame_inputs import Block, FrameColumns, RowNumbers, invalid, read_columns, read_numbers
 from conveyor_server.inputs import StepInputs
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.flight import Offer
 from conveyor_server.transport.sinks import Caller, FrameSink
+
+_HANDLE_BYTES, _SEQ_BYTES = 4, 8
+# Rows of a frame that is taken together with others: larger ones gain nothing, and all of a turn must be a frame still.
+_MOST_TOGETHER = 1024
 
 
 class FrameSender(Caller, Protocol):
@@ -67,6 +71,29 @@ class FrameReader:
         if block is not None:
             left = self._offer(frame, numbers, rows, columns, block)
         return _alone(columns, self._core.max_time_steps, left)
+
+    def together(self, frames: Sequence[session_pb2.StepFrame]) -> session_pb2.StepFrame | None:
+        """One frame with the rows of all of them, in order; None where they must be read one by one.
+
+        A frame that cannot be read, or has a session of another model, is refused by itself.
+        """
+        first = frames[0]
+        if not all(_alike_in_form(first, frame) for frame in frames):
+            return None
+        whole = session_pb2.StepFrame(
+            handles=b"".join([frame.handles for frame in frames]),
+            seqs=b"".join([frame.seqs for frame in frames]),
+            columns=[b"".join(parts) for parts in zip(*(frame.columns for frame in frames), strict=True)],
+            timeout_ms=first.timeout_ms,
+            acked_seqs=b"".join([frame.acked_seqs for frame in frames]),
+        )
+        try:
+            rows = self._rows(whole.handles, read_numbers(whole))
+        except WireError:  # whichever of them it is about says so
+            return None
+        if not rows.known or isinstance(self._engine(rows), Fault):
+            return None
+        return whole
 
     def _rows(self, handles: bytes, numbers: RowNumbers) -> "_Rows":
         if handles != self._last.handles:
@@ -159,6 +186,23 @@ class _Rows:
 
 
 _NO_ROWS = _Rows(b"", np.empty(0, np.int64), slice(0, 0), known=True, distinct=True)
+
+
+def _alike_in_form(one: session_pb2.StepFrame, other: session_pb2.StepFrame) -> bool:
+    """Both have rows of one time step, and as many bytes in each."""
+    rows, others = len(one.handles) // _HANDLE_BYTES, len(other.handles) // _HANDLE_BYTES
+    return (
+        0 < others <= _MOST_TOGETHER
+        and not other.lengths
+        and len(other.handles) == others * _HANDLE_BYTES
+        and len(other.seqs) == others * _SEQ_BYTES
+        and len(other.acked_seqs) == (others * _SEQ_BYTES if one.acked_seqs else 0)
+        and other.timeout_ms == one.timeout_ms
+        and len(other.columns) == len(one.columns)
+        and all(len(a) * others == len(b) * rows for a, b in zip(one.columns, other.columns, strict=True))
+        # One session's steps behind each other run as one: the frame is best left as it is.
+        and (others == 1 or other.handles[:_HANDLE_BYTES] != other.handles[-_HANDLE_BYTES:])
+    )
 
 
 def _is_train(engine: Engine, numbers: RowNumbers, length: int) -> bool:

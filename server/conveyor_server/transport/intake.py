@@ -47,6 +47,9 @@ class Sender(Caller, Protocol):
     def step(self, data: bytes) -> None:
         """Takes a step message alone."""
 
+    def take_frames(self) -> None:
+        """Takes the frames that it has gathered."""
+
 
 class _Form:
     """Steps of one layout, of one engine."""
@@ -72,10 +75,16 @@ class Intake:
         self._metrics = metrics
         self._senders: list[Sender] = []
         self._data: list[bytes] = []
+        self._framers: list[Sender] = []
         self._forms: dict[int, list[_Form]] = {}
         self._writers: WeakKeyDictionary[Engine, ResultWriter] = WeakKeyDictionary()
 
     def __len__(self) -> int:
+        return len(self._data) + len(self._framers)
+
+    @property
+    def steps(self) -> int:
+        """Messages that hold a step."""
         return len(self._data)
 
     def writer(self, engine: Engine) -> ResultWriter:
@@ -92,8 +101,15 @@ class Intake:
         self._senders.append(sender)
         self._data.append(data)
 
+    def expect_frames(self, sender: Sender) -> None:
+        """Has a sender take its frames with the others' steps. It sees to it that it has no steps here meanwhile."""
+        self._framers.append(sender)
+
     def flush(self) -> None:
         """Gives all steps to their sessions. A sender must call this before anything that comes after its steps."""
+        framers, self._framers = self._framers, []
+        for framer in framers:
+            framer.take_frames()
         senders, self._senders = self._senders, []
         data, self._data = self._data, []
         if len(data) < _FEW:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 # Tags of StreamRequest.step, of Step's fields and of Tensor's: number << 3 | wire type.
 STEP_TAG = 0x12
+FRAME_TAG = 0x1A
 _HANDLE, _SEQ, _INPUT, _TIMEOUT, _ACKED = 0x08, 0x10, 0x1A, 0x20, 0x28
 _NAME, _DTYPE, _SHAPE, _DATA = 0x0A, 0x10, 0x1A, 0x22
 _LENGTH_DELIMITED = 2

@@ -26,7 +26,7 @@ from conveyor_server.transport.framing import FrameReader
 from conveyor_server.transport.intake import Intake
 from conveyor_server.transport.replies import Replies
 from conveyor_server.transport.seat import Nobody, Reply
-from conveyor_server.transport.step_layout import STEP_TAG
+from conveyor_server.transport.step_layout import FRAME_TAG, STEP_TAG
 
 # Never used again, so that a session's gate can name a stream long gone.
 _numbers = itertools.count(1)
@@ -50,8 +50,8 @@ class StreamCall:
     """
 
     __slots__ = (
-        *("_broken", "_core", "_ending", "_frames", "_intake", "_lingering", "_metrics", "_outlet", "_replies"),
-        *("_routed", "_seats", "eager", "number", "rows", "told"),
+        *("_broken", "_core", "_ending", "_frames", "_gathered", "_intake", "_lingering", "_metrics", "_outlet"),
+        *("_replies", "_routed", "_seats", "eager", "number", "rows", "told"),
     )
 
     def __init__(self, core: Core, outlet: Outlet, metrics: Metrics, intake: Intake) -> None:
@@ -65,6 +65,8 @@ class StreamCall:
         self._metrics = metrics
         self._intake = intake
         self._frames = FrameReader(self, core, metrics)
+        # Frames of this turn: steps of the same sessions, mostly, that are taken together.
+        self._gathered: list[session_pb2.StepFrame] = []
         self._seats: dict[int, Attachment] = {}
         self._replies = Replies(self._send, outlet.put, intake.writer)
         self._routed = False
@@ -77,16 +79,27 @@ class StreamCall:
 
     def receive(self, data: bytes) -> None:
         """Takes one message; bytes that are none end the stream with INVALID_ARGUMENT."""
-        if data and data[0] == STEP_TAG:
+        first = data[0] if data else 0
+        if first == STEP_TAG:
+            if self._gathered:
+                self._catch_up()
             self._intake.add(self, data)
             return
-        self._catch_up()
+        if first != FRAME_TAG or self._intake.steps:
+            self._catch_up()
         self._read(data)
         self._core.kick()
 
     def step(self, data: bytes) -> None:
         """Takes a message that holds a step, alone."""
         self._read(data)
+
+    def take_frames(self) -> None:
+        """Takes the frames of this turn, as one where that goes."""
+        frames, self._gathered = self._gathered, []
+        together = self._frames.together(frames) if len(frames) > 1 else None
+        for frame in frames if together is None else (together,):
+            self._frame(frame)
 
     def half_close(self) -> None:
         """The client sends no more: detach all, answer what was accepted, then end."""
@@ -184,8 +197,13 @@ class StreamCall:
     def _request(self, request: session_pb2.StreamRequest) -> None:
         kind = request.WhichOneof("kind")
         if kind == "frame":
-            self._frame(request.frame)
-        elif kind == "step":
+            if not self._gathered:
+                self._intake.expect_frames(self)
+            self._gathered.append(request.frame)
+            return
+        # A message with several kinds in it is of the last, which its first byte does not tell.
+        self._catch_up()
+        if kind == "step":
             self._step(request.step)
         elif kind == "attach":
             self._attach(request.attach)
