@@ -36,12 +36,13 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
     return LOOPS
 
 
-def sum_spec(digest: str) -> spec_pb2.ModelSpec:
-    """`total` after each time step of `x`, and the `last` one; the state is the total, FIRST when fresh."""
+def sum_spec(digest: str, *, timed: bool) -> spec_pb2.ModelSpec:
+    """`total` after each time step of `x`, and unless `timed` the `last` one; the state is it, FIRST when fresh."""
     spec = spec_pb2.ModelSpec(spec_version=1, name="sum", digest=digest, state_bytes=8)
     spec.inputs.add(name="x", dtype=tensor_pb2.DATA_TYPE_FLOAT64, shape=[1], has_time=True)
     spec.outputs.add(name="total", dtype=tensor_pb2.DATA_TYPE_FLOAT64, shape=[1], has_time=True)
-    spec.outputs.add(name="last", dtype=tensor_pb2.DATA_TYPE_FLOAT64, shape=[1])
+    if not timed:
+        spec.outputs.add(name="last", dtype=tensor_pb2.DATA_TYPE_FLOAT64, shape=[1])
     spec.states.add(
         name="sum",
         input_name="s",
@@ -59,8 +60,8 @@ class SumRunner:
     POISON = 666.0
     BUG = 667.0
 
-    def __init__(self, capacity: int, digest: str) -> None:
-        self.spec = sum_spec(digest)
+    def __init__(self, capacity: int, digest: str, *, timed: bool = False) -> None:
+        self.spec = sum_spec(digest, timed=timed)
         self.device = "cpu"
         self.capacity = capacity
         self.slab = np.full((capacity, 1), np.nan)
@@ -85,7 +86,7 @@ class SumRunner:
         totals = old[:, None, :] + np.cumsum(x, axis=1)
         last = totals[np.arange(len(x)), run.lengths - 1]
         self.slab[run.destinations] = last
-        return RunResult([totals, last], np.isfinite(last).all(axis=1))
+        return RunResult([totals, last][: len(self.spec.outputs)], np.isfinite(last).all(axis=1))
 
     def forget(self) -> None:
         """Forgets the runs that warmed it."""
@@ -118,6 +119,7 @@ class Server:
         inline_run_s: float,
         max_time_steps: int,
         quantum: int,
+        timed: bool,
     ) -> None:
         engine_limits = EngineLimits(max_batch=64, quantum=quantum, max_batch_time_steps=64 * quantum)
         capacity = engine_limits.capacity(limits.max_sessions)
@@ -127,7 +129,7 @@ class Server:
             name = path.parts[-3]
             if path.read_text() == "broken":
                 raise RunnerUnavailable("the file is broken")
-            runner = self.runners[name] = SumRunner(capacity, f"digest of {name}")
+            runner = self.runners[name] = SumRunner(capacity, f"digest of {name}", timed=timed)
             return runner
 
         repository: Repository[Engine] = Repository(
@@ -298,6 +300,7 @@ async def make_server(tmp_path: Path) -> AsyncIterator[Callable[..., Server]]:
             inline_run_s: float = 0.0,
             max_time_steps: int = 64,
             quantum: int = 8,
+            timed: bool = False,
             **limits: float,
         ) -> Server:
             server = Server(
@@ -307,6 +310,7 @@ async def make_server(tmp_path: Path) -> AsyncIterator[Callable[..., Server]]:
                 inline_run_s=inline_run_s,
                 max_time_steps=max_time_steps,
                 quantum=quantum,
+                timed=timed,
             )
             await server.start()
             stack.push_async_callback(server.stop)

@@ -304,3 +304,76 @@ async def test_only_the_rows_that_follow_a_refused_one_are_aborted(server, make_
     assert (aborted[0], aborted[1], aborted[2].reason) == ([1, 3], [2, 2], e.ERROR_REASON_STEP_ABORTED)
     assert results == {0: (2, [12.0], 12.0), 2: (2, [12.0], 12.0)}
     await stream.end()
+
+
+async def trained(make_server, **limits):
+    """A server of a model whose tensors all have time, and a stream with one session."""
+    server = await make_server(timed=True, **limits)
+    stream = server.stream()
+    await stream.attached(0)
+    return server, stream
+
+
+async def test_steps_of_one_session_in_a_frame_run_as_one_where_all_tensors_have_time(make_server) -> None:
+    server, stream = await trained(make_server)
+    for first in (1, 5):
+        await stream.frame(
+            [0] * 4, range(first, first + 4), [[1.0]] * 4, acked_seqs=np.uint64([first - 1] * 4).tobytes()
+        )
+        frame = await stream.expect("frame")
+        assert np.frombuffer(frame.handles, np.uint32).tolist() == [0] * 4
+        assert np.frombuffer(frame.seqs, np.uint64).tolist() == list(range(first, first + 4))
+        assert (frame.lengths, frame.replayed_rows) == (b"", b"")
+        assert np.frombuffer(frame.columns[0], np.float64).tolist() == [10.0 + first + turn for turn in range(4)]
+    assert server.runner.rows == [1, 1]
+    # What was acknowledged is gone, and each of the others can be asked for by itself.
+    await stream.frame([0], [4], [[1.0]])
+    assert (await stream.fault())[2].reason == e.ERROR_REASON_STEP_ANSWER_EVICTED
+    await stream.frame([0, 0], [7, 6], [[1.0], [1.0]])
+    frame = await stream.expect("frame")
+    assert np.frombuffer(frame.columns[0], np.float64).tolist() == [17.0, 16.0]
+    assert np.frombuffer(frame.replayed_rows, np.uint32).tolist() == [0, 1]
+    await stream.end()
+
+
+async def test_a_step_of_a_train_that_fails_stops_those_behind_it(make_server) -> None:
+    server, stream = await trained(make_server)
+    await stream.frame([0] * 4, [1, 2, 3, 4], [[1.0], [1.0], [server.runner.POISON], [1.0]])
+    got = []
+    while len(got) < 4:
+        response = await stream.receive()
+        if response.HasField("frame"):
+            got += np.frombuffer(response.frame.columns[0], np.float64).tolist()
+        else:
+            got.append((response.error.seq, from_status(response.error.status).reason))
+    assert got == [11.0, 12.0, (3, e.ERROR_REASON_MODEL_FAILED), (4, e.ERROR_REASON_STEP_ABORTED)]
+    await stream.frame([0] * 2, [3, 4], [[5.0], [1.0]])
+    assert np.frombuffer((await stream.expect("frame")).columns[0], np.float64).tolist() == [17.0, 18.0]
+    await stream.end()
+
+
+async def test_a_train_that_an_overloaded_model_refuses_names_each_step(make_server) -> None:
+    _, stream = await trained(make_server, max_queue_s=-1.0)
+    await stream.frame([0] * 3, [1, 2, 3], [[1.0]] * 3)
+    handles, seqs, fault = refused(await stream.expect("errors"))
+    assert (handles, seqs, fault.reason) == ([0] * 3, [1, 2, 3], e.ERROR_REASON_OVERLOADED)
+    await stream.end()
+
+
+@pytest.mark.parametrize("seqs", [[1, 3], [2, 1], [1, 1], [2, 3]])
+async def test_rows_of_one_session_that_do_not_follow_each_other_are_taken_one_by_one(make_server, seqs) -> None:
+    server, stream = await trained(make_server)
+    await stream.frame([0, 0], seqs, [[1.0], [1.0]])
+    kinds = []
+    while len(kinds) < 2:
+        response = await stream.receive()
+        if response.HasField("frame"):
+            kinds += ["ok"] * (len(response.frame.handles) // 4)
+        elif response.HasField("errors"):
+            kinds += [refused(response.errors)[2].reason_name] * len(refused(response.errors)[0])
+        else:
+            kinds.append(from_status(response.error.status).reason_name)
+    expected = {(1, 3): ["ok", "STEP_GAP"], (2, 1): ["STEP_GAP", "ok"], (1, 1): ["ok", "ok"], (2, 3): ["STEP_GAP"] * 2}
+    assert sorted(kinds) == sorted(expected[tuple(seqs)])
+    assert server.directory.sessions[next(iter(server.directory.sessions))].applied_seq == (1 if 1 in seqs else 0)
+    await stream.end()
