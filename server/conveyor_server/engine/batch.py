@@ -47,9 +47,14 @@ class Batch:
     run_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.rows = sum(len(cohort.members) for cohort in self.cohorts) + len(self.steps)
-        self.longest = max((*(cohort.length for cohort in self.cohorts), *self.shares))
-        self.time_steps = sum(len(cohort.members) * cohort.length for cohort in self.cohorts) + sum(self.shares)
+        self.rows = len(self.steps)
+        self.longest = max(self.shares, default=0)
+        self.time_steps = sum(self.shares)
+        for cohort in self.cohorts:
+            rows = len(cohort.members)
+            self.rows += rows
+            self.longest = max(self.longest, cohort.length)
+            self.time_steps += rows * cohort.length
 
 
 def assemble(
@@ -64,12 +69,14 @@ def assemble(
         return _assemble_one(*alone[0], destinations, spec)
     if len(cohorts) == 1 and not alone:
         (cohort,) = cohorts
-        sources, lengths, inputs = lanes.held[cohort.where], [cohort.length] * len(cohort.members), cohort.inputs
+        sources, inputs = lanes.held[cohort.where], cohort.inputs
+        lengths = np.full(len(sources), cohort.length, np.int32)
     else:
         held = [step.working + 1 if step.working is not None else _held(step) for step, _ in alone]
         sources = np.concatenate([*(lanes.held[cohort.lanes] for cohort in cohorts), np.array(held, np.int64)])
-        lengths = [*(cohort.length for cohort in cohorts for _ in cohort.members), *(share for _, share in alone)]
-        longest = max(lengths)
+        each = [*(cohort.length for cohort in cohorts for _ in cohort.members), *(share for _, share in alone)]
+        longest = max(each)
+        lengths = np.array(each, np.int32)
         inputs = [
             _column([cohort.inputs[index] for cohort in cohorts], alone, longest, index)
             if item.has_time
@@ -78,13 +85,12 @@ def assemble(
             )
             for index, item in enumerate(spec.inputs)
         ]
-    fresh = sources == 0
     return Run(
         # A fresh row's source is ignored, but must be a slot.
         sources=np.maximum(sources - 1, 0),
         destinations=destinations,
-        fresh=fresh,
-        lengths=np.array(lengths, np.int32),
+        fresh=sources == 0,
+        lengths=lengths,
         inputs=inputs,
     )
 

@@ -23,7 +23,7 @@ from conveyor_server.engine.lanes import Lane, Lanes
 from conveyor_server.engine.run_times import RunTimes
 from conveyor_server.engine.step import Step
 from conveyor_server.inputs import StepReader
-from conveyor_server.runner.base import RunFailed, Runner, RunResult
+from conveyor_server.runner.base import Run, RunFailed, Runner, RunResult
 from conveyor_server.scheduler import Scheduler
 from conveyor_server.slab import SlotPool
 
@@ -92,7 +92,8 @@ class Engine:
     @property
     def ready(self) -> int:
         """Steps that wait for a batch."""
-        return len(self._scheduler) + sum(map(len, self._suspects))
+        waiting = len(self._scheduler)
+        return waiting + sum(map(len, self._suspects)) if self._suspects else waiting
 
     @property
     def queue_s(self) -> float:
@@ -150,11 +151,11 @@ class Engine:
             step.running = True
             if step.done == 0:
                 step.started_at = now
-        rows = sum(len(cohort.members) for cohort in cohorts) + len(steps)
+        rows = sum([len(cohort.members) for cohort in cohorts]) + len(steps)
         alone = list(zip(steps, shares, strict=True))
         run = assemble(cohorts, alone, self.slots.acquire_many(rows), self.lanes, spec)
         self._out = Batch(cohorts, steps, shares, run, ready, now)
-        self.backlog.taken(self._out, min(entry.submitted_at for entry in entries))
+        self.backlog.taken(self._out, min([entry.submitted_at for entry in entries]))
         return self._out
 
     def run(self, batch: Batch) -> RunResult | RunFailed:
@@ -185,21 +186,19 @@ class Engine:
         for cohort in batch.cohorts:
             # Counted before some of them leave it.
             count = len(cohort.members)
-            finished += self._land(cohort, row, batch.run.destinations, result, now)
+            finished += self._land(cohort, row, batch.run, result, now)
             row += count
         for step, share in zip(batch.steps, batch.shares, strict=True):
             finished += self._settle(step, share, _Row(row, batch.run.destinations, result), now)
             row += 1
         return finished
 
-    def _land(
-        self, cohort: Cohort, first: int, destinations: NDArray[np.int64], result: RunResult, now: float
-    ) -> list[Step]:
+    def _land(self, cohort: Cohort, first: int, run: Run, result: RunResult, now: float) -> list[Step]:
         """Commits the cohort's rows, which are the run's from `first` on; returns those that left it."""
-        last = first + len(cohort.members)
-        finite = result.finite[first:last]
+        here: slice | NDArray[np.int64] = slice(first, first + len(cohort.members))
+        finite = result.finite[here]
         finished: list[Step] = []
-        if cohort.claimed or not finite.all():
+        if cohort.claimed or np.count_nonzero(finite) < len(finite):
             claims = {int(member): row for row, member in enumerate(cohort.members) if int(member) in cohort.claimed}
             for row in np.flatnonzero(~finite).tolist():
                 member = int(cohort.members[row])
@@ -208,27 +207,19 @@ class Engine:
                     claims[member] = row
             for member, row in claims.items():
                 step = cohort.claimed[member]
-                finished += self._settle(step, cohort.length, _Row(first + row, destinations, result), now)
+                finished += self._settle(step, cohort.length, _Row(first + row, run.destinations, result), now)
             good = np.ones(len(cohort.members), np.bool_)
             good[list(claims.values())] = False
-            rows = first + np.flatnonzero(good)
+            here = first + np.flatnonzero(good)
             cohort.members = cohort.members[good]
             cohort.lanes = cohort.where = cohort.lanes[good]
-            cohort.outputs = [
-                array[rows, : cohort.length] if timed else array[rows]
-                for array, timed in zip(result.outputs, self._timed, strict=True)
-            ]
-            mine = destinations[rows]
-        else:
-            cohort.outputs = [
-                array[first:last, : cohort.length] if timed else array[first:last]
-                for array, timed in zip(result.outputs, self._timed, strict=True)
-            ]
-            mine = destinations[first:last]
-        held = self.lanes.held[cohort.where]
-        free = held[held > 0] - 1
-        self.lanes.held[cohort.where] = mine + 1
-        self.slots.release_many(free)
+        cohort.outputs = [
+            array[here, : cohort.length] if timed else array[here]
+            for array, timed in zip(result.outputs, self._timed, strict=True)
+        ]
+        left, fresh = run.sources[here], run.fresh[here]
+        self.slots.release_many(left[~fresh] if np.count_nonzero(fresh) else left)
+        self.lanes.held[cohort.where] = run.destinations[here] + 1
         cohort.running = False
         return finished
 

@@ -19,6 +19,7 @@ class RunTimes:
     def __init__(self, measured: Mapping[tuple[int, int], float] | None = None) -> None:
         self._run_s: dict[tuple[int, int], float] = {}
         self._time_step_s: dict[tuple[int, int], float] = {}
+        self._fastest_s = 0.0
         for (rows, time_steps), run_s in (measured or {}).items():
             self.observe(rows, time_steps, rows * time_steps, run_s)
 
@@ -28,7 +29,7 @@ class RunTimes:
 
         A full queue makes batches of that size, so this is what its steps cost.
         """
-        return min(self._time_step_s.values(), default=0.0)
+        return self._fastest_s
 
     def expected_s(self, rows: int, longest: int) -> float:
         """Seconds of a run of about this size; where none was seen, at most so many; infinity before the first run."""
@@ -42,6 +43,7 @@ class RunTimes:
         cost_s = run_s / time_steps
         self._run_s[size] = 0.8 * self._run_s.get(size, run_s) + 0.2 * run_s
         self._time_step_s[size] = 0.8 * self._time_step_s.get(size, cost_s) + 0.2 * cost_s
+        self._fastest_s = min(self._time_step_s.values())
 
 
 def at_most_s(measured: Mapping[tuple[int, int], float], rows: int, longest: int) -> float:

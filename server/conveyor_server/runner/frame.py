@@ -68,6 +68,8 @@ class Frame:
             self._bind_output(item.name, buffer)
             self._take.append(_real(buffer, item, shape))
         self._finite = np.ones((1, shape.buffer_rows), np.bool_)
+        self._all = np.ones(shape.batch, np.bool_)
+        self._all.flags.writeable = False
         if graph.has_finite(spec):
             self._bind_output(graph.FINITE, self._finite)
         for index, slab in enumerate(slabs):
@@ -99,7 +101,9 @@ class Frame:
 
     def take(self) -> RunResult:
         """What the run gave, in arrays of its own."""
-        return RunResult([buffer.copy() for buffer in self._take], self._finite[0, : self._batch].copy())
+        finite = self._finite[0, : self._batch]
+        whole = np.count_nonzero(finite) == self._batch
+        return RunResult([buffer.copy() for buffer in self._take], self._all if whole else finite.copy())
 
     def _add_control(self, spec: spec_pb2.ModelSpec, shape: FrameShape, scratch_slot: int) -> NDArray[np.int64]:
         """Buffers of lengths, sources and destinations; returns the sources of the rows that are no padding."""

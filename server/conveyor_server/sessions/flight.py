@@ -23,7 +23,15 @@ from conveyor_server.engine.lanes import Lane
 from conveyor_server.engine.step import Step
 from conveyor_server.sessions.record import Record, Recorded
 from conveyor_server.sessions.session import Pending, Session
-from conveyor_server.sessions.table import SessionTable
+from conveyor_server.sessions.table import (
+    AHEAD,
+    ALOFT,
+    APPLIED_SEQ,
+    APPLIED_TIME_STEPS,
+    FAILED_SEQ,
+    FLIGHT,
+    SessionTable,
+)
 
 
 class Sink(Protocol):
@@ -116,22 +124,30 @@ class Flight:
     cohorts: list[Cohort] = field(default_factory=list)
     waiting: int = 0
 
-    def launch(self, members: NDArray[np.int64]) -> None:
-        """Accepts these members: the engine has them now, or once the steps before theirs are applied."""
+    def launch(self, members: NDArray[np.int64], cells: NDArray[np.int64]) -> None:
+        """Accepts these members: the engine has them now, or once the steps before theirs are applied.
+
+        `cells` is what the table's `look` gave of their rows.
+        """
         offer, table = self.offer, self.table
         where = offer.where if len(members) == len(offer.rows) else offer.rows[members]
-        behind = table.ahead[where] > 0
-        table.ahead[where] += offer.train
-        table.aloft[where] += 1
-        table.failed_seq[where] = 0
-        table.flights[self.number] = self
+        ahead = cells[:, AHEAD]
+        behind = ahead > 0
+        first = members
         self.members, self.waiting = members, len(members)
-        offer.engine.backlog.add(offer.length // offer.train, offer.train * len(members))
-        if behind.any():
-            self.parked = members[behind]
+        if np.count_nonzero(behind):
+            self.parked, first = members[behind], members[~behind]
             table.parked[self.number] = self
-            members = members[~behind]
-        self.submit(members)
+            cells[~behind, FLIGHT] = self.number
+        else:
+            cells[:, FLIGHT] = self.number
+        ahead += offer.train
+        cells[:, ALOFT] += 1
+        cells[:, FAILED_SEQ] = 0
+        table.put(where, cells)
+        table.flights[self.number] = self
+        offer.engine.backlog.add(offer.length // offer.train, offer.train * len(members))
+        self._fly(first)
 
     def free(self) -> NDArray[np.int64]:
         """Takes those parked members that nothing is before any more: they are to be submitted, or handed over."""
@@ -143,6 +159,10 @@ class Flight:
 
     def submit(self, members: NDArray[np.int64]) -> None:
         """Gives the engine these members, which nothing is before."""
+        self.table.flight[self.offer.rows[members]] = self.number
+        self._fly(members)
+
+    def _fly(self, members: NDArray[np.int64]) -> None:
         if not len(members):
             return
         offer = self.offer
@@ -150,7 +170,6 @@ class Flight:
         if len(members) < len(rows):
             rows = where = rows[members]
             inputs = [array[members] for array in inputs]
-        self.table.flight[where] = self.number
         cohort = Cohort(self, members, rows, where, inputs, offer.length, self.submitted_at, self.deadline, offer.train)
         self.cohorts.append(cohort)
         offer.engine.submit_cohort(cohort)
@@ -173,12 +192,20 @@ class Flight:
         whole = len(members) == len(offer.rows)
         seqs = offer.seqs if whole else offer.seqs[members]
         prints = offer.prints if whole else offer.prints[members]
-        self._record(cohort, seqs, prints)
-        table.applied_seq[where] = seqs + (offer.train - 1)
-        table.applied_time_steps[where] += offer.length
-        table.flight[where] = 0
-        table.ahead[where] -= offer.train
-        table.aloft[where] -= 1
+        short = offer.length == offer.train
+        if not short:
+            self._keep(cohort, seqs, prints)
+        cells = table.look(where)
+        if short:
+            self._record(cohort, cells, seqs, prints)
+        cells[:, APPLIED_SEQ] = seqs if offer.train == 1 else seqs + (offer.train - 1)
+        cells[:, APPLIED_TIME_STEPS] += offer.length
+        cells[:, FLIGHT] = 0
+        cells[:, AHEAD] -= offer.train
+        cells[:, ALOFT] -= 1
+        table.put(where, cells)
+        if short:
+            offer.record.trim(where)
         # What was split off is no entry of the list, and its other part still is.
         if cohort in self.cohorts:
             self.cohorts.remove(cohort)
@@ -268,21 +295,21 @@ class Flight:
         self._answered(1)
         return steps
 
-    def _record(self, cohort: Cohort, seqs: NDArray[np.int64], prints: NDArray[np.uint64]) -> None:
-        offer, rows, outputs = self.offer, cohort.lanes, cohort.outputs
-        if offer.length == offer.train:
-            for turn in range(offer.train):
-                parts = outputs if offer.train == 1 else [array[:, turn : turn + 1] for array in outputs]
-                offer.record.add(cohort.where, seqs + turn, prints[:, turn], parts)
-            kept = self.table.kept[cohort.where]
-            if kept.any():
-                for row in rows[kept].tolist():
-                    self._session(row).answers.trim()
-            return
-        for index, row in enumerate(rows.tolist()):
+    def _record(
+        self, cohort: Cohort, cells: NDArray[np.int64], seqs: NDArray[np.int64], prints: NDArray[np.uint64]
+    ) -> None:
+        """Records the answers of steps of one time step each."""
+        train, outputs = self.offer.train, cohort.outputs
+        for turn in range(train):
+            parts = outputs if train == 1 else [array[:, turn : turn + 1] for array in outputs]
+            self.offer.record.add(cohort.where, cells, seqs + turn if turn else seqs, prints[:, turn], parts)
+
+    def _keep(self, cohort: Cohort, seqs: NDArray[np.int64], prints: NDArray[np.uint64]) -> None:
+        """Has each session keep the answer of a step of several time steps."""
+        for index, row in enumerate(cohort.lanes.tolist()):
             # Copies: what is kept for replay must not keep the whole run's outputs.
-            own = [array[index].copy() for array in outputs]
-            answer = Recorded(int(seqs[index]), int(prints[index, 0]), offer.length, own)
+            own = [array[index].copy() for array in cohort.outputs]
+            answer = Recorded(int(seqs[index]), int(prints[index, 0]), self.offer.length, own)
             self._session(row).answers.add(answer)
 
     def _session(self, row: int) -> Session:

@@ -7,6 +7,7 @@ that comes alone (`rules`); every other member is given back, to be judged alone
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from conveyor_proto.reasons import Fault
 from numpy.typing import NDArray
 
 from conveyor_server.engine.batch import Batch
@@ -17,7 +18,7 @@ from conveyor_server.sessions.flight import Flight, Offer
 from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.sessions.regroup import joined, regroup
 from conveyor_server.sessions.session import Session
-from conveyor_server.sessions.table import SessionTable
+from conveyor_server.sessions.table import AHEAD, ALOFT, APPLIED_SEQ, CREDIT, FAILED_SEQ, GATE, SessionTable
 
 _NOBODY = np.empty(0, np.int64)
 
@@ -63,29 +64,54 @@ class Flights:
         if len(members) < len(offer.rows):
             where, seqs, holders = offer.rows[members], seqs[members], holders[members]
             acked_seqs = None if acked_seqs is None else acked_seqs[members]
-        ahead = table.ahead[where]
-        good = table.gate[where] == holders
-        good &= seqs == table.applied_seq[where] + ahead + 1
-        good &= ahead + offer.train <= table.credit[where]
+        cells = table.look(where)
+        ahead = cells[:, AHEAD]
+        good = cells[:, GATE] == holders
+        good &= cells[:, APPLIED_SEQ] + ahead == seqs - 1
+        good &= ahead + offer.train <= cells[:, CREDIT]
         if not offer.distinct:
             # Of all that are left, not of the good ones: none overtakes what came before it.
             good &= _first_of_each(offer.rows[members])
         left: NDArray[np.int64] = _NOBODY
-        if not good.all():
+        if np.count_nonzero(good) < len(good):
             members, left = members[good], members[~good]
             if not len(members):
                 return left
-            where, seqs = offer.rows[members], seqs[good]
+            where, seqs, cells = offer.rows[members], seqs[good], cells[good]
             acked_seqs = None if acked_seqs is None else acked_seqs[good]
         table.last_used_at[where] = now
         if acked_seqs is not None:
-            offer.record.acknowledge(where, acked_seqs)
-        members = self._admitted(offer, members, where, draining=draining)
-        if len(members):
-            flight = Flight(table, offer, now, now + offer.timeout_s, self._watch)
-            flight.launch(members)
-            self._deadlines.watch(flight, flight.deadline)
+            offer.record.acknowledge(cells, acked_seqs)
+        turned_away, fault = self._turned_away(offer, cells, draining=draining)
+        if fault is None:
+            self._launch(offer, members, cells, now)
+        else:
+            cells[turned_away, FAILED_SEQ] = seqs[turned_away]
+            table.put(where, cells)
+            self._tell(Declined(offer, members[turned_away], fault))
+            members, cells = members[~turned_away], cells[~turned_away]
+            if len(members):
+                self._launch(offer, members, cells, now)
+        if acked_seqs is not None:
+            offer.record.trim(where, acked_seqs)
         return left
+
+    def _launch(self, offer: Offer, members: NDArray[np.int64], cells: NDArray[np.int64], now: float) -> None:
+        flight = Flight(self._table, offer, now, now + offer.timeout_s, self._watch)
+        flight.launch(members, cells)
+        self._deadlines.watch(flight, flight.deadline)
+
+    def _turned_away(
+        self, offer: Offer, cells: NDArray[np.int64], *, draining: bool
+    ) -> tuple[NDArray[np.bool_], Fault | None]:
+        """Those of the members, whose cells they are, that the model has no room for, and why; None: it has for all."""
+        fault = rules.no_capacity(offer.engine, self._limits, draining=draining)
+        if fault is not None:
+            return np.ones(len(cells), np.bool_), fault
+        piped = cells[:, ALOFT] >= rules.PIPED
+        if not np.count_nonzero(piped):
+            return piped, None
+        return piped, rules.no_capacity(offer.engine, self._limits, draining=False, piped=True)
 
     def _abort_behind(self, offer: Offer, members: NDArray[np.int64], now: float) -> NDArray[np.int64]:
         """Refuses those of the members that follow a refused step of their session; returns the others."""
@@ -95,31 +121,16 @@ class Flights:
         if not offer.distinct:
             # What is to be submitted is answered after this: it must not have come before it.
             behind &= ~np.isin(rows, rows[~behind])
-        if behind.any():
+        if np.count_nonzero(behind):
             table.last_used_at[rows[behind]] = now
             if offer.acked_seqs is not None:
-                offer.record.acknowledge(rows[behind], offer.acked_seqs[members[behind]])
+                acked_seqs = np.minimum(offer.acked_seqs[members[behind]], table.applied_seq[rows[behind]])
+                # One by one: a session may be there twice.
+                np.maximum.at(table.first_seq, rows[behind], acked_seqs + 1)
+                offer.record.trim(rows[behind], acked_seqs)
             self._tell(Declined(offer, members[behind], rules.aborted_behind()))
         others: NDArray[np.int64] = members[~behind]
         return others
-
-    def _admitted(
-        self, offer: Offer, members: NDArray[np.int64], where: slice | NDArray[np.int64], *, draining: bool
-    ) -> NDArray[np.int64]:
-        """Those of the members, in these rows, that the model has room for; the others are refused."""
-        table, limits = self._table, self._limits
-        fault = rules.no_capacity(offer.engine, limits, draining=draining)
-        refused = members
-        if fault is None:
-            refused = members[table.aloft[where] >= rules.PIPED]
-            if not len(refused):
-                return members
-            fault = rules.no_capacity(offer.engine, limits, draining=False, piped=True)
-            if fault is None:
-                return members
-        table.failed_seq[offer.rows[refused]] = offer.seqs[refused]
-        self._tell(Declined(offer, refused, fault))
-        return members[~np.isin(members, refused)]
 
     def land(self, batch: Batch) -> None:
         """A batch was delivered: what is left of its cohorts is applied, and what waited for them follows."""

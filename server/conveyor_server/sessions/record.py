@@ -13,7 +13,7 @@ from conveyor_proto.codec import Array, to_numpy_dtype
 from conveyor_proto.v1 import spec_pb2
 from numpy.typing import NDArray
 
-from conveyor_server.sessions.table import SessionTable
+from conveyor_server.sessions.table import APPLIED_SEQ, BASE_SEQ, CREDIT, FIRST_SEQ, LAST_SEQ, SessionTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,34 +47,37 @@ class Record:
 
     def add(
         self,
-        rows: "slice | NDArray[np.int64]",
+        where: "slice | NDArray[np.int64]",
+        cells: NDArray[np.int64],
         seqs: NDArray[np.int64],
         prints: NDArray[np.uint64],
         outputs: Sequence[Array],
     ) -> None:
-        """Records one answer of each row: outputs `[rows, 1, *shape]`, or `[rows, *shape]` without time."""
-        table = self.table
-        first, last = table.first_seq[rows], table.last_seq[rows]
-        empty = (last < first) | (last != seqs - 1)
-        if empty.all():
+        """Records one answer of each row: outputs `[rows, 1, *shape]`, or `[rows, *shape]` without time.
+
+        `cells` is what the table's `look` gave of these rows; to be `put` by the caller.
+        """
+        first, last = cells[:, FIRST_SEQ], cells[:, LAST_SEQ]
+        empty = last < first
+        empty |= last != seqs - 1
+        several = np.count_nonzero(empty)
+        if several == len(empty):
             # Every client had acknowledged all there was: the usual case.
-            table.base_seq[rows] = table.first_seq[rows] = table.last_seq[rows] = seqs
-            self._put(0, rows, prints, outputs)
+            cells[:, FIRST_SEQ] = cells[:, LAST_SEQ] = cells[:, BASE_SEQ] = seqs
+            self._put(0, where, prints, outputs)
             return
-        base = table.base_seq[rows]
-        if empty.any():
-            first, base = np.where(empty, seqs, first), np.where(empty, seqs, base)
-            table.base_seq[rows] = base
-        credit = table.credit[rows]
-        table.first_seq[rows] = np.maximum(first, seqs - credit + 1)
-        table.last_seq[rows] = seqs
+        base = cells[:, BASE_SEQ]
+        if several:
+            first[empty] = base[empty] = seqs[empty]
+        credit = cells[:, CREDIT]
+        np.maximum(first, seqs - credit + 1, out=first)
+        cells[:, LAST_SEQ] = seqs
         positions = (seqs - base) % credit
         lowest = int(positions.min())
         if lowest == int(positions.max()):
-            self._put(lowest, rows, prints, outputs)
+            self._put(lowest, where, prints, outputs)
             return
-        if isinstance(rows, slice):
-            rows = np.arange(rows.start, rows.stop)
+        rows = np.arange(where.start, where.stop) if isinstance(where, slice) else where
         for position in np.unique(positions).tolist():
             here = positions == position
             self._put(position, rows[here], prints[here], [array[here] for array in outputs])
@@ -100,17 +103,27 @@ class Record:
         after = min(acked_seq, int(table.applied_seq[row])) + 1
         table.first_seq[row] = max(table.first_seq[row], after)
 
-    def acknowledge(self, rows: "slice | NDArray[np.int64]", acked_seqs: NDArray[np.int64]) -> None:
-        """Drops answers that clients say they hold. A word about steps that were not applied counts for nothing."""
+    @staticmethod
+    def acknowledge(cells: NDArray[np.int64], acked_seqs: NDArray[np.int64]) -> None:
+        """Drops answers that clients say they hold. A word about steps that were not applied counts for nothing.
+
+        `cells` as for `add`; what a session keeps beside the record is dropped by `trim`.
+        """
+        after = np.minimum(acked_seqs, cells[:, APPLIED_SEQ]) + 1
+        first = cells[:, FIRST_SEQ]
+        np.maximum(first, after, out=first)
+
+    def trim(self, where: "slice | NDArray[np.int64]", acked_seqs: NDArray[np.int64] | None = None) -> None:
+        """Drops what the sessions of these rows keep beside the record and need no more. The table is up to date."""
         table = self.table
-        acked_seqs = np.minimum(acked_seqs, table.applied_seq[rows])
-        table.first_seq[rows] = np.maximum(table.first_seq[rows], acked_seqs + 1)
-        kept = table.kept[rows]
-        if kept.any():
-            for row, acked_seq in zip(np.r_[rows][kept].tolist(), acked_seqs[kept].tolist(), strict=True):
-                session = table.sessions[row]
-                if session is not None:
-                    session.answers.trim(acked_seq)
+        kept = table.kept[where]
+        if not np.count_nonzero(kept):
+            return
+        for index in np.flatnonzero(kept).tolist():
+            row = where.start + index if isinstance(where, slice) else int(where[index])
+            session = table.sessions[row]
+            if session is not None:
+                session.answers.trim(0 if acked_seqs is None else min(int(acked_seqs[index]), session.applied_seq))
 
     def get(self, row: int, seq: int) -> Recorded | None:
         """The answer of `seq`, or None where it is not held; the outputs are copies."""

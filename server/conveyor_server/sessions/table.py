@@ -16,15 +16,26 @@ if TYPE_CHECKING:
     from conveyor_server.sessions.session import Session, SessionOptions
 
 
+# Columns of SessionTable.cells.
+GATE, RECORD, APPLIED_SEQ, AHEAD, CREDIT, ALOFT, FAILED_SEQ, FLIGHT = range(8)
+FIRST_SEQ, LAST_SEQ, BASE_SEQ, KEPT, APPLIED_TIME_STEPS = range(8, 13)
+_COLUMNS = 13
+# A row of cells as one item, which numpy copies faster than its columns.
+_LINE = np.dtype((np.void, 8 * _COLUMNS))
+
+
 class SessionTable:
     """Columns `[capacity]`, and the sessions by row. Core thread only.
+
+    What a step asks and changes lies side by side, a row in one or two lines of the cache: steps of many sessions look
+    at theirs together (`look`), reckon on what they got, and write it back at once (`put`).
 
     Attributes:
         rows: which are free.
         sessions: by row.
-        applied_seq, applied_time_steps, failed_seq, created_at, last_used_at: see Session.
+        cells: int64 `[capacity + 1, columns]`; of the last row, which is nobody's, the record is 0. The columns:
+        applied_seq, applied_time_steps, failed_seq: see Session.
         credit: max_in_flight of SessionOptions.
-        idle_timeout_s: of SessionOptions; infinity in a row that is free.
         gate: see above.
         record: number of its engine's Record.
         flight: number of the Flight whose step of it the engine has, or 0.
@@ -32,7 +43,9 @@ class SessionTable:
         aloft: flights that it is in.
         first_seq, last_seq, base_seq: the answers that its Record holds, and the seq that lies at position 0; none
             where last < first.
-        kept: the session keeps answers of its own beside its Record.
+        kept: 1: the session keeps answers of its own beside its Record.
+        created_at, last_used_at: see Session.
+        idle_timeout_s: of SessionOptions; infinity in a row that is free.
         flights: by number.
         parked: those of them with members that wait for an earlier flight, the oldest first.
     """
@@ -40,34 +53,36 @@ class SessionTable:
     def __init__(self, capacity: int) -> None:
         self.rows = SlotPool(capacity)
         self.sessions: list[Session | None] = [None] * capacity
-        self.applied_seq = np.zeros(capacity, np.int64)
-        self.applied_time_steps = np.zeros(capacity, np.int64)
-        self.failed_seq = np.zeros(capacity, np.int64)
+        self.cells = np.zeros((capacity + 1, _COLUMNS), np.int64)
+        self._lines = self.cells.view(_LINE)[:, 0]
+        self.applied_seq, self.applied_time_steps = self._column(APPLIED_SEQ), self._column(APPLIED_TIME_STEPS)
+        self.failed_seq, self.credit = self._column(FAILED_SEQ), self._column(CREDIT)
+        self.gate, self.record = self._column(GATE), self._column(RECORD)
+        self.flight, self.ahead, self.aloft = self._column(FLIGHT), self._column(AHEAD), self._column(ALOFT)
+        self.first_seq, self.last_seq = self._column(FIRST_SEQ), self._column(LAST_SEQ)
+        self.base_seq, self.kept = self._column(BASE_SEQ), self._column(KEPT)
         self.created_at = np.zeros(capacity, np.float64)
         self.last_used_at = np.zeros(capacity, np.float64)
         self.idle_timeout_s = np.full(capacity, np.inf)
-        self.credit = np.zeros(capacity, np.int64)
-        self.gate = np.zeros(capacity, np.int64)
-        self.record = np.zeros(capacity, np.int32)
-        self.flight = np.zeros(capacity, np.int64)
-        self.ahead = np.zeros(capacity, np.int32)
-        self.aloft = np.zeros(capacity, np.int32)
-        self.first_seq = np.zeros(capacity, np.int64)
-        self.last_seq = np.zeros(capacity, np.int64)
-        self.base_seq = np.zeros(capacity, np.int64)
-        self.kept = np.zeros(capacity, np.bool_)
         self.flights: dict[int, Flight] = {}
         self.parked: dict[int, Flight] = {}
+
+    def look(self, where: "slice | NDArray[np.int64]") -> NDArray[np.int64]:
+        """The cells of some rows `[rows, columns]`: to be read, or changed and then `put`."""
+        return self.cells[where] if isinstance(where, slice) else self.cells.take(where, 0)
+
+    def put(self, where: "slice | NDArray[np.int64]", cells: NDArray[np.int64]) -> None:
+        """Writes back what `look` gave, contiguous. The rows are distinct, and nothing has changed them meanwhile."""
+        # Of a slice, it was the rows themselves.
+        if not isinstance(where, slice):
+            self._lines[where] = cells.view(_LINE)[:, 0]
 
     def add(self, session: "Session", options: "SessionOptions", now: float) -> None:
         """Gives a session's row its first values."""
         row = session.row
         self.sessions[row] = session
-        for column in (self.applied_seq, self.applied_time_steps, self.failed_seq, self.gate, self.flight):
-            column[row] = 0
-        self.ahead[row] = self.aloft[row] = 0
+        self.cells[row] = 0
         self.forget_answers(row)
-        self.kept[row] = False
         self.created_at[row] = self.last_used_at[row] = now
         self.idle_timeout_s[row] = options.idle_timeout_s
         self.credit[row] = options.max_in_flight
@@ -82,6 +97,9 @@ class SessionTable:
     def forget_answers(self, row: int) -> None:
         """The Record holds nothing for this row."""
         self.first_seq[row], self.last_seq[row] = 1, 0
+
+    def _column(self, index: int) -> NDArray[np.int64]:
+        return self.cells[:-1, index]
 
     def idle(self, now: float) -> tuple[NDArray[np.int64], float]:
         """Rows whose idle limit has passed, and when the next one does. Some 3 ns for each row of the table."""

@@ -6,7 +6,7 @@ handed to its own stream, which reads it alone, and so is all else of that strea
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -22,6 +22,7 @@ from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.flight import Offer
 from conveyor_server.sessions.session import Session
+from conveyor_server.sessions.table import RECORD
 from conveyor_server.transport.result_wire import ResultWriter
 from conveyor_server.transport.sinks import Caller, StepsSink
 from conveyor_server.transport.step_layout import StepLayout, find_layout
@@ -117,25 +118,24 @@ class Intake:
                 sender.step(message)
             return
         alone: list[int] = []
-        for size, indices in _by_size(senders, data, alone).items():
-            if len(indices) < _FEW:
-                alone += indices
-            else:
-                alone += self._of_one_size(size, indices, senders, data)
+        size = len(data[0])
+        if all([len(message) == size for message in data]):
+            alone += self._of_one_size(_Part.of_messages(range(len(data)), senders, data), data)
+        else:
+            for indices in _by_size(senders, data, alone):
+                if len(indices) < _FEW:
+                    alone += indices
+                    continue
+                chosen = [data[index] for index in indices]
+                part = _Part.of_messages(indices, [senders[index] for index in indices], chosen)
+                alone += self._of_one_size(part, data)
         for index in sorted(alone):
             senders[index].step(data[index])
 
-    def _of_one_size(
-        self, size: int, indices: list[int], senders: Sequence[Sender], data: Sequence[bytes]
-    ) -> list[int]:
+    def _of_one_size(self, part: "_Part", data: Sequence[bytes]) -> list[int]:
         """Takes what it can of the messages of one size; returns the indices of the others."""
-        chosen = data if len(indices) == len(data) else [data[i] for i in indices]
-        part = _Part(
-            np.array(indices),
-            [senders[i] for i in indices],
-            np.frombuffer(b"".join(chosen), np.uint8).reshape(len(indices), size),
-        )
         alone: list[int] = []
+        size = part.messages.shape[1]
         forms = self._forms.setdefault(size, [])
         if len(self._forms) > _MOST_SIZES:
             self._forms = {size: forms}
@@ -144,7 +144,7 @@ class Intake:
             if not part.senders:
                 return alone
         first = int(part.index[0])
-        new = self._new_form(senders[first], data[first])
+        new = self._new_form(part.senders[0], data[first])
         if new is not None:
             forms.insert(0, new)
             del forms[_MOST_LAYOUTS:]
@@ -153,28 +153,33 @@ class Intake:
 
     def _take(self, form: _Form, part: "_Part", alone: list[int]) -> "_Part":
         """Takes the messages of one form, those that must go alone by putting them there; returns the others."""
-        like = form.layout.matches(part.messages)
-        mine, others = (part, _NOTHING) if like is None else part.divided(like)
-        if not mine.senders:
-            return part
-        handles = form.layout.handle.numbers(mine.messages)
+        layout = form.layout
+        heads = layout.heads(part.messages)
+        like = layout.matches(heads)
+        others = _NOTHING
+        if like is not None:
+            part, others = part.divided(like)
+            if not part.senders:
+                return others
+            heads = heads[like]
+        numbers = layout.numbers(heads)
         rows = np.array(
-            [sender.rows.get(handle, -1) for sender, handle in zip(mine.senders, handles.tolist(), strict=True)]
+            [sender.rows.get(handle, -1) for sender, handle in zip(part.senders, numbers[0].tolist(), strict=True)]
         )
-        # The same form may be another model's, and a form of that is found, or made, for it.
-        known = (rows >= 0) & (self._core.directory.table.record[rows] == form.record.number)
-        if not known.all():
-            mine, strangers = mine.divided(known)
-            handles, rows = handles[known], rows[known]
+        # The same form may be another model's, and a form of that is found, or made, for it. Row -1 has no model.
+        known = self._core.directory.table.cells[rows, RECORD] == form.record.number
+        if np.count_nonzero(known) < len(known):
+            part, strangers = part.divided(known)
+            heads, numbers, rows = heads[known], numbers[:, known], rows[known]
             others = others.joined(strangers)
-        apart = mine.apart_from(others)
+        apart = part.apart_from(others)
         if apart is not None:
-            mine, torn = mine.divided(apart)
+            part, torn = part.divided(apart)
             others, rest = others.divided(~others.of(torn.senders))
-            handles, rows = handles[apart], rows[apart]
+            heads, numbers, rows = heads[apart], numbers[:, apart], rows[apart]
             alone += [*torn.index.tolist(), *rest.index.tolist()]
         if len(rows):
-            alone += self._offer(form, mine, handles, rows)
+            alone += self._offer(form, part, _Steps(heads, numbers, rows))
         return others
 
     def _new_form(self, sender: Sender, data: bytes) -> _Form | None:
@@ -193,27 +198,28 @@ class Intake:
         layout = find_layout(data, step, session.engine.spec, content.length)
         return None if layout is None else _Form(layout, session, self.writer(session.engine))
 
-    def _offer(self, form: _Form, part: "_Part", handles: NDArray[np.int64], rows: NDArray[np.int64]) -> list[int]:
+    def _offer(self, form: _Form, part: "_Part", steps: "_Steps") -> list[int]:
         """Offers messages of one form to their sessions; returns the indices of those that must go alone."""
         core, layout = self._core, form.layout
         inputs = layout.arrays(part.messages)
         others: list[int] = []
-        if form.checked and not all(map(all_finite, inputs)):
-            good = _finite_rows(inputs, len(rows))
+        if form.checked and not all([all_finite(array) for array in inputs]):
+            good = _finite_rows(inputs, len(steps.rows))
             good &= ~part.of([sender for sender, usable in zip(part.senders, good.tolist(), strict=True) if not usable])
             part, bad = part.divided(good)
             others = bad.index.tolist()
             if not part.senders:
                 return others
-            handles, rows, inputs = handles[good], rows[good], [array[good] for array in inputs]
-        seqs = layout.seq.numbers(part.messages)
+            steps = _Steps(steps.heads[good], steps.numbers[:, good], steps.rows[good])
+            inputs = [array[good] for array in inputs]
+        rows, (handles, seqs, acked_seqs) = steps.rows, steps.numbers
         offer = Offer(
             form.engine,
             form.record,
             rows,
             rows,
             seqs,
-            layout.acked_seq.numbers(part.messages) if layout.acked_seq.stop else None,
+            acked_seqs if layout.has_acked_seq else None,
             np.array([sender.number for sender in part.senders]),
             fingerprints(inputs)[:, np.newaxis],
             inputs,
@@ -221,13 +227,29 @@ class Intake:
             1,
             len(set(rows.tolist())) == len(rows),
             layout.timeout_ms / 1e3 or core.directory.limits.step_timeout_s,
-            StepsSink(part.senders, handles, seqs, form.writer, self._metrics),
+            StepsSink(
+                part.senders, handles, seqs, form.writer, self._metrics, layout.labels(steps.heads), layout.label_sizes
+            ),
         )
         refused = core.directory.offer(offer, core.now())
-        return [*others, *part.index[refused].tolist()]
+        return [*others, *part.index[refused].tolist()] if len(refused) else others
 
 
-@dataclass(frozen=True, slots=True)
+class _Steps(NamedTuple):
+    """What the heads of messages say.
+
+    Attributes:
+        heads: uint8 `[count, head]`, see StepLayout.
+        numbers: int64 `[3, count]`: handle, seq and acked_seq.
+        rows: int64 `[count]`, each one's row of the session table.
+    """
+
+    heads: NDArray[np.uint8]
+    numbers: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+
+@dataclass(slots=True)
 class _Part:
     """Messages of one size.
 
@@ -240,6 +262,11 @@ class _Part:
     index: NDArray[np.int64]
     senders: list[Sender]
     messages: NDArray[np.uint8]
+
+    @classmethod
+    def of_messages(cls, indices: Sequence[int], senders: list[Sender], data: Sequence[bytes]) -> "_Part":
+        """Messages of one size, the `indices` of the turn's."""
+        return cls(np.array(indices), senders, np.frombuffer(b"".join(data), np.uint8).reshape(len(data), -1))
 
     def divided(self, chosen: NDArray[np.bool_]) -> tuple["_Part", "_Part"]:
         """Those chosen, and the others."""
@@ -274,11 +301,8 @@ class _Part:
 _NOTHING = _Part(np.empty(0, np.int64), [], np.empty((0, 0), np.uint8))
 
 
-def _by_size(senders: Sequence[Sender], data: Sequence[bytes], alone: list[int]) -> dict[int, list[int]]:
-    """Indices of the messages by size; those of senders with several sizes are put into `alone`."""
-    sizes = set(map(len, data))
-    if len(sizes) == 1:
-        return {sizes.pop(): list(range(len(data)))}
+def _by_size(senders: Sequence[Sender], data: Sequence[bytes], alone: list[int]) -> Iterable[list[int]]:
+    """Indices of the messages, by their size; those of senders with several sizes are put into `alone`."""
     size_of: dict[Sender, int] = {}
     torn = {
         sender for sender, one in zip(senders, data, strict=True) if size_of.setdefault(sender, len(one)) != len(one)
@@ -289,7 +313,7 @@ def _by_size(senders: Sequence[Sender], data: Sequence[bytes], alone: list[int])
             alone.append(index)
         else:
             found.setdefault(len(one), []).append(index)
-    return found
+    return found.values()
 
 
 def _finite_rows(inputs: Sequence[Array], rows: int) -> NDArray[np.bool_]:

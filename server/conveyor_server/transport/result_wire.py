@@ -16,6 +16,7 @@ MAX_FRAME_BYTES = 1 << 20
 # From each of these on, a varint takes a byte more.
 _VARINT_BOUNDS = np.array([1 << (7 * size) for size in range(1, 9)], np.int64)
 _FRAME_TAG = b"\x1a"
+_LABEL_TAGS = (0x08, 0x10)
 _HANDLES_TAG, _SEQS_TAG, _LENGTHS_TAG, _COLUMN_TAG = b"\x0a", b"\x12", b"\x1a", b"\x22"
 
 
@@ -47,6 +48,18 @@ class ResultWriter:
                 messages[row] = message
         return messages
 
+    def write_labelled(
+        self, labels: NDArray[np.uint8], sizes: tuple[int, int], outputs: Sequence[Array]
+    ) -> list[bytes]:
+        """As `write`, for handles and seqs that are there as bytes, tags included: `[rows, bytes]`.
+
+        Args:
+            labels: as of StepLayout.labels; no number takes more bytes than it needs.
+            sizes: bytes of each handle and each seq.
+            outputs: as of `write`.
+        """
+        return self._template(*sizes, [array[0] for array in outputs]).fill(labels, outputs)
+
     def write_one(self, handle: int, seq: int, outputs: Sequence[Array]) -> bytes:
         """A StreamResponse for one row: outputs are `[time, *shape]`, or `[*shape]` without time."""
         sizes = len(_varint(handle)) if handle else 0, len(_varint(seq))
@@ -55,8 +68,8 @@ class ResultWriter:
     def _write(
         self, form: int, handles: NDArray[np.int64], seqs: NDArray[np.int64], outputs: Sequence[Array]
     ) -> list[bytes]:
-        handle_size, seq_size = divmod(form, 16)
-        return self._template(handle_size, seq_size, [array[0] for array in outputs]).fill(handles, seqs, outputs)
+        sizes = divmod(form, 16)
+        return self.write_labelled(_labels(handles, seqs, *sizes), sizes, outputs)
 
     def _template(self, handle_size: int, seq_size: int, like: Sequence[Array]) -> "_Template":
         length = len(like[self._first_timed]) if self._first_timed is not None else 1
@@ -86,9 +99,11 @@ class _Template:
         # The result is the message's end, and its fields come in the order of their numbers.
         at = len(message) - len(result.SerializeToString())
         self._handle = _after_tag(at, handle_size)
+        self._label = slice(at, at)
         at += 1 + handle_size if handle_size else 0
         self._seq = _after_tag(at, seq_size)
         at += 1 + seq_size
+        self._label = slice(self._label.start, at)
         self._data: list[slice] = []
         for tensor in result.outputs:
             body = tensor.ByteSize()
@@ -104,12 +119,11 @@ class _Template:
         fields = [*numbers, *(array.tobytes() for array in outputs)]
         return b"".join([part for pair in zip(self._between, fields, strict=True) for part in pair])
 
-    def fill(self, handles: NDArray[np.int64], seqs: NDArray[np.int64], outputs: Sequence[Array]) -> list[bytes]:
-        count, size = len(handles), len(self._bytes)
+    def fill(self, labels: NDArray[np.uint8], outputs: Sequence[Array]) -> list[bytes]:
+        count, size = len(labels), len(self._bytes)
         messages = np.empty((count, size), np.uint8)
         messages[:] = self._bytes
-        _put_varints(messages, self._handle, handles)
-        _put_varints(messages, self._seq, seqs)
+        messages[:, self._label] = labels
         for columns, array in zip(self._data, outputs, strict=True):
             messages[:, columns] = np.ascontiguousarray(array).reshape(count, -1).view(np.uint8)
         data = messages.tobytes()
@@ -145,10 +159,14 @@ def _varint_sizes(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.searchsorted(_VARINT_BOUNDS, values, side="right").astype(np.int64) + 1
 
 
-def _put_varints(messages: NDArray[np.uint8], columns: slice, values: NDArray[np.int64]) -> None:
-    for turn, column in enumerate(range(columns.start, columns.stop)):
-        more = 0x80 if column + 1 < columns.stop else 0
-        messages[:, column] = ((values >> (7 * turn)) & 0x7F) | more
+def _labels(handles: NDArray[np.int64], seqs: NDArray[np.int64], *sizes: int) -> NDArray[np.uint8]:
+    """Handles and seqs that take so many bytes, with the tags of StepResult: `[rows, bytes]`."""
+    columns: list[NDArray[np.int64]] = []
+    for tag, size, values in zip(_LABEL_TAGS, sizes, (handles, seqs), strict=True):
+        if size:
+            columns.append(np.full(len(values), tag))
+            columns += [(values >> (7 * turn)) & 0x7F | (0x80 if turn + 1 < size else 0) for turn in range(size)]
+    return np.stack(columns, axis=1).astype(np.uint8)
 
 
 def _after_tag(at: int, size: int) -> slice:

@@ -43,6 +43,8 @@ class StepsSink:
         handles, seqs: int64 `[members]`.
         writer: of the model's results.
         metrics: counts refusals.
+        labels: handles and seqs as they came, see StepLayout.labels.
+        label_sizes: bytes of each handle and each seq there.
     """
 
     callers: Sequence[Caller]
@@ -50,13 +52,21 @@ class StepsSink:
     seqs: NDArray[np.int64]
     writer: ResultWriter
     metrics: Metrics
+    labels: NDArray[np.uint8] | None = None
+    label_sizes: tuple[int, int] = (0, 0)
 
     def landed(self, members: NDArray[np.int64], outputs: Sequence[Array]) -> None:
         """Answers each."""
-        callers = self.callers
-        messages = self.writer.write(self.handles[members], self.seqs[members], outputs)
-        for member, message in zip(members.tolist(), messages, strict=True):
-            callers[member].told(message)
+        callers, labels = self.callers, self.labels
+        if len(members) < len(callers):
+            callers = [callers[member] for member in members.tolist()]
+            labels = None if labels is None else labels[members]
+        if labels is None:
+            messages = self.writer.write(self.handles[members], self.seqs[members], outputs)
+        else:
+            messages = self.writer.write_labelled(labels, self.label_sizes, outputs)
+        for caller, message in zip(callers, messages, strict=True):
+            caller.told(message)
 
     def refused(self, members: NDArray[np.int64], fault: Fault) -> None:
         """Refuses each."""

@@ -6,6 +6,7 @@ writer's order of fields, unknown fields, a field twice) is left to protobuf.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from conveyor_proto.codec import Array, to_numpy_dtype
@@ -20,6 +21,10 @@ _NAME, _DTYPE, _SHAPE, _DATA = 0x0A, 0x10, 0x1A, 0x22
 _LENGTH_DELIMITED = 2
 # Seqs of more bytes may not fit an int64.
 _LONGEST_VARINT = 9
+# Sums of the bits of numbers of so many bytes are exact in float64, whose products are much faster than int64's.
+_EXACT_VARINT = 7
+
+_Item = TypeVar("_Item", bound=np.generic)
 
 
 class _Unlike(Exception):  # noqa: N818 - it says what was found
@@ -33,50 +38,89 @@ class Span:
     start: int
     stop: int
 
-    def numbers(self, messages: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """The varints that lie here, of each message; 0 where the span is empty."""
-        if self.start == self.stop:
-            return np.zeros(len(messages), np.int64)
-        values = messages[:, self.start].astype(np.int64) & 0x7F
-        for shift, column in enumerate(range(self.start + 1, self.stop), 1):
-            values |= (messages[:, column].astype(np.int64) & 0x7F) << (7 * shift)
-        return values
 
-
-@dataclass(frozen=True, slots=True)
 class StepLayout:
     """Where everything lies in a Step of one form and size.
 
-    Attributes:
-        handle, seq, acked_seq: of these fields; empty where the message does not have them.
-        timeout_ms: the same in all messages of this layout.
+    What is no data is its head: the same in all messages of the layout, but for the low seven bits of the numbers'
+    bytes.
+
+    Args:
+        message: one that has the layout.
+        numbers: span of the handle, the seq and the acked_seq; None where the message does not have it.
         inputs: dtype, shape `[time, *shape]` or `[*shape]`, and span of each of ModelSpec.inputs.
         length: time steps.
+        timeout_ms: the same in all messages of this layout.
+
+    Attributes:
+        label_sizes: bytes of the handle and of the seq.
     """
 
-    handle: Span
-    seq: Span
-    acked_seq: Span
-    timeout_ms: int
-    inputs: Sequence[tuple[np.dtype[np.generic], tuple[int, ...], Span]]
-    length: int
-    _blocks: Sequence[tuple[slice, NDArray[np.uint8], NDArray[np.uint8]]]
+    def __init__(
+        self,
+        message: bytes,
+        numbers: Sequence[Span | None],
+        inputs: Sequence[tuple[np.dtype[np.generic], tuple[int, ...], Span]],
+        *,
+        length: int,
+        timeout_ms: int,
+    ) -> None:
+        self.length = length
+        self.timeout_ms = timeout_ms
+        self.has_acked_seq = numbers[2] is not None
+        handle, seq = (span or Span(0, 0) for span in numbers[:2])
+        self.label_sizes = (handle.stop - handle.start, seq.stop - seq.start)
+        self._inputs = inputs
+        data = sorted((span for _, _, span in inputs), key=lambda span: span.start)
+        starts, stops = [0, *(span.stop for span in data)], [*(span.start for span in data), len(message)]
+        self._parts = [slice(start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop]
+        # What is compared of a message: all bits of the head, and of a number's bytes whether another follows.
+        mask = np.full(len(message), 0xFF, np.uint8)
+        # A number is the sum of its bytes' low bits, each by its weight.
+        longest = max(span.stop - span.start for span in numbers if span is not None)
+        weights = np.zeros((len(message), len(numbers)), np.float64 if longest <= _EXACT_VARINT else np.int64)
+        for number, span in enumerate(numbers):
+            if span is not None:
+                mask[span.start : span.stop] = 0x80
+                weights[span.start : span.stop, number] = [1 << (7 * turn) for turn in range(span.stop - span.start)]
+        self._mask, self._weights = self._cut(mask), self._cut(weights)
+        self._wanted = self._cut(np.frombuffer(message, np.uint8)) & self._mask
+        # Where both numbers lie as in a StepResult, tags included: tag, handle, tag, seq.
+        beside = numbers[1] is not None and (handle.stop + 1 == seq.start or numbers[0] is None)
+        first = seq if numbers[0] is None else handle
+        self._label = slice(first.start - 1, seq.stop) if beside and seq.stop <= self._parts[0].stop else None
 
-    def matches(self, messages: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
-        """Which of the messages `[count, size]` have this layout; None: all of them."""
-        alike = [(messages[:, block] & mask) == wanted for block, mask, wanted in self._blocks]
-        if all(found.all() for found in alike):
+    def heads(self, messages: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """What is no data of messages `[count, size]`: `[count, head]`."""
+        parts = [messages[:, part] for part in self._parts]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def matches(self, heads: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
+        """Which of the heads are of messages of this layout; None: all of them."""
+        other = (heads & self._mask) != self._wanted
+        if not np.count_nonzero(other):
             return None
-        like: NDArray[np.bool_] = np.logical_and.reduce([found.all(axis=1) for found in alike])
+        like: NDArray[np.bool_] = ~other.any(axis=1)
         return like
+
+    def numbers(self, heads: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Handle, seq and acked_seq of messages that match: `[3, count]`; 0 for what they do not have."""
+        return np.ascontiguousarray(((heads & 0x7F) @ self._weights).T, np.int64)
+
+    def labels(self, heads: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+        """Handle and seq, with their tags, as they were sent: `[count, bytes]`; None where they lie otherwise."""
+        return None if self._label is None else heads[:, self._label]
 
     def arrays(self, messages: NDArray[np.uint8]) -> list[Array]:
         """The inputs of messages that match, in the order of ModelSpec.inputs: `[count, time, *shape]`."""
         count = len(messages)
         return [
             np.ascontiguousarray(messages[:, span.start : span.stop]).view(dtype).reshape(count, *shape)
-            for dtype, shape, span in self.inputs
+            for dtype, shape, span in self._inputs
         ]
+
+    def _cut(self, bytewise: NDArray[_Item]) -> NDArray[_Item]:
+        return np.concatenate([bytewise[part] for part in self._parts])
 
 
 def find_layout(message: bytes, step: session_pb2.Step, spec: spec_pb2.ModelSpec, length: int) -> StepLayout | None:
@@ -99,25 +143,10 @@ def find_layout(message: bytes, step: session_pb2.Step, spec: spec_pb2.ModelSpec
         (to_numpy_dtype(item.dtype), ((length, *item.shape) if item.has_time else (*item.shape,)), spans[item.name])
         for item in spec.inputs
     ]
-    nowhere = Span(0, 0)
-    handle, seq, acked = (fields.get(tag, nowhere) for tag in (_HANDLE, _SEQ, _ACKED))
-    # What is no data is compared: all bits of what is the same in all, and of a number's bytes whether another follows.
-    mask = np.full(len(message), 0xFF, np.uint8)
-    for span in (handle, seq, acked):
-        mask[span.start : span.stop] = 0x80
-    wanted = np.frombuffer(message, np.uint8) & mask
-    stops = [0, *(span.stop for span in tensors)]
-    starts = [*(span.start for span in tensors), len(message)]
-    blocks = [slice(start, stop) for start, stop in zip(stops, starts, strict=True) if start < stop]
-    return StepLayout(
-        handle,
-        seq,
-        acked,
-        step.timeout_ms,
-        inputs,
-        length,
-        _blocks=[(block, mask[block], wanted[block]) for block in blocks],
-    )
+    spans_of_numbers = [fields.get(tag) for tag in (_HANDLE, _SEQ, _ACKED)]
+    if not any(spans_of_numbers):
+        return None
+    return StepLayout(message, spans_of_numbers, inputs, length=length, timeout_ms=step.timeout_ms)
 
 
 def _scan(message: bytes) -> tuple[dict[int, Span], list[Span]]:

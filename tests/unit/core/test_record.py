@@ -31,8 +31,18 @@ def add(record, rows, seqs, *, at=None):
     """Records answers that can be told apart; `at` gives the rows as a slice."""
     rows, seqs = np.array(rows), np.array(seqs)
     totals = (rows * 1000.0 + seqs)[:, None, None]
-    record.add(rows if at is None else at, seqs, (seqs * 7).astype(np.uint64), [totals, -totals[:, 0]])
+    where = rows if at is None else at
+    cells = record.table.look(where)
+    record.add(where, cells, seqs, (seqs * 7).astype(np.uint64), [totals, -totals[:, 0]])
+    record.table.put(where, cells)
     record.table.applied_seq[rows] = seqs
+
+
+def acknowledge(record, rows, seqs):
+    rows = np.array(rows)
+    cells = record.table.look(rows)
+    record.acknowledge(cells, np.array(seqs))
+    record.table.put(rows, cells)
 
 
 def held(record, row, seqs=range(1, 60)):
@@ -53,7 +63,7 @@ def test_each_session_keeps_as_many_as_its_credit(record):
 
 def test_what_is_acknowledged_is_gone_and_costs_one_plane(record):
     for seq in range(1, 12):
-        record.acknowledge(np.arange(4), np.full(4, seq - 1))
+        acknowledge(record, range(4), [seq - 1] * 4)
         add(record, [0, 1, 2, 3], [seq] * 4, at=slice(0, 4))
         assert [held(record, row) for row in range(4)] == [[seq]] * 4
     assert len(record._planes) == 1
@@ -61,11 +71,11 @@ def test_what_is_acknowledged_is_gone_and_costs_one_plane(record):
 
 def test_acknowledging_the_future_loses_nothing(record):
     add(record, [3], [1])
-    record.acknowledge(np.array([3]), np.array([99]))
+    acknowledge(record, [3], [99])
     assert held(record, 3) == []
     add(record, [3], [2])
     record.acknowledge_one(3, 1)
-    record.acknowledge(np.array([3]), np.array([0]))
+    acknowledge(record, [3], [0])
     assert held(record, 3) == [2]
 
 
@@ -107,7 +117,7 @@ def test_it_is_a_ring_for_each_session_however_answers_come(history):
             for row in rows:
                 record.acknowledge_one(row, acked[row])
         else:
-            record.acknowledge(np.array(rows), np.array(list(acked.values())))
+            acknowledge(record, rows, list(acked.values()))
         for row in rows:
             seqs[row] += 1
             while rings[row] and rings[row][0] <= acked[row]:

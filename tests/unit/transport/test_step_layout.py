@@ -115,11 +115,18 @@ def assert_reads_the_same(layout, message: bytes, spec: spec_pb2.ModelSpec) -> N
     known = read(message, spec)
     assert known is not None, "no step that could be used"
     step, content = known
-    handle = int(layout.handle.numbers(array)[0])
+    heads = layout.heads(array)
+    handle, seq, acked_seq = layout.numbers(heads)[:, 0].tolist()
     # One over 32 bits is cut by protobuf; here it names no session, and the message is read alone.
     assert handle == step.handle or handle >> 32
-    assert int(layout.seq.numbers(array)[0]) == step.seq
-    assert int(layout.acked_seq.numbers(array)[0]) == step.acked_seq
+    assert (seq, acked_seq) == (step.seq, step.acked_seq)
+    assert layout.has_acked_seq or not step.acked_seq
+    labels = layout.labels(heads)
+    if labels is not None:
+        # As the beginning of a StepResult, it names the same step.
+        result = pb.StepResult.FromString(labels[0].tobytes())
+        assert (result.handle, result.seq) == (step.handle, step.seq)
+        assert sum(layout.label_sizes) + sum(map(bool, layout.label_sizes)) == labels.shape[1]
     assert (layout.timeout_ms, layout.length) == (step.timeout_ms, content.length)
     for got, expected in zip(layout.arrays(array), content.inputs, strict=True):
         assert (got.dtype, got[0].shape, got.tobytes()) == (expected.dtype, expected.shape, expected.tobytes())
@@ -127,7 +134,7 @@ def assert_reads_the_same(layout, message: bytes, spec: spec_pb2.ModelSpec) -> N
 
 def matching(layout, batch: list[bytes]) -> list[bytes]:
     array = np.frombuffer(b"".join(batch), np.uint8).reshape(len(batch), -1)
-    like = layout.matches(array)
+    like = layout.matches(layout.heads(array))
     return batch if like is None else [message for message, alike in zip(batch, like.tolist(), strict=True) if alike]
 
 
@@ -172,7 +179,9 @@ def test_what_protobuf_writes_has_a_layout_that_fits_all_of_its_size(spec, handl
     layout = find_layout(first, step, spec, content.length)
     assert layout is not None
     assert matching(layout, [first, second]) == [first, second]
-    assert layout.matches(np.frombuffer(first + second, np.uint8).reshape(2, -1)) is None
+    both = np.frombuffer(first + second, np.uint8).reshape(2, -1)
+    assert layout.matches(layout.heads(both)) is None
+    assert layout.labels(layout.heads(both)) is not None
     for message in (first, second):
         assert_reads_the_same(layout, message, spec)
 
