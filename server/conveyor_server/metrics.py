@@ -101,6 +101,17 @@ class ModelFigures:
             self.run.observe(now - batch.taken_at, whole)
         return self.steps - before
 
+    def ran(self, rows: int, train: int, length: int, run_s: float) -> None:
+        """Counts a run that finished all of its steps, which nothing was before: `train` of each row."""
+        steps = rows * train
+        self.batch_rows.observe(rows)
+        self.batch_share.observe(1.0)
+        self.batch_run.observe(run_s)
+        self.steps += steps
+        self.time_steps += rows * length
+        self.queue.observe(0.0, steps)
+        self.run.observe(run_s, steps)
+
 
 class Metrics:
     """All that is counted. Core thread only."""

@@ -85,14 +85,15 @@ def assemble(
             )
             for index, item in enumerate(spec.inputs)
         ]
-    return Run(
-        # A fresh row's source is ignored, but must be a slot.
-        sources=np.maximum(sources - 1, 0),
-        destinations=destinations,
-        fresh=sources == 0,
-        lengths=lengths,
-        inputs=inputs,
-    )
+    return place(sources, destinations, lengths, inputs)
+
+
+def place(
+    held: NDArray[np.int64], destinations: NDArray[np.int64], lengths: NDArray[np.int32], inputs: Sequence[Array]
+) -> Run:
+    """A run from what lanes hold (see Lanes.held) into these destinations; the rest as of Run."""
+    # A fresh row's source is ignored, but must be a slot.
+    return Run(np.maximum(held - 1, 0), destinations, held == 0, lengths, inputs)
 
 
 def _assemble_one(step: Step, share: int, destinations: NDArray[np.int64], spec: spec_pb2.ModelSpec) -> Run:

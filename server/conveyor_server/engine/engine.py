@@ -17,7 +17,7 @@ from conveyor_proto.v1 import spec_pb2
 from numpy.typing import NDArray
 
 from conveyor_server.engine.backlog import Backlog
-from conveyor_server.engine.batch import Batch, assemble
+from conveyor_server.engine.batch import Batch, assemble, place
 from conveyor_server.engine.cohort import Cohort
 from conveyor_server.engine.lanes import Lane, Lanes
 from conveyor_server.engine.run_times import RunTimes
@@ -130,6 +130,44 @@ class Engine:
         self._roll_back(step)
         return True
 
+    def fits(self, rows: int, length: int) -> bool:
+        """One run can take so many rows of so many time steps each, and nothing is to be run before it."""
+        limits = self.limits
+        return (
+            self._out is None
+            and not self.ready
+            and rows <= limits.max_batch
+            and length <= limits.quantum
+            and rows * length <= limits.max_batch_time_steps
+        )
+
+    def run_now(self, where: slice | NDArray[np.int64], inputs: Sequence[Array], length: int) -> Sequence[Array] | None:
+        """Runs a step of each of these lanes, which `fits`, and commits all of them.
+
+        Args:
+            where: the lanes, distinct.
+            inputs: one for each of ModelSpec.inputs, validated: `[lanes, length, *shape]`, or `[lanes, *shape]`.
+            length: time steps of each.
+
+        Returns:
+            One for each of ModelSpec.outputs: `[lanes, length, *shape]`, or `[lanes, *shape]` without time; or None:
+            the run failed, or a state would be no longer finite, and nothing moved.
+        """
+        held = self.lanes.held[where]
+        count = len(held)
+        run = place(held, self.slots.acquire_many(count), np.full(count, length, np.int32), inputs)
+        began = time.perf_counter()
+        try:
+            result = self.runner.step(run)
+        except Exception:  # as part of a batch it fails again, and its steps are told what was wrong
+            result = None
+        if result is None or np.count_nonzero(result.finite) < count:
+            self.slots.release_many(run.destinations)
+            return None
+        self.run_times.observe(count, length, count * length, time.perf_counter() - began)
+        self._commit(where, run, slice(0, count))
+        return result.outputs
+
     def next_batch(self, now: float) -> Batch | None:
         """Takes the next batch, or None when one is out or nothing is ready."""
         if self._out is not None:
@@ -217,11 +255,15 @@ class Engine:
             array[here, : cohort.length] if timed else array[here]
             for array, timed in zip(result.outputs, self._timed, strict=True)
         ]
-        left, fresh = run.sources[here], run.fresh[here]
-        self.slots.release_many(left[~fresh] if np.count_nonzero(fresh) else left)
-        self.lanes.held[cohort.where] = run.destinations[here] + 1
+        self._commit(cohort.where, run, here)
         cohort.running = False
         return finished
+
+    def _commit(self, where: slice | NDArray[np.int64], run: Run, here: slice | NDArray[np.int64]) -> None:
+        """These lanes hold what those rows of a run have written, and no longer what they have read."""
+        left, fresh = run.sources[here], run.fresh[here]
+        self.slots.release_many(left[~fresh] if np.count_nonzero(fresh) else left)
+        self.lanes.held[where] = run.destinations[here] + 1
 
     def _claim(self, cohort: Cohort, member: int) -> Step:
         """Makes a member's row of a cohort that runs a Step that runs."""

@@ -14,7 +14,7 @@ from conveyor_proto.v1 import spec_pb2
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Run:
     """One batch for the model; never empty.
 
@@ -34,7 +34,7 @@ class Run:
     inputs: Sequence[Array]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RunResult:
     """What a run gave.
 

@@ -14,6 +14,7 @@ from conveyor_server.engine.engine import Engine
 from conveyor_server.repository import Repository
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.events import Answer, Closed, Detached
+from conveyor_server.sessions.flight import Offer
 
 
 class Core(Protocol):
@@ -45,6 +46,12 @@ class Core(Protocol):
 
     def kick(self) -> None:
         """Has events routed and ready steps run, once everything that arrived in this turn is in."""
+
+    def run_now(self, offer: Offer) -> bool:
+        """Runs and answers an offer that is all that this turn has, where nothing is before it; else False.
+
+        Then nothing has happened, and the directory is to be offered it.
+        """
 
     def route(self) -> None:
         """Hands the events so far to whom they are for, now."""

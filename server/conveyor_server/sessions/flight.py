@@ -21,7 +21,7 @@ from conveyor_server.engine.cohort import Cohort
 from conveyor_server.engine.engine import Engine
 from conveyor_server.engine.lanes import Lane
 from conveyor_server.engine.step import Step
-from conveyor_server.sessions.record import Record, Recorded
+from conveyor_server.sessions.record import Record
 from conveyor_server.sessions.session import Pending, Session
 from conveyor_server.sessions.table import (
     AHEAD,
@@ -190,22 +190,12 @@ class Flight:
         offer, table = self.offer, self.table
         members, where = cohort.members, cohort.where
         whole = len(members) == len(offer.rows)
-        seqs = offer.seqs if whole else offer.seqs[members]
-        prints = offer.prints if whole else offer.prints[members]
-        short = offer.length == offer.train
-        if not short:
-            self._keep(cohort, seqs, prints)
         cells = table.look(where)
-        if short:
-            self._record(cohort, cells, seqs, prints)
-        cells[:, APPLIED_SEQ] = seqs if offer.train == 1 else seqs + (offer.train - 1)
-        cells[:, APPLIED_TIME_STEPS] += offer.length
         cells[:, FLIGHT] = 0
         cells[:, AHEAD] -= offer.train
         cells[:, ALOFT] -= 1
-        table.put(where, cells)
-        if short:
-            offer.record.trim(where)
+        seqs, prints = (offer.seqs, offer.prints) if whole else (offer.seqs[members], offer.prints[members])
+        apply(offer, where, cells, seqs=seqs, prints=prints, outputs=cohort.outputs)
         # What was split off is no entry of the list, and its other part still is.
         if cohort in self.cohorts:
             self.cohorts.remove(cohort)
@@ -295,23 +285,6 @@ class Flight:
         self._answered(1)
         return steps
 
-    def _record(
-        self, cohort: Cohort, cells: NDArray[np.int64], seqs: NDArray[np.int64], prints: NDArray[np.uint64]
-    ) -> None:
-        """Records the answers of steps of one time step each."""
-        train, outputs = self.offer.train, cohort.outputs
-        for turn in range(train):
-            parts = outputs if train == 1 else [array[:, turn : turn + 1] for array in outputs]
-            self.offer.record.add(cohort.where, cells, seqs + turn if turn else seqs, prints[:, turn], parts)
-
-    def _keep(self, cohort: Cohort, seqs: NDArray[np.int64], prints: NDArray[np.uint64]) -> None:
-        """Has each session keep the answer of a step of several time steps."""
-        for index, row in enumerate(cohort.lanes.tolist()):
-            # Copies: what is kept for replay must not keep the whole run's outputs.
-            own = [array[index].copy() for array in cohort.outputs]
-            answer = Recorded(int(seqs[index]), int(prints[index, 0]), self.offer.length, own)
-            self._session(row).answers.add(answer)
-
     def _session(self, row: int) -> Session:
         session = self.table.sessions[row]
         if session is None:
@@ -322,3 +295,36 @@ class Flight:
         self.waiting -= members
         if not self.waiting:
             del self.table.flights[self.number]
+
+
+def apply(
+    offer: Offer,
+    where: "slice | NDArray[np.int64]",
+    cells: NDArray[np.int64],
+    *,
+    seqs: NDArray[np.int64],
+    prints: NDArray[np.uint64],
+    outputs: Sequence[Array],
+) -> None:
+    """Members of an offer ran: their sessions have moved, and keep the answers.
+
+    Args:
+        offer: what was offered.
+        where: rows of the members' sessions.
+        cells: what `look` gave of them; they are `put` here.
+        seqs: of the members, as of Offer.
+        prints: of the members, as of Offer.
+        outputs: of the members, as of Sink.landed.
+    """
+    record, train = offer.record, offer.train
+    if offer.length == train:
+        for turn in range(train):
+            parts = outputs if train == 1 else [array[:, turn : turn + 1] for array in outputs]
+            record.add(where, cells, seqs + turn if turn else seqs, prints[:, turn], parts)
+    cells[:, APPLIED_SEQ] = seqs + (train - 1) if train > 1 else seqs
+    cells[:, APPLIED_TIME_STEPS] += offer.length
+    record.table.put(where, cells)
+    if offer.length == train:
+        record.trim(where)
+    else:
+        record.keep(where, seqs, prints[:, 0], offer.length, outputs)

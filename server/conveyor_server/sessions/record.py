@@ -82,6 +82,24 @@ class Record:
             here = positions == position
             self._put(position, rows[here], prints[here], [array[here] for array in outputs])
 
+    def keep(
+        self,
+        where: "slice | NDArray[np.int64]",
+        seqs: NDArray[np.int64],
+        prints: NDArray[np.uint64],
+        length: int,
+        outputs: Sequence[Array],
+    ) -> None:
+        """Has each session keep an answer of several time steps by itself, where the table says that it is applied."""
+        rows = range(where.start, where.stop) if isinstance(where, slice) else where.tolist()
+        for index, row in enumerate(rows):
+            session = self.table.sessions[row]
+            if session is None:
+                raise AssertionError("a session that has run is gone")
+            # Copies: what is kept for replay must not keep the whole run's outputs.
+            own = [array[index].copy() for array in outputs]
+            session.answers.add(Recorded(int(seqs[index]), int(prints[index]), length, own))
+
     def add_one(self, row: int, answer: Recorded) -> None:
         """`add` for one session: an answer of one time step."""
         table, seq = self.table, answer.seq

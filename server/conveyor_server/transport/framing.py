@@ -55,8 +55,13 @@ class FrameReader:
         """The stream's sessions are others now."""
         self._last = _NO_ROWS
 
-    def read(self, frame: session_pb2.StepFrame, numbers: RowNumbers) -> Iterable[tuple[int, StepInputs | Fault, int]]:
-        """Offers the rows to their sessions; what is left is to be submitted: row, content and acked_seq."""
+    def read(
+        self, frame: session_pb2.StepFrame, numbers: RowNumbers, *, whole: bool
+    ) -> Iterable[tuple[int, StepInputs | Fault, int]]:
+        """Offers the rows to their sessions; what is left is to be submitted: row, content and acked_seq.
+
+        A frame that is the `whole` of its turn can be run at once.
+        """
         rows = self._rows(frame.handles, numbers)
         count = len(rows.rows)
         engine = self._engine(rows)
@@ -69,7 +74,13 @@ class FrameReader:
         left: NDArray[np.int64] | None = None
         block = columns.block(engine.limits.quantum) if rows.known else None
         if block is not None:
-            left = self._offer(frame, numbers, rows, columns, block)
+            offer = self._offer(frame, numbers, rows, columns, block)
+            if whole and self._core.run_now(offer):
+                return ()
+            left = self._core.directory.offer(offer, self._core.now())
+            if offer.train > 1 and len(left):
+                # A train goes as a whole or not at all.
+                left = None
         return _alone(columns, self._core.max_time_steps, left)
 
     def together(self, frames: Sequence[session_pb2.StepFrame]) -> session_pb2.StepFrame | None:
@@ -123,12 +134,11 @@ class FrameReader:
         rows: "_Rows",
         columns: FrameColumns,
         block: Block,
-    ) -> NDArray[np.int64] | None:
-        """Offers a block; returns the rows that are left, or None: all of them."""
+    ) -> Offer:
         directory, sender = self._core.directory, self._sender
         session = directory.table.sessions[int(rows.rows[0])]
         if session is None:
-            return None
+            raise AssertionError("a session that the stream holds is gone")
         handles, seqs, acked_seqs = numbers.handles, numbers.seqs, columns.acked_seqs
         inputs, prints, length, train = block.inputs, block.prints[:, np.newaxis], block.length, 1
         if not rows.distinct and _is_train(session.engine, numbers, length):
@@ -137,7 +147,7 @@ class FrameReader:
             handles, seqs, prints, length = handles[:1], seqs[:1], prints.reshape(1, -1), train
             acked_seqs = None if acked_seqs is None else acked_seqs.max(keepdims=True)
             inputs = [array.reshape(1, train, *array.shape[2:]) for array in inputs]
-        offer = Offer(
+        return Offer(
             session.engine,
             session.record,
             rows.rows,
@@ -153,9 +163,6 @@ class FrameReader:
             frame.timeout_ms / 1e3 or directory.limits.step_timeout_s,
             FrameSink(sender, handles, seqs, train, self._metrics),
         )
-        left = directory.offer(offer, self._core.now())
-        # A train goes as a whole or not at all.
-        return None if train > 1 and len(left) else left
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,8 +48,8 @@ class Sender(Caller, Protocol):
     def step(self, data: bytes) -> None:
         """Takes a step message alone."""
 
-    def take_frames(self) -> None:
-        """Takes the frames that it has gathered."""
+    def take_frames(self, *, whole: bool = False) -> None:
+        """Takes the frames that it has gathered; they are the `whole` of what came in this turn."""
 
 
 class _Form:
@@ -77,6 +77,8 @@ class Intake:
         self._senders: list[Sender] = []
         self._data: list[bytes] = []
         self._framers: list[Sender] = []
+        # So many messages are all that the turn has.
+        self._whole = 0
         self._forms: dict[int, list[_Form]] = {}
         self._writers: WeakKeyDictionary[Engine, ResultWriter] = WeakKeyDictionary()
 
@@ -106,6 +108,19 @@ class Intake:
         """Has a sender take its frames with the others' steps. It sees to it that it has no steps here meanwhile."""
         self._framers.append(sender)
 
+    def take(self) -> None:
+        """Gives all steps of a turn that is complete to their sessions: what goes together can be run at once."""
+        framers, messages = self._framers, len(self._data)
+        if messages:
+            self._whole = 0 if framers else messages
+            self.flush()
+            self._whole = 0
+        elif len(framers) == 1:
+            self._framers = []
+            framers[0].take_frames(whole=True)
+        else:
+            self.flush()
+
     def flush(self) -> None:
         """Gives all steps to their sessions. A sender must call this before anything that comes after its steps."""
         framers, self._framers = self._framers, []
@@ -119,7 +134,7 @@ class Intake:
             return
         alone: list[int] = []
         size = len(data[0])
-        if all([len(message) == size for message in data]):
+        if all(len(message) == size for message in data):
             alone += self._of_one_size(_Part.of_messages(range(len(data)), senders, data), data)
         else:
             for indices in _by_size(senders, data, alone):
@@ -203,7 +218,7 @@ class Intake:
         core, layout = self._core, form.layout
         inputs = layout.arrays(part.messages)
         others: list[int] = []
-        if form.checked and not all([all_finite(array) for array in inputs]):
+        if form.checked and not all(map(all_finite, inputs)):
             good = _finite_rows(inputs, len(steps.rows))
             good &= ~part.of([sender for sender, usable in zip(part.senders, good.tolist(), strict=True) if not usable])
             part, bad = part.divided(good)
@@ -231,6 +246,8 @@ class Intake:
                 part.senders, handles, seqs, form.writer, self._metrics, layout.labels(steps.heads), layout.label_sizes
             ),
         )
+        if len(rows) == self._whole and core.run_now(offer):
+            return others
         refused = core.directory.offer(offer, core.now())
         return [*others, *part.index[refused].tolist()] if len(refused) else others
 

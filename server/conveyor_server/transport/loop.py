@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from conveyor_server.engine.batch import Batch
@@ -22,6 +23,7 @@ from conveyor_server.runner.base import RunFailed, RunResult
 from conveyor_server.servicers.core import Holder, ReplyTo
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.events import Answer, Declined, Detached, Landed
+from conveyor_server.sessions.flight import Offer
 
 
 class _Lane:
@@ -101,6 +103,24 @@ class Driver:
         if not self._kicked:
             self._kicked = True
             self._defer(self._pump)
+
+    def run_now(self, offer: Offer) -> bool:
+        """See Core."""
+        engine, rows = offer.engine, len(offer.rows)
+        if not engine.fits(rows, offer.length) or engine.run_times.expected_s(rows, offer.length) > self.inline_run_s:
+            return False
+        # What happened to its sessions before is told before.
+        self.route()
+        now = self.now()
+        outputs = self.directory.run_now(offer, now)
+        if outputs is None:
+            return False
+        ran = self.now()
+        offer.sink.landed(np.arange(rows), outputs)
+        figures = self._lanes[engine].figures
+        figures.ran(rows, offer.train, offer.length, ran - now)
+        figures.reply.observe(self.now() - ran, rows * offer.train)
+        return True
 
     def route(self) -> None:
         """Hands out the events so far, then has each stream that was told something send it."""

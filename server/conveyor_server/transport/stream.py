@@ -94,12 +94,13 @@ class StreamCall:
         """Takes a message that holds a step, alone."""
         self._read(data)
 
-    def take_frames(self) -> None:
-        """Takes the frames of this turn, as one where that goes."""
+    def take_frames(self, *, whole: bool = False) -> None:
+        """Takes the frames of this turn, as one where that goes; they are the `whole` of what came in it."""
         frames, self._gathered = self._gathered, []
         together = self._frames.together(frames) if len(frames) > 1 else None
-        for frame in frames if together is None else (together,):
-            self._frame(frame)
+        frames = frames if together is None else [together]
+        for frame in frames:
+            self._frame(frame, whole=whole and len(frames) == 1)
 
     def half_close(self) -> None:
         """The client sends no more: detach all, answer what was accepted, then end."""
@@ -260,13 +261,13 @@ class StreamCall:
         )
         self._core.directory.submit(session, step, self._core.now())
 
-    def _frame(self, frame: session_pb2.StepFrame) -> None:
+    def _frame(self, frame: session_pb2.StepFrame, *, whole: bool) -> None:
         try:
             numbers = read_numbers(frame)
         except WireError as error:
             self._refuse(0, 0, error.fault)
             return
-        contents = self._frames.read(frame, numbers)
+        contents = self._frames.read(frame, numbers, whole=whole)
         directory, now = self._core.directory, self._core.now()
         for row, content, acked_seq in contents:
             handle, seq = int(numbers.handles[row]), int(numbers.seqs[row])

@@ -34,7 +34,7 @@ class Streams:
         self._metrics = metrics
         self._diagnostics = diagnostics
         self._intake = Intake(core, metrics)
-        core.before_turns(self._intake.flush)
+        core.before_turns(self._intake.take)
         self._open: set[StreamCall | EchoCall] = set()
         self._none = asyncio.Event()
         self._none.set()
