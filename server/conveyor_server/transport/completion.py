@@ -67,7 +67,7 @@ class Stream:
     """
 
     __slots__ = (
-        *("_closing", "_failure", "_greeted", "_max_unsent_bytes", "_queue", "_reading", "_receive"),
+        *("_closing", "_failure", "_greeted", "_held", "_max_unsent_bytes", "_queue", "_reading", "_receive"),
         *("_rpc", "_sending", "_served", "_server", "_touched", "_wants", "call", "ended", "metadata", "unsent_bytes"),
     )
 
@@ -84,7 +84,7 @@ class Stream:
         self._receive = (cygrpc.ReceiveMessageOperation(0),)
         self._max_unsent_bytes = server.max_unsent_bytes
         self._served: Served | None = None
-        self._greeted = self._sending = self._reading = self._closing = self._touched = False
+        self._greeted = self._sending = self._reading = self._closing = self._touched = self._held = False
         self._wants = True
         self._failure: status_pb2.Status | None = None
 
@@ -115,26 +115,29 @@ class Stream:
         self.close()
 
     def advance(self) -> None:
-        """Begins what can be begun: a send, the status, a receive."""
+        """Begins what can be begun: a send, the status, a receive; lets the call go once it is over."""
         self._touched = False
-        if self._rpc is None or self._rpc.client is _server._CANCELLED or self._rpc.statused:
+        rpc = self._rpc
+        if rpc is None:
             return
-        if not self._sending:
-            if self._queue:
-                self._send(self._queue.pop(0))
-            elif self._closing:
-                self._end()
-                return
-        if self._wants and not self._reading and self.unsent_bytes <= self._max_unsent_bytes:
-            self._reading = True
-            self._begin(self._receive, self._received)
+        if rpc.client is not _server._CANCELLED and not rpc.statused:
+            if not self._sending and (self._queue or self._closing):
+                self._begin(self._send() if self._queue else self._end(), self._sent)
+                self._sending = True
+            if self._wants and not self._reading and not rpc.statused and self.unsent_bytes <= self._max_unsent_bytes:
+                self._begin(self._receive, self._received)
+                self._reading = True
+        if self._held and not self._reading and not self._sending:
+            # Nothing of ours is under way: whatever ends the call from now on finds nothing to wait for.
+            self._held = False
+            rpc.due.discard(self)
+            self._server.over(rpc)
 
     # ------------------------------------------------------------ tags
 
-    def _received(self, event: Any) -> tuple[Any, Sequence[Callable[[], None]]]:
+    def _received(self, _: Any) -> None:
         self._reading = False
-        self._rpc.due.discard(self._received)
-        message = event.batch_operations[0].message()
+        message = self._receive[0].message()
         served = self._served
         if served is not None:
             try:
@@ -147,33 +150,27 @@ class Stream:
                         self.advance()
             except Exception as error:  # a defect: logged whole, told by its id, and no other stream's business
                 self.fail(incident_status(error))
-        self._touch()
-        return self._done()
+        if not self._touched:
+            self._touch()
 
-    def _sent(self, _: Any) -> tuple[Any, Sequence[Callable[[], None]]]:
+    def _sent(self, _: Any) -> None:
         self._sending = False
-        self._rpc.due.discard(self._sent)
+        # Else the next message will: it has been waited for since before this was sent.
         if self._queue or self._closing or not self._reading:
             self._touch()
-        return self._done()
-
-    def _ended(self, _: Any) -> tuple[Any, Sequence[Callable[[], None]]]:
-        self._rpc.due.discard(self._ended)
-        return self._done()
 
     # ------------------------------------------------------------ within
 
-    def _send(self, message: bytes) -> None:
-        self._sending = True
+    def _send(self) -> Sequence[Any]:
+        message = self._queue.pop(0)
         self.unsent_bytes -= len(message)
         operation = cygrpc.SendMessageOperation(message, 0)
         if self._greeted:
-            self._begin((operation,), self._sent)
-        else:
-            self._greeted = True
-            self._begin((cygrpc.SendInitialMetadataOperation(None, 0), operation), self._sent)
+            return (operation,)
+        self._greeted = True
+        return (cygrpc.SendInitialMetadataOperation(None, 0), operation)
 
-    def _end(self) -> None:
+    def _end(self) -> Sequence[Any]:
         code, details, trailers = cygrpc.StatusCode.ok, b"", None
         if self._failure is not None:
             code, details = self._failure.code, self._failure.message.encode()
@@ -182,23 +179,19 @@ class Stream:
         if not self._greeted:
             operations.append(cygrpc.SendInitialMetadataOperation(None, 0))
         self._rpc.statused = True
-        self._begin(operations, self._ended)
+        return operations
 
     def _begin(self, operations: Sequence[Any], tag: Callable[[Any], Any]) -> None:
-        # Bound methods of one object are equal and hash alike, so `due` knows them again.
-        self._rpc.due.add(tag)
+        if not self._held:
+            # In the name of all that is under way: the call is not let go before.
+            self._held = True
+            self._rpc.due.add(self)
         error = self.call.start_server_batch(operations, tag)
         if error:
-            self._rpc.due.discard(tag)
+            if not self._reading and not self._sending:
+                self._held = False
+                self._rpc.due.discard(self)
             raise Unusable(f"a batch was refused with error {error}")
-
-    def _done(self) -> tuple[Any, Sequence[Callable[[], None]]]:
-        """What the queue's loop is told: the call and its callbacks, once nothing of it is under way."""
-        rpc = self._rpc
-        if rpc.due or _server._is_rpc_state_active(rpc):
-            return None, ()
-        callbacks, rpc.callbacks = rpc.callbacks, None
-        return rpc, callbacks or ()
 
     def _touch(self) -> None:
         if not self._touched:
@@ -305,10 +298,16 @@ class CompletionServer:
                     break
             else:
                 quiet = 0
-                self._take(event)
+                try:
+                    # Nothing, for a tag of ours; of grpcio's, a call that may be over.
+                    done = event.tag(event) if event.tag is not _server._SHUTDOWN_TAG else self._shut(event)
+                    if done is not None and done[0] is not None:
+                        self._let_go(*done)
+                except Exception as error:  # whatever one event does, the others are served
+                    record("an event of the completion queue failed", error)
                 taken += 1
                 # Before the next is polled: an event that is polled is taken, or a stream waits for it forever.
-                if taken == _MOST_EVENTS or self.stopped:
+                if taken == _MOST_EVENTS:
                     break
             event = poll(0)
         # An event holds its call; what is gone must not be kept until the next.
@@ -320,6 +319,14 @@ class CompletionServer:
                 stream.advance()
             except Exception as error:  # as in Stream._received; the call's own end tells the rest
                 record("a stream failed", error)
+        if self._state.stage is not _server._ServerStage.STARTED:
+            self.stopped = bool(_server._stop_serving(self._state))
+
+    def over(self, rpc: Any) -> None:
+        """Nothing of a stream's is under way: if nothing else is, and the call has ended, it is let go."""
+        if not rpc.due and not _server._is_rpc_state_active(rpc):
+            callbacks, rpc.callbacks = rpc.callbacks, None
+            self._let_go(rpc, callbacks or ())
 
     @property
     def can_be_woken(self) -> bool:
@@ -338,22 +345,16 @@ class CompletionServer:
 
     # ------------------------------------------------------------ within
 
-    def _take(self, event: Any) -> None:
-        try:
-            rpc: Any = None
-            callbacks: Sequence[Callable[[], None]] = ()
-            if event.tag is _server._SHUTDOWN_TAG:
-                self._state.due.remove(event.tag)
-            else:
-                rpc, callbacks = event.tag(event)
-            if rpc is not None:
-                self._state.rpc_states.discard(rpc)
-            for callback in callbacks:
-                _guarded(callback)
-            if self._state.stage is not _server._ServerStage.STARTED:
-                self.stopped = bool(_server._stop_serving(self._state))
-        except Exception as error:  # whatever one event does, the others are served
-            record("an event of the completion queue failed", error)
+    def _shut(self, event: Any) -> None:
+        self._state.due.remove(event.tag)
+
+    def _let_go(self, rpc: Any, callbacks: Sequence[Callable[[], None]]) -> None:
+        self._state.rpc_states.discard(rpc)
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception as error:  # the call is gone all the same, and the server can stop
+                record("what follows the end of a call failed", error)
 
     def _accept(self, accept: "_Accept") -> None:
         state = self._state
@@ -363,7 +364,7 @@ class CompletionServer:
         else:
             state.server.request_registered_call(state.completion_queue, state.completion_queue, accept.method, accept)
 
-    def _accepted(self, accept: "_Accept", event: Any) -> tuple[None, Sequence[Callable[[], None]]]:
+    def _accepted(self, accept: "_Accept", event: Any) -> None:
         state = self._state
         with state.lock:
             state.due.discard(accept)
@@ -386,7 +387,6 @@ class CompletionServer:
             finally:
                 if state.stage is _server._ServerStage.STARTED:
                     self._accept(accept)
-        return None, ()
 
     def _answer_alarm(self, stream: Stream) -> Served:
         self._alarm_call = stream.call
@@ -408,12 +408,5 @@ class _Accept:
         return self._accepted(self, event)
 
 
-def _guarded(callback: Callable[[], None]) -> None:
-    try:
-        callback()
-    except Exception as error:  # the call is gone all the same, and the server can stop
-        record("what follows the end of a call failed", error)
-
-
-def _woken(_: Any) -> tuple[None, Sequence[Callable[[], None]]]:
-    return None, ()
+def _woken(_: Any) -> None:
+    """The alarm rang; the turn that it began is all that was wanted."""

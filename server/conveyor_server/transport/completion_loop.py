@@ -3,7 +3,7 @@
 So one thread serves everything: the queue's events, then what they caused, then asyncio's own callbacks, timers and
 coroutines. Invariant: whatever another thread asks for (`call_soon_threadsafe`) rings the queue's alarm, and so does a
 socket of asyncio's that becomes ready; asyncio's socket to itself (signals), which every loop has and a server without
-others needs no thread for, is looked at between the turns, and every 50 ms at the latest.
+others needs no thread for, is looked at every 50 ms.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import os
 import select
 import selectors
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from typing import Any, TypeVarTuple, Unpack
@@ -32,6 +33,7 @@ class _Selector(selectors.BaseSelector):
         self.server: CompletionServer | None = None
         self.deferred: list[Callable[[], object]] = []
         self.called = False
+        self._look_at = 0.0
         self._sockets = selectors.EpollSelector()
         self._watcher: _Watcher | None = None
 
@@ -72,7 +74,11 @@ class _Selector(selectors.BaseSelector):
         busy = self.deferred or self.called or server.touched
         wait_s = 0.0 if busy else longest if timeout is None else min(timeout, longest)
         server.turn(wait_s, self.run)
+        now = time.monotonic()
+        if not self.called and now < self._look_at:
+            return []
         self.called = False
+        self._look_at = now + _LOOK_S
         return self._sockets.select(0)
 
     def run(self) -> None:
