@@ -53,6 +53,8 @@ def _on_transport(settings: Settings, main: Callable[[], Coroutine[Any, Any, int
     # Read when gRPC is first imported: the thread that waits at the completion queue then does the sockets' work too,
     # instead of waiting for gRPC's own threads to do it.
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
+    # A server does not fork, and each look at the queue would ask whether it does.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     # Here, so that --help, a wrong flag and a supervisor do without gRPC and onnxruntime.
     try:
         from conveyor_server.transport.choice import run_with

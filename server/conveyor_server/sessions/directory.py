@@ -36,7 +36,7 @@ from conveyor_server.sessions.table import SessionTable
 
 SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # How long a look for idle sessions is put off for each row of the table.
-_LOOK_S = 3e-7
+_LOOK_S = 1e-6
 
 
 class Directory:

@@ -12,7 +12,7 @@ import numpy as np
 from conveyor_proto.codec import Array
 
 from conveyor_server.sessions.flight import Offer, apply
-from conveyor_server.sessions.table import AHEAD, APPLIED_SEQ, CREDIT, FAILED_SEQ, GATE, SessionTable
+from conveyor_server.sessions.table import AHEAD, APPLIED_SEQ, CREDIT, FAILED_SEQ, GATE, LAST_USED_AT, SessionTable
 
 
 def run_now(table: SessionTable, offer: Offer, now: float) -> Sequence[Array] | None:
@@ -37,8 +37,8 @@ def run_now(table: SessionTable, offer: Offer, now: float) -> Sequence[Array] | 
     outputs = offer.engine.run_now(offer.where, offer.inputs, offer.length)
     if outputs is None:
         return None
-    table.last_used_at[offer.where] = now
     cells[:, FAILED_SEQ] = 0
+    cells.view(np.float64)[:, LAST_USED_AT] = now
     if offer.acked_seqs is not None:
         offer.record.acknowledge(cells, offer.acked_seqs)
     apply(offer, offer.where, cells, seqs=offer.seqs, prints=offer.prints, outputs=outputs)

@@ -18,7 +18,16 @@ from conveyor_server.sessions.flight import Flight, Offer
 from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.sessions.regroup import joined, regroup
 from conveyor_server.sessions.session import Session
-from conveyor_server.sessions.table import AHEAD, ALOFT, APPLIED_SEQ, CREDIT, FAILED_SEQ, GATE, SessionTable
+from conveyor_server.sessions.table import (
+    AHEAD,
+    ALOFT,
+    APPLIED_SEQ,
+    CREDIT,
+    FAILED_SEQ,
+    GATE,
+    LAST_USED_AT,
+    SessionTable,
+)
 
 _NOBODY = np.empty(0, np.int64)
 
@@ -79,7 +88,7 @@ class Flights:
                 return left
             where, seqs, cells = offer.rows[members], seqs[good], cells[good]
             acked_seqs = None if acked_seqs is None else acked_seqs[good]
-        table.last_used_at[where] = now
+        cells.view(np.float64)[:, LAST_USED_AT] = now
         if acked_seqs is not None:
             offer.record.acknowledge(cells, acked_seqs)
         turned_away, fault = self._turned_away(offer, cells, draining=draining)

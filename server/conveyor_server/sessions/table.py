@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 # Columns of SessionTable.cells.
 GATE, RECORD, APPLIED_SEQ, AHEAD, CREDIT, ALOFT, FAILED_SEQ, FLIGHT = range(8)
 FIRST_SEQ, LAST_SEQ, BASE_SEQ, KEPT, APPLIED_TIME_STEPS = range(8, 13)
-_COLUMNS = 13
+# These are float64.
+LAST_USED_AT, CREATED_AT = range(13, 15)
+# With one to spare: 128 bytes a row are two lines of the cache, where they begin with one.
+_COLUMNS = 16
+_CACHE_LINE = 64
 # A row of cells as one item, which numpy copies faster than its columns.
 _LINE = np.dtype((np.void, 8 * _COLUMNS))
 
@@ -53,7 +57,7 @@ class SessionTable:
     def __init__(self, capacity: int) -> None:
         self.rows = SlotPool(capacity)
         self.sessions: list[Session | None] = [None] * capacity
-        self.cells = np.zeros((capacity + 1, _COLUMNS), np.int64)
+        self.cells = _aligned(capacity + 1)
         self._lines = self.cells.view(_LINE)[:, 0]
         self.applied_seq, self.applied_time_steps = self._column(APPLIED_SEQ), self._column(APPLIED_TIME_STEPS)
         self.failed_seq, self.credit = self._column(FAILED_SEQ), self._column(CREDIT)
@@ -61,8 +65,8 @@ class SessionTable:
         self.flight, self.ahead, self.aloft = self._column(FLIGHT), self._column(AHEAD), self._column(ALOFT)
         self.first_seq, self.last_seq = self._column(FIRST_SEQ), self._column(LAST_SEQ)
         self.base_seq, self.kept = self._column(BASE_SEQ), self._column(KEPT)
-        self.created_at = np.zeros(capacity, np.float64)
-        self.last_used_at = np.zeros(capacity, np.float64)
+        self.created_at, self.last_used_at = self._moments(CREATED_AT), self._moments(LAST_USED_AT)
+        # Apart: in every row, and so on every page, it is something else than 0.
         self.idle_timeout_s = np.full(capacity, np.inf)
         self.flights: dict[int, Flight] = {}
         self.parked: dict[int, Flight] = {}
@@ -98,12 +102,23 @@ class SessionTable:
         """The Record holds nothing for this row."""
         self.first_seq[row], self.last_seq[row] = 1, 0
 
-    def _column(self, index: int) -> NDArray[np.int64]:
-        return self.cells[:-1, index]
-
     def idle(self, now: float) -> tuple[NDArray[np.int64], float]:
-        """Rows whose idle limit has passed, and when the next one does. Some 3 ns for each row of the table."""
+        """Rows whose idle limit has passed, and when the next one does. Some 10 ns for each row of the table."""
         due_at = self.last_used_at + self.idle_timeout_s
         rows = np.flatnonzero(due_at <= now)
         due_at[rows] = np.inf
         return rows, float(due_at.min(initial=np.inf))
+
+    def _column(self, index: int) -> NDArray[np.int64]:
+        return self.cells[:-1, index]
+
+    def _moments(self, index: int) -> NDArray[np.float64]:
+        return self.cells.view(np.float64)[:-1, index]
+
+
+def _aligned(rows: int) -> NDArray[np.int64]:
+    """Zeros `[rows, columns]` that begin with a line of the cache."""
+    size = rows * _COLUMNS * 8
+    raw = np.zeros(size + _CACHE_LINE, np.uint8)
+    start = -raw.ctypes.data % _CACHE_LINE
+    return raw[start : start + size].view(np.int64).reshape(rows, _COLUMNS)

@@ -16,6 +16,7 @@ call is let go once its last tag has come back.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any, cast
@@ -40,7 +41,7 @@ _QUIET_LOOKS = 2
 _TIMEOUT = cygrpc.CompletionType.queue_timeout
 # What is used of grpcio: looked for before anything is begun.
 _OF_MODULE = (
-    *("_CANCELLED", "_SHUTDOWN_TAG", "_GenericMethod", "_RegisteredMethod", "_ServerStage", "_handle_call"),
+    *("_SHUTDOWN_TAG", "_GenericMethod", "_RegisteredMethod", "_ServerStage", "_handle_call"),
     *("_is_rpc_state_active", "_on_call_completed", "_stop_serving"),
 )
 _OF_CYGRPC = (
@@ -67,8 +68,9 @@ class Stream:
     """
 
     __slots__ = (
-        *("_closing", "_failure", "_greeted", "_held", "_max_unsent_bytes", "_queue", "_reading", "_receive"),
-        *("_rpc", "_sending", "_served", "_server", "_touched", "_wants", "call", "ended", "metadata", "unsent_bytes"),
+        *("_closing", "_failure", "_greeted", "_held", "_max_unsent_bytes", "_next", "_queue", "_reading", "_receive"),
+        *("_rpc", "_sending", "_served", "_server", "_statused", "_touched", "_wants"),
+        *("call", "ended", "metadata", "unsent_bytes"),
     )
 
     def __init__(self, server: "CompletionServer", rpc: Any, call: Any, metadata: Mapping[str, str]) -> None:
@@ -78,13 +80,15 @@ class Stream:
         self._server = server
         self._rpc = rpc
         self.call = call
-        # Nearly always empty or one long, and an empty list takes a tenth of an empty deque.
-        self._queue: list[bytes] = []
+        # To be sent: the next, and what is behind it, which is hardly ever anything.
+        self._next: bytes | None = None
+        self._queue: deque[bytes] | tuple[()] = ()
         # One for all messages: it holds no more than the message that is on its way.
         self._receive = (cygrpc.ReceiveMessageOperation(0),)
         self._max_unsent_bytes = server.max_unsent_bytes
         self._served: Served | None = None
         self._greeted = self._sending = self._reading = self._closing = self._touched = self._held = False
+        self._statused = False
         self._wants = True
         self._failure: status_pb2.Status | None = None
 
@@ -98,7 +102,12 @@ class Stream:
         """Queues a message behind the others; after `close`, it is dropped."""
         if self._closing:
             return
-        self._queue.append(message)
+        if self._next is None:
+            self._next = message
+        elif isinstance(self._queue, deque):
+            self._queue.append(message)
+        else:
+            self._queue = deque((message,))
         self.unsent_bytes += len(message)
         if not self._touched:
             self._touch()
@@ -111,27 +120,27 @@ class Stream:
     def fail(self, status: status_pb2.Status) -> None:
         """Ends the call with that status; what is queued is not sent."""
         self._failure = self._failure or status
-        self._queue.clear()
+        self._next, self._queue = None, ()
         self.close()
 
     def advance(self) -> None:
         """Begins what can be begun: a send, the status, a receive; lets the call go once it is over."""
         self._touched = False
-        rpc = self._rpc
-        if rpc is None:
+        if self._rpc is None:
             return
-        if rpc.client is not _server._CANCELLED and not rpc.statused:
-            if not self._sending and (self._queue or self._closing):
-                self._begin(self._send() if self._queue else self._end(), self._sent)
+        if not self._statused:
+            # A call that is over takes batches too; they just come back.
+            if not self._sending and (self._next is not None or self._closing):
+                self._begin(self._end() if self._next is None else self._send(self._next), self._sent)
                 self._sending = True
-            if self._wants and not self._reading and not rpc.statused and self.unsent_bytes <= self._max_unsent_bytes:
+            if self._wants and not self._reading and not self._statused and self.unsent_bytes <= self._max_unsent_bytes:
                 self._begin(self._receive, self._received)
                 self._reading = True
         if self._held and not self._reading and not self._sending:
             # Nothing of ours is under way: whatever ends the call from now on finds nothing to wait for.
             self._held = False
-            rpc.due.discard(self)
-            self._server.over(rpc)
+            self._rpc.due.discard(self)
+            self._server.over(self._rpc)
 
     # ------------------------------------------------------------ tags
 
@@ -156,13 +165,13 @@ class Stream:
     def _sent(self, _: Any) -> None:
         self._sending = False
         # Else the next message will: it has been waited for since before this was sent.
-        if self._queue or self._closing or not self._reading:
+        if self._next is not None or self._closing or not self._reading:
             self._touch()
 
     # ------------------------------------------------------------ within
 
-    def _send(self) -> Sequence[Any]:
-        message = self._queue.pop(0)
+    def _send(self, message: bytes) -> Sequence[Any]:
+        self._next = self._queue.popleft() if self._queue else None
         self.unsent_bytes -= len(message)
         operation = cygrpc.SendMessageOperation(message, 0)
         if self._greeted:
@@ -178,7 +187,7 @@ class Stream:
         operations = [cygrpc.SendStatusFromServerOperation(trailers, code, details, 0)]
         if not self._greeted:
             operations.append(cygrpc.SendInitialMetadataOperation(None, 0))
-        self._rpc.statused = True
+        self._rpc.statused = self._statused = True
         return operations
 
     def _begin(self, operations: Sequence[Any], tag: Callable[[Any], Any]) -> None:
@@ -299,10 +308,13 @@ class CompletionServer:
             else:
                 quiet = 0
                 try:
-                    # Nothing, for a tag of ours; of grpcio's, a call that may be over.
-                    done = event.tag(event) if event.tag is not _server._SHUTDOWN_TAG else self._shut(event)
-                    if done is not None and done[0] is not None:
-                        self._let_go(*done)
+                    if event.tag is _server._SHUTDOWN_TAG:
+                        self._state.due.remove(event.tag)
+                    else:
+                        # Nothing, for a tag of ours; of grpcio's, a call that may be over.
+                        done = event.tag(event)
+                        if done is not None and done[0] is not None:
+                            self._let_go(*done)
                 except Exception as error:  # whatever one event does, the others are served
                     record("an event of the completion queue failed", error)
                 taken += 1
@@ -344,9 +356,6 @@ class CompletionServer:
         self._server.stop(None).wait()
 
     # ------------------------------------------------------------ within
-
-    def _shut(self, event: Any) -> None:
-        self._state.due.remove(event.tag)
 
     def _let_go(self, rpc: Any, callbacks: Sequence[Callable[[], None]]) -> None:
         self._state.rpc_states.discard(rpc)

@@ -40,10 +40,14 @@ class Sender(Caller, Protocol):
     Attributes:
         number: of the stream.
         rows: the session table's row of each handle.
+        handle: of its only session; -1: it has none, or several.
+        row: that one's.
     """
 
     number: int
     rows: dict[int, int]
+    handle: int
+    row: int
 
     def step(self, data: bytes) -> None:
         """Takes a step message alone."""
@@ -179,7 +183,10 @@ class Intake:
             heads = heads[like]
         numbers = layout.numbers(heads)
         rows = np.array(
-            [sender.rows.get(handle, -1) for sender, handle in zip(part.senders, numbers[0].tolist(), strict=True)]
+            [
+                sender.row if sender.handle == handle else sender.rows.get(handle, -1)
+                for sender, handle in zip(part.senders, numbers[0].tolist(), strict=True)
+            ]
         )
         # The same form may be another model's, and a form of that is found, or made, for it. Row -1 has no model.
         known = self._core.directory.table.cells[rows, RECORD] == form.record.number

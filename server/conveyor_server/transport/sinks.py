@@ -4,7 +4,7 @@ Invariant: a member is told about on the stream and under the handle that it cam
 holds the session there: a session that left was taken out of its flight before.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from conveyor_proto.v1 import session_pb2
 from numpy.typing import NDArray
 
 from conveyor_server.metrics import Metrics
+from conveyor_server.transport.ends import Outlet
 from conveyor_server.transport.result_wire import ResultWriter, write_frames
 
 
@@ -22,10 +23,10 @@ class Caller(Protocol):
     """The stream that sent a member.
 
     Attributes:
-        told: sends a message behind those that were told before.
+        outlet: sends messages, behind those that were sent before.
     """
 
-    told: Callable[[bytes], None]
+    outlet: Outlet
 
     def single(self, handle: int) -> object:
         """The `reply_to` of steps under this handle that are answered by StepResults."""
@@ -66,7 +67,7 @@ class StepsSink:
         else:
             messages = self.writer.write_labelled(labels, self.label_sizes, outputs)
         for caller, message in zip(callers, messages, strict=True):
-            caller.told(message)
+            caller.outlet.put(message)
 
     def refused(self, members: NDArray[np.int64], fault: Fault) -> None:
         """Refuses each."""
@@ -75,7 +76,7 @@ class StepsSink:
         for member in members.tolist():
             handle, seq = int(self.handles[member]), int(self.seqs[member])
             error = session_pb2.StepError(handle=handle, seq=seq, status=status)
-            self.callers[member].told(session_pb2.StreamResponse(error=error).SerializeToString())
+            self.callers[member].outlet.put(session_pb2.StreamResponse(error=error).SerializeToString())
 
     def reply_to(self, member: int) -> object:
         """As if it had come alone."""
@@ -120,7 +121,7 @@ class FrameSink:
         else:
             length = max((array.shape[1] for array in outputs if array.ndim > 1), default=1)
         for message in write_frames(handles, seqs, length, outputs):
-            self.caller.told(message)
+            self.caller.outlet.put(message)
 
     def refused(self, members: NDArray[np.int64], fault: Fault) -> None:
         """Refuses all in one message."""
@@ -130,7 +131,7 @@ class FrameSink:
         errors = session_pb2.StepErrorFrame(
             handles=handles.astype(np.uint32).tobytes(), seqs=seqs.tobytes(), status=status
         )
-        self.caller.told(session_pb2.StreamResponse(errors=errors).SerializeToString())
+        self.caller.outlet.put(session_pb2.StreamResponse(errors=errors).SerializeToString())
 
     def reply_to(self, member: int) -> object:
         """As if it had come alone in a frame."""

@@ -5,7 +5,6 @@ stream goes on; after a session left, nothing is said about it; a stream that en
 """
 
 import itertools
-from collections.abc import Callable
 
 from conveyor_proto.codec import WireError
 from conveyor_proto.reasons import Fault, to_status
@@ -31,6 +30,8 @@ from conveyor_server.transport.step_layout import FRAME_TAG, STEP_TAG
 # Never used again, so that a session's gate can name a stream long gone.
 _numbers = itertools.count(1)
 _NOBODY = Nobody()
+# Shared by all streams that have none, and never added to: an empty list takes 56 bytes.
+_NO_FRAMES: list[session_pb2.StepFrame] = []
 
 
 class StreamCall:
@@ -45,28 +46,30 @@ class StreamCall:
     Attributes:
         number: of this stream, among all that there ever were.
         rows: of the session table, by handle: the sessions that it holds.
+        handle: of the only session that it holds; -1: it holds none, or several.
+        row: that one's.
         eager: the next message is wanted before this one is answered: it may be another session's, for the same run.
-        told: sends a message behind those of this turn that are on their way.
+        outlet: where messages to the client go. What comes for a whole turn's streams at once goes there straight: it
+            has been put in order before.
     """
 
     __slots__ = (
-        *("_broken", "_core", "_ending", "_frames", "_gathered", "_intake", "_lingering", "_metrics", "_outlet"),
-        *("_replies", "_routed", "_seats", "eager", "number", "rows", "told"),
+        *("_broken", "_core", "_ending", "_frames", "_gathered", "_intake", "_lingering", "_metrics", "_replies"),
+        *("_routed", "_seats", "eager", "handle", "number", "outlet", "row", "rows"),
     )
 
     def __init__(self, core: Core, outlet: Outlet, metrics: Metrics, intake: Intake) -> None:
         self.number = next(_numbers)
         self.rows: dict[int, int] = {}
+        self.handle = self.row = -1
         self.eager = False
-        # Straight to the outlet: what comes for a whole turn's streams at once has been put in order before.
-        self.told: Callable[[bytes], None] = outlet.put
+        self.outlet = outlet
         self._core = core
-        self._outlet = outlet
         self._metrics = metrics
         self._intake = intake
         self._frames = FrameReader(self, core, metrics)
         # Frames of this turn: steps of the same sessions, mostly, that are taken together.
-        self._gathered: list[session_pb2.StepFrame] = []
+        self._gathered: list[session_pb2.StepFrame] = _NO_FRAMES
         self._seats: dict[int, Attachment] = {}
         self._replies = Replies(self._send, outlet.put, intake.writer)
         self._routed = False
@@ -96,7 +99,7 @@ class StreamCall:
 
     def take_frames(self, *, whole: bool = False) -> None:
         """Takes the frames of this turn, as one where that goes; they are the `whole` of what came in it."""
-        frames, self._gathered = self._gathered, []
+        frames, self._gathered = self._gathered, _NO_FRAMES
         together = self._frames.together(frames) if len(frames) > 1 else None
         frames = frames if together is None else [together]
         for frame in frames:
@@ -130,10 +133,11 @@ class StreamCall:
         """The call is gone. Sessions live on, and what was accepted is run and recorded."""
         self._catch_up()
         self._broken = True
-        self._outlet.close()
+        self.outlet.close()
         # The seats stay: a step in the air that is asked about later names one as its answer's address.
         self._core.directory.abandon(self._seats.values(), self._core.now())
         self.rows.clear()
+        self._held()
         self._frames.forget()
 
     # ------------------------------------------------------------ from the core
@@ -145,7 +149,7 @@ class StreamCall:
             return
         del self._seats[attachment.handle]
         del self.rows[attachment.handle]
-        self.eager = len(self.rows) > 1
+        self._held()
         self._frames.forget()
         message = session_pb2.SessionDetached(
             handle=attachment.handle,
@@ -164,6 +168,11 @@ class StreamCall:
         if self._holds(seat):
             self._expect_flush()
             self._replies.framed(seat.handle, answer)
+
+    def _held(self) -> None:
+        """The stream holds other sessions than before."""
+        self.eager = len(self.rows) > 1
+        self.handle, self.row = next(iter(self.rows.items())) if len(self.rows) == 1 else (-1, -1)
 
     def _holds(self, seat: Attachment) -> bool:
         # A session that left may still have had a step under way: its answer is recorded, and not told here.
@@ -191,7 +200,7 @@ class StreamCall:
             request = session_pb2.StreamRequest.FromString(data)
         except DecodeError:
             message = "a message of the stream is no StreamRequest: send what session.proto describes"
-            self._outlet.fail(to_status(Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "message"})))
+            self.outlet.fail(to_status(Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "message"})))
             return
         self._request(request)
 
@@ -200,6 +209,7 @@ class StreamCall:
         if kind == "frame":
             if not self._gathered:
                 self._intake.expect_frames(self)
+                self._gathered = []
             self._gathered.append(request.frame)
             return
         # A message with several kinds in it is of the last, which its first byte does not tell.
@@ -239,7 +249,7 @@ class StreamCall:
         self._core.route()
         self._seats[handle] = attachment
         self.rows[handle] = session.row
-        self.eager = len(self.rows) > 1
+        self._held()
         info = session_info(session, self._core)
         attached = session_pb2.SessionAttached(handle=handle, session=info, resumed=resumed)
         self._put(session_pb2.StreamResponse(attached=attached))
@@ -336,7 +346,7 @@ class StreamCall:
         self._put(message)
 
     def _put(self, message: session_pb2.StreamResponse) -> None:
-        self._outlet.put(message.SerializeToString())
+        self.outlet.put(message.SerializeToString())
 
     def _expect_flush(self) -> None:
         if not self._routed:
@@ -348,4 +358,4 @@ class StreamCall:
         self._replies.flush()
         if self._ending and not self._seats and not self._lingering:
             self._put(session_pb2.StreamResponse(end=session_pb2.StreamEnd()))
-            self._outlet.close()
+            self.outlet.close()
