@@ -71,7 +71,7 @@ class Health:
 
 
 class _Watcher:
-    """A Watch call; see completion.Served."""
+    """A Watch call; see ends.Served."""
 
     eager = False
 

@@ -27,7 +27,7 @@ class Unusable(Exception):  # noqa: N818 - it says what is so
 
 
 class Mirror:
-    """The server's side of the call: sends every message back. See completion.Served."""
+    """The server's side of the call: sends every message back. See ends.Served."""
 
     eager = False
 

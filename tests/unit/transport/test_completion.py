@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import inspect
+import re
 import socket
 import threading
 import time
@@ -12,7 +13,8 @@ import grpc
 import pytest
 from conveyor_proto.v1 import session_pb2 as pb
 from conveyor_server.transport import completion, selftest
-from conveyor_server.transport.completion import CompletionServer
+from conveyor_server.transport.completion import CompletionServer, internals
+from conveyor_server.transport.completion.server import _Inline
 from conveyor_server.transport.completion_loop import CompletionLoop
 from conveyor_server.transport.grpc_cq import CqServer
 from conveyor_server.transport.selftest import Mirror, Unusable
@@ -21,45 +23,55 @@ from grpc import _server
 from grpc._cython import cygrpc
 
 on_the_queue = pytest.mark.asyncio(loop_factories=["cq"])
-PATH = "/conveyor.v1.SessionService/Stream"
+PACKAGE = Path(completion.__file__).parent
 
 
 def grpc_server() -> grpc.Server:
-    return grpc.server(completion._Inline(1))
+    return grpc.server(_Inline(1))
 
 
 # ---------------------------------------------------------------- grpcio's internals
 
 
 def used(*owners: str) -> set[str]:
-    """Attributes that completion.py takes of a name, or of an attribute of self."""
-    tree = ast.parse(Path(completion.__file__).read_text())
+    """Attributes that the package takes of a name, or of an attribute of self."""
+    trees = [ast.parse(file.read_text()) for file in sorted(PACKAGE.glob("*.py"))]
     return {
-        node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) in owners
+        node.attr
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in owners
     }
 
 
 @pytest.mark.parametrize(
     ("what", "owners", "where", "looked_for"),
     [
-        ("grpc._server", ("_server",), _server, completion._OF_MODULE),
-        ("cygrpc", ("cygrpc",), cygrpc, completion._OF_CYGRPC),
-        ("the state of grpc.server", ("state", "self._state"), grpc_server()._state, completion._OF_STATE),
+        ("grpc._server", ("_server",), _server, internals.OF_MODULE),
+        ("cygrpc", ("cygrpc",), cygrpc, internals.OF_CYGRPC),
+        ("the state of grpc.server", ("state", "self._state"), grpc_server()._state, internals.OF_STATE),
         ("a call's state", ("rpc", "self._rpc"), _server._RPCState(), None),
     ],
     ids=["module", "cygrpc", "server", "call"],
 )
 def test_this_grpcio_has_all_that_is_used_of_it(what, owners, where, looked_for):
     names = used(*owners)
-    assert names, "the module was rewritten: this test looks at nothing"
+    assert names, "the package was rewritten: this test looks at nothing"
     missing = sorted(name for name in names if not hasattr(where, name))
-    assert not missing, f"{what} of grpcio {grpc.__version__} has no {', '.join(missing)}: completion.py uses it"
+    assert not missing, f"{what} of grpcio {grpc.__version__} has no {', '.join(missing)}: completion uses it"
     if looked_for is not None:
         assert names == set(looked_for), "what is looked for at the start is not what is used"
 
 
+def test_nothing_else_of_the_server_imports_what_is_within_grpcio():
+    server = PACKAGE.parents[1]
+    files = {file for file in server.rglob("*.py") if re.search(r"\bgrpc import _|\bgrpc\._", file.read_text())}
+    assert files <= set(PACKAGE.glob("*.py"))
+    assert PACKAGE / "stream.py" in files, "the package was rewritten: this test looks at nothing"
+
+
 def test_this_grpcio_has_the_calls_that_are_used_of_it():
-    where = f"of grpcio {grpc.__version__} is another one: completion.py uses it"
+    where = f"of grpcio {grpc.__version__} is another one: completion uses it"
     parameters = list(inspect.signature(_server._handle_call).parameters)
     assert parameters[:4] == ["rpc_event", "method_with_handler", "interceptor_pipeline", "thread_pool"], where
     assert len(parameters) == 5, f"_handle_call {where}"
@@ -74,7 +86,7 @@ def test_this_grpcio_has_the_calls_that_are_used_of_it():
     assert "experimental_non_blocking" in inspect.getsource(_server), f"a stream's non-blocking hook {where}"
 
 
-@pytest.mark.parametrize("name", completion._OF_MODULE)
+@pytest.mark.parametrize("name", internals.OF_MODULE)
 def test_a_grpcio_without_one_of_them_is_unusable_and_says_which(monkeypatch, name):
     server = grpc_server()
     monkeypatch.delattr(_server, name)
@@ -202,7 +214,7 @@ async def test_a_defect_at_the_very_end_of_a_stream_keeps_nothing_from_stopping(
 async def test_a_defect_in_an_event_keeps_the_others_going(server, monkeypatch, caplog) -> None:
     stream = server.stream()
     await stream.attached(1)
-    monkeypatch.setattr(completion._server, "_handle_call", lambda *_: 1 / 0)
+    monkeypatch.setattr(_server, "_handle_call", lambda *_: 1 / 0)
     lost = server.stream()
     await until(lambda: "an event of the completion queue failed" in caplog.text)
     monkeypatch.undo()

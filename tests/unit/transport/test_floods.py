@@ -2,7 +2,7 @@
 
 import asyncio
 
-from conveyor_server.transport import completion
+from conveyor_server.transport.completion import server as completion
 
 
 async def test_no_event_is_lost_where_a_turn_takes_only_so_many(server, monkeypatch) -> None:

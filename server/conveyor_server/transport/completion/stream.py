@@ -1,0 +1,191 @@
+"""One streaming call as tags of the completion queue.
+
+Invariants: one send and one receive are under way at most; nothing of the call's is, or it is in the call's `due`; an
+exception in what is served ends this stream only.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from google.rpc import status_pb2
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # no types are published for it
+
+from conveyor_server.transport.binding import STATUS_DETAILS_KEY, incident_status
+from conveyor_server.transport.ends import Served
+from conveyor_server.transport.selftest import Unusable
+
+
+class Home(Protocol):
+    """The server whose call it is. Core thread only.
+
+    Attributes:
+        touched: streams that are to be advanced at the end of this turn.
+        max_unsent_bytes: a stream with more than this unsent reads no request.
+    """
+
+    touched: list["Stream"]
+    max_unsent_bytes: int
+
+    def over(self, rpc: Any) -> None:
+        """Nothing of the stream's is under way: if nothing else is, and the call has ended, it is let go."""
+
+
+class Stream:
+    """One streaming call. See stream.Outlet. Core thread only.
+
+    Attributes:
+        call: grpcio's.
+        metadata: what the client sent ahead, by lower-case key; empty once `arrived` has looked at it.
+        ended: called once the call is gone, after `Served.broken`.
+        unsent_bytes: of messages that were put and not taken by the transport.
+    """
+
+    __slots__ = (
+        *("_closing", "_failure", "_greeted", "_held", "_max_unsent_bytes", "_next", "_queue", "_reading", "_receive"),
+        *("_rpc", "_sending", "_served", "_server", "_statused", "_touched", "_wants"),
+        *("call", "ended", "metadata", "unsent_bytes"),
+    )
+
+    def __init__(self, server: "Home", rpc: Any, call: Any, metadata: Mapping[str, str]) -> None:
+        self.metadata = metadata
+        self.unsent_bytes = 0
+        self.ended: Callable[[], None] | None = None
+        self._server = server
+        self._rpc = rpc
+        self.call = call
+        # To be sent: the next, and what is behind it, which is hardly ever anything.
+        self._next: bytes | None = None
+        self._queue: deque[bytes] | tuple[()] = ()
+        # One for all messages: it holds no more than the message that is on its way.
+        self._receive = (cygrpc.ReceiveMessageOperation(0),)
+        self._max_unsent_bytes = server.max_unsent_bytes
+        self._served: Served | None = None
+        self._greeted = self._sending = self._reading = self._closing = self._touched = self._held = False
+        self._statused = False
+        self._wants = True
+        self._failure: status_pb2.Status | None = None
+
+    def begin(self, served: Served) -> None:
+        """Reads messages for `served` from now on."""
+        self._served = served
+        self._rpc.callbacks.append(self._over)
+        self._touch()
+
+    def put(self, message: bytes) -> None:
+        """Queues a message behind the others; after `close`, it is dropped."""
+        if self._closing:
+            return
+        if self._next is None:
+            self._next = message
+        elif isinstance(self._queue, deque):
+            self._queue.append(message)
+        else:
+            self._queue = deque((message,))
+        self.unsent_bytes += len(message)
+        if not self._touched:
+            self._touch()
+
+    def close(self) -> None:
+        """Nothing follows; what is queued is still sent."""
+        self._closing = True
+        self._touch()
+
+    def fail(self, status: status_pb2.Status) -> None:
+        """Ends the call with that status; what is queued is not sent."""
+        self._failure = self._failure or status
+        self._next, self._queue = None, ()
+        self.close()
+
+    def advance(self) -> None:
+        """Begins what can be begun: a send, the status, a receive; lets the call go once it is over."""
+        self._touched = False
+        if self._rpc is None:
+            return
+        if not self._statused:
+            # A call that is over takes batches too; they just come back.
+            if not self._sending and (self._next is not None or self._closing):
+                self._begin(self._end() if self._next is None else self._send(self._next), self._sent)
+                self._sending = True
+            if self._wants and not self._reading and not self._statused and self.unsent_bytes <= self._max_unsent_bytes:
+                self._begin(self._receive, self._received)
+                self._reading = True
+        if self._held and not self._reading and not self._sending:
+            # Nothing of ours is under way: whatever ends the call from now on finds nothing to wait for.
+            self._held = False
+            self._rpc.due.discard(self)
+            self._server.over(self._rpc)
+
+    # ------------------------------------------------------------ tags
+
+    def _received(self, _: Any) -> None:
+        self._reading = False
+        message = self._receive[0].message()
+        served = self._served
+        if served is not None:
+            try:
+                if message is None:
+                    self._wants = False
+                    served.half_close()
+                else:
+                    served.receive(message)
+                    if served.eager:
+                        self.advance()
+            except Exception as error:  # a defect: logged whole, told by its id, and no other stream's business
+                self.fail(incident_status(error))
+        if not self._touched:
+            self._touch()
+
+    def _sent(self, _: Any) -> None:
+        self._sending = False
+        # Else the next message will: it has been waited for since before this was sent.
+        if self._next is not None or self._closing or not self._reading:
+            self._touch()
+
+    # ------------------------------------------------------------ within
+
+    def _send(self, message: bytes) -> Sequence[Any]:
+        self._next = self._queue.popleft() if self._queue else None
+        self.unsent_bytes -= len(message)
+        operation = cygrpc.SendMessageOperation(message, 0)
+        if self._greeted:
+            return (operation,)
+        self._greeted = True
+        return (cygrpc.SendInitialMetadataOperation(None, 0), operation)
+
+    def _end(self) -> Sequence[Any]:
+        code, details, trailers = cygrpc.StatusCode.ok, b"", None
+        if self._failure is not None:
+            code, details = self._failure.code, self._failure.message.encode()
+            trailers = ((STATUS_DETAILS_KEY, self._failure.SerializeToString()),)
+        operations = [cygrpc.SendStatusFromServerOperation(trailers, code, details, 0)]
+        if not self._greeted:
+            operations.append(cygrpc.SendInitialMetadataOperation(None, 0))
+        self._rpc.statused = self._statused = True
+        return operations
+
+    def _begin(self, operations: Sequence[Any], tag: Callable[[Any], Any]) -> None:
+        if not self._held:
+            # In the name of all that is under way: the call is not let go before.
+            self._held = True
+            self._rpc.due.add(self)
+        error = self.call.start_server_batch(operations, tag)
+        if error:
+            if not self._reading and not self._sending:
+                self._held = False
+                self._rpc.due.discard(self)
+            raise Unusable(f"a batch was refused with error {error}")
+
+    def _touch(self) -> None:
+        if not self._touched:
+            self._touched = True
+            self._server.touched.append(self)
+
+    def _over(self) -> None:
+        """The last of it has come back. Nothing may hold what is gone until the garbage collector comes round."""
+        served, ended = self._served, self.ended
+        self._rpc = self.call = self._served = self.ended = None
+        if served is not None:
+            served.broken()
+        if ended is not None:
+            ended()
