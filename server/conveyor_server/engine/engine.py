@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from conveyor_proto.codec import Array
-from conveyor_proto.reasons import Fault
-from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import spec_pb2
 from numpy.typing import NDArray
 
@@ -21,6 +19,7 @@ from conveyor_server.engine.batch import Batch, assemble, place
 from conveyor_server.engine.cohort import Cohort
 from conveyor_server.engine.lanes import Lane, Lanes
 from conveyor_server.engine.run_times import RunTimes
+from conveyor_server.engine.settlement import Row, Settlement, model_failed
 from conveyor_server.engine.step import Step
 from conveyor_server.inputs import StepReader
 from conveyor_server.runner.base import Run, RunFailed, Runner, RunResult
@@ -75,6 +74,7 @@ class Engine:
         self._scheduler = Scheduler(
             max_batch=limits.max_batch, quantum=limits.quantum, max_batch_time_steps=limits.max_batch_time_steps
         )
+        self._settlement = Settlement(self.slots, self._timed, self._scheduler.add)
         self._out: Batch | None = None
         # Halves of a batch that failed: run again apart, until the rows that fail are alone.
         self._suspects: deque[Sequence[Step]] = deque()
@@ -127,7 +127,7 @@ class Engine:
         """Takes a step back and rolls its state back; False when it is running, or is about to run again."""
         if step.running or not self._scheduler.remove(step):
             return False
-        self._roll_back(step)
+        self._settlement.roll_back(step)
         return True
 
     def fits(self, rows: int, length: int) -> bool:
@@ -227,7 +227,7 @@ class Engine:
             finished += self._land(cohort, row, batch.run, result, now)
             row += count
         for step, share in zip(batch.steps, batch.shares, strict=True):
-            finished += self._settle(step, share, _Row(row, batch.run.destinations, result), now)
+            finished += self._settlement.settle(step, share, Row(row, batch.run.destinations, result), now)
             row += 1
         return finished
 
@@ -244,8 +244,8 @@ class Engine:
                     self._claim(cohort, member)
                     claims[member] = row
             for member, row in claims.items():
-                step = cohort.claimed[member]
-                finished += self._settle(step, cohort.length, _Row(first + row, run.destinations, result), now)
+                own = Row(first + row, run.destinations, result)
+                finished += self._settlement.settle(cohort.claimed[member], cohort.length, own, now)
             good = np.ones(len(cohort.members), np.bool_)
             good[list(claims.values())] = False
             here = first + np.flatnonzero(good)
@@ -271,20 +271,6 @@ class Engine:
         step.running, step.started_at = True, cohort.started_at
         return step
 
-    def _settle(self, step: Step, share: int, row: "_Row", now: float) -> list[Step]:
-        """Commits or rolls back one row; the step, if that finished it."""
-        step.running = False
-        destination, result = row.destination, row.result
-        if not result.finite[row.index]:
-            self.slots.release(destination)
-            self._roll_back(step)
-            step.fault = _NON_FINITE
-        elif not self._advance(step, share, row):
-            self._scheduler.add(step)
-            return []
-        step.finished_at = now
-        return [step]
-
     def _fail(self, batch: Batch, failure: RunFailed, now: float) -> list[Step]:
         """A run failed and nothing moved: a row alone is to blame, rows together run again in halves."""
         self.slots.release_many(batch.run.destinations)
@@ -296,17 +282,7 @@ class Engine:
             half = len(steps) // 2
             self._suspects.extend((steps[:half], steps[half:]))
             return []
-        (step,) = steps
-        step.running = False
-        self._roll_back(step)
-        step.fault = Fault(
-            e.ERROR_REASON_MODEL_FAILED,
-            f"model {self.model} version {self.version} failed on this step: {failure}; nothing moved, and the session "
-            "goes on: send the step again, with other input if it fails again",
-            {"model": self.model, "version": self.version},
-        )
-        step.finished_at = now
-        return [step]
+        return self._settlement.fail(steps[0], model_failed(self.model, self.version, failure), now)
 
     def read(self, lane: Lane) -> list[Array] | None:
         """Copies of a lane's committed state, one `[*shape]` array for each of ModelSpec.states; None: fresh."""
@@ -329,54 +305,3 @@ class Engine:
     def _may_begin(self, begun: int) -> bool:
         # Keep a run's destinations in reserve: steps that have begun can then always go on, and finish.
         return self.slots.free - begun > self.limits.max_batch
-
-    def _advance(self, step: Step, share: int, row: "_Row") -> bool:
-        """Moves a step over its share; True when that was all of it and its state is committed."""
-        # Copies: a row's answer may be kept for replay, and must not keep the whole batch's outputs alive.
-        part = [
-            array[row.index, :share].copy() if has_time else array[row.index].copy()
-            for array, has_time in zip(row.result.outputs, self._timed, strict=True)
-        ]
-        step.done += share
-        if step.working is not None:
-            self.slots.release(step.working)
-        if step.remaining:
-            step.working = row.destination
-            step.parts = (*step.parts, part)
-            return False
-        step.working = None
-        if step.lane.slot is not None:
-            self.slots.release(step.lane.slot)
-        step.lane.slot = row.destination
-        step.outputs = self._joined((*step.parts, part)) if step.parts else part
-        step.parts = ()
-        return True
-
-    def _joined(self, parts: Sequence[Sequence[Array]]) -> Sequence[Array]:
-        """The outputs of a whole step from those of its shares."""
-        columns = zip(zip(*parts, strict=True), self._timed, strict=True)
-        return [np.concatenate(column) if has_time else column[-1] for column, has_time in columns]
-
-    def _roll_back(self, step: Step) -> None:
-        if step.working is not None:
-            self.slots.release(step.working)
-            step.working = None
-        step.done = 0
-        step.parts = ()
-
-
-class _Row:
-    """A row of a run that was delivered."""
-
-    __slots__ = ("destination", "index", "result")
-
-    def __init__(self, index: int, destinations: NDArray[np.int64], result: RunResult) -> None:
-        self.index = index
-        self.destination = int(destinations[index])
-        self.result = result
-
-
-_NON_FINITE = Fault(
-    e.ERROR_REASON_STATE_NON_FINITE,
-    "the step would have made the session's state non-finite; nothing moved: send the step again with other input",
-)
