@@ -106,6 +106,22 @@ class FrameReader:
             return None
         return whole
 
+    def first_of_each(self, frame: session_pb2.StepFrame) -> tuple[session_pb2.StepFrame, session_pb2.StepFrame] | None:
+        """What `together` made in two, where sessions are in it several times: the first row of each, and the others.
+
+        None where no session is, or where the others are more: a client that sends ahead of the answers is not to fill
+        the memory.
+        """
+        numbers = read_numbers(frame)
+        count = len(numbers.handles)
+        if self._rows(frame.handles, numbers).distinct:
+            return None
+        first = np.zeros(count, np.bool_)
+        first[np.unique(numbers.handles, return_index=True)[1]] = True
+        if 2 * np.count_nonzero(first) < count:
+            return None
+        return _rows_of(frame, first), _rows_of(frame, ~first)
+
     def _rows(self, handles: bytes, numbers: RowNumbers) -> "_Rows":
         if handles != self._last.handles:
             known = self._sender.rows
@@ -209,6 +225,21 @@ def _alike_in_form(one: session_pb2.StepFrame, other: session_pb2.StepFrame) -> 
         and all(len(a) * others == len(b) * rows for a, b in zip(one.columns, other.columns, strict=True))
         # One session's steps behind each other run as one: the frame is best left as it is.
         and (others == 1 or other.handles[:_HANDLE_BYTES] != other.handles[-_HANDLE_BYTES:])
+    )
+
+
+def _rows_of(frame: session_pb2.StepFrame, chosen: NDArray[np.bool_]) -> session_pb2.StepFrame:
+    """A frame with some rows of another, of one time step each."""
+
+    def part(data: bytes) -> bytes:
+        return np.frombuffer(data, np.uint8).reshape(len(chosen), -1)[chosen].tobytes()
+
+    return session_pb2.StepFrame(
+        handles=part(frame.handles),
+        seqs=part(frame.seqs),
+        columns=[part(column) for column in frame.columns],
+        timeout_ms=frame.timeout_ms,
+        acked_seqs=part(frame.acked_seqs) if frame.acked_seqs else b"",
     )
 
 

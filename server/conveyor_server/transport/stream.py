@@ -102,8 +102,17 @@ class StreamCall:
         frames, self._gathered = self._gathered, _NO_FRAMES
         together = self._frames.together(frames) if len(frames) > 1 else None
         frames = frames if together is None else [together]
-        for frame in frames:
-            self._frame(frame, whole=whole and len(frames) == 1)
+        if not whole or len(frames) > 1:
+            for frame in frames:
+                self._frame(frame, whole=False)
+            return
+        (frame,) = frames
+        both = None if together is None else self._frames.first_of_each(frame)
+        if both is not None:
+            # What follows another step of its session goes with what comes in the next turn.
+            frame, later = both
+            self._gather(later)
+        self._frame(frame, whole=True)
 
     def half_close(self) -> None:
         """The client sends no more: detach all, answer what was accepted, then end."""
@@ -207,10 +216,7 @@ class StreamCall:
     def _request(self, request: session_pb2.StreamRequest) -> None:
         kind = request.WhichOneof("kind")
         if kind == "frame":
-            if not self._gathered:
-                self._intake.expect_frames(self)
-                self._gathered = []
-            self._gathered.append(request.frame)
+            self._gather(request.frame)
             return
         # A message with several kinds in it is of the last, which its first byte does not tell.
         self._catch_up()
@@ -225,6 +231,13 @@ class StreamCall:
         else:
             message = "the message holds nothing that this server knows: send attach, step, frame, detach or close"
             self._refuse(0, 0, Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "kind"}))
+
+    def _gather(self, frame: session_pb2.StepFrame) -> None:
+        if not self._gathered:
+            self._intake.expect_frames(self)
+            self._gathered = []
+        self._gathered.append(frame)
+        self._core.kick()
 
     def _attach(self, message: session_pb2.AttachSession) -> None:
         handle = message.handle

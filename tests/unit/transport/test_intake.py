@@ -288,4 +288,4 @@ async def test_layouts_of_many_forms_do_not_pile_up(quick) -> None:
             assert await streams.answers() == [[[FIRST] * length]] * 5
     intake = quick.grpc._streams._intake
     assert len(intake._forms) <= 256
-    assert all(len(forms) <= 8 for forms in intake._forms.values())
+    assert all(len(forms) <= 8 for forms in intake._forms._forms.values())
