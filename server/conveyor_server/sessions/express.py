@@ -43,5 +43,6 @@ def run_now(table: SessionTable, offer: Offer, now: float) -> Sequence[Array] | 
         offer.record.acknowledge(cells, offer.acked_seqs)
     apply(offer, offer.where, cells, seqs=offer.seqs, prints=offer.prints, outputs=outputs)
     if offer.acked_seqs is not None:
-        offer.record.trim(offer.where, offer.acked_seqs)
+        # What was applied only now cannot have been acknowledged yet.
+        offer.record.trim(offer.where, np.minimum(offer.acked_seqs, offer.seqs - 1))
     return outputs

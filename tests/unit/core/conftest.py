@@ -184,33 +184,39 @@ class Core:
 
         Returns how many were left.
         """
-        first = items[::train]
-        inputs = np.array([item.values for item in items], np.float64).reshape(len(first), -1, 1)
-        rows = np.array([item.session.row for item in first])
-        given = {
-            "engine": self.engine,
-            "record": first[0].session.record,
-            "rows": rows,
-            "where": slice(rows[0], rows[0] + len(rows)) if (np.diff(rows) == 1).all() else rows,
-            "seqs": np.array([item.seq for item in first]),
-            "acked_seqs": np.array([item.acked_seq for item in first]) if acked else None,
-            "holders": np.array([item.holder for item in first]),
-            "prints": np.array(
-                [[fingerprint([np.array(i.values, np.float64)[:, None]])] for i in items], np.uint64
-            ).reshape(len(first), train),
-            "inputs": [inputs],
-            "length": inputs.shape[1],
-            "train": train,
-            "distinct": len(set(rows.tolist())) == len(rows),
-            "timeout_s": timeout_s,
-            "sink": Tags(items, train),
-        }
-        left = self.directory.offer(Offer(**given), self.now)
+        left = self.directory.offer(self.offer_of(*items, train=train, acked=acked, timeout_s=timeout_s), self.now)
         for member in left.tolist():
             for item in items[member * train : (member + 1) * train]:
                 fields = {"epoch": item.epoch, "acked_seq": item.acked_seq if acked else 0, "timeout_s": timeout_s}
                 self.send(item.session, item.seq, *item.values, reply_to=item.tag, **fields)
         return len(left)
+
+    def offer_of(
+        self, *items: Item, train: int = 1, acked: bool = False, timeout_s: float = math.inf, sliced: bool = True
+    ) -> Offer:
+        """The offer of such steps; where their rows lie side by side, as a slice if `sliced`."""
+        first = items[::train]
+        inputs = np.array([item.values for item in items], np.float64).reshape(len(first), -1, 1)
+        rows = np.array([item.session.row for item in first])
+        beside = sliced and (np.diff(rows) == 1).all()
+        return Offer(
+            engine=self.engine,
+            record=first[0].session.record,
+            rows=rows,
+            where=slice(int(rows[0]), int(rows[0]) + len(rows)) if beside else rows,
+            seqs=np.array([item.seq for item in first]),
+            acked_seqs=np.array([item.acked_seq for item in first]) if acked else None,
+            holders=np.array([item.holder for item in first]),
+            prints=np.array(
+                [[fingerprint([np.array(i.values, np.float64)[:, None]])] for i in items], np.uint64
+            ).reshape(len(first), train),
+            inputs=[inputs],
+            length=inputs.shape[1],
+            train=train,
+            distinct=len(set(rows.tolist())) == len(rows),
+            timeout_s=timeout_s,
+            sink=Tags(items, train),
+        )
 
     def items(self, sessions: Sequence[Session], *values: float, seq: int | None = None, skip: int = 0) -> list[Item]:
         """The next step of each session, by the stream that holds it."""
