@@ -305,6 +305,16 @@ def test_a_step_in_the_air(amiss, runs):
     assert amiss.one.applied_seq == 4
 
 
+@pytest.mark.parametrize("runs", [False, True])
+def test_a_step_in_the_air_that_comes_again(amiss, runs):
+    core = amiss.core
+    assert core.offer(*core.items([amiss.one], 1.0)) == 0
+    if runs:
+        assert core.engine.next_batch(core.now).rows == 1
+    amiss.refuses(amiss.items(seq=3), OK, "replay", OK)
+    assert amiss.one.applied_seq == 3
+
+
 def test_a_step_that_waits_by_itself(amiss):
     core = amiss.core
     core.send(amiss.one, 3, 1.0)
@@ -319,6 +329,12 @@ def test_a_session_that_comes_twice(amiss):
     items = [*amiss.items(), *core.items([amiss.one], 2.0, skip=1)]
     amiss.refuses(items, OK, OK, OK, OK)
     assert amiss.said[items[3].tag, 4].totals == [15.0]
+
+
+def test_a_step_that_comes_twice(amiss):
+    items = amiss.items()
+    amiss.refuses([*items, *amiss.items()[1:2]], OK, OK, OK, "replay")
+    assert amiss.one.applied_seq == 3
 
 
 def test_a_train_beyond_the_credit():
