@@ -1,0 +1,217 @@
+"""Whole turns whose steps nothing is before: run where they arrive, in one call; all others the ordinary way.
+
+Whoever sends them cannot tell, and neither can whoever reads the metrics.
+"""
+
+import asyncio
+
+import numpy as np
+import pytest
+from conveyor_proto.v1 import errors_pb2 as e
+from conveyor_proto.v1 import session_pb2 as pb
+from conveyor_server.metrics import Tally
+
+from tests.unit.transport.test_intake import FIRST, Paper, Streams, attach, step, told
+
+STREAMS = 30
+
+
+class Spy:
+    """Notes which way offers went: rows of those that ran at once, of those that were tried, and of those that flew."""
+
+    def __init__(self, server, monkeypatch) -> None:
+        self.at_once: list[int] = []
+        self.in_vain: list[int] = []
+        self.flew: list[int] = []
+        self.offered = asyncio.Event()
+        directory = server.directory
+        run_now, offer = directory.run_now, directory.offer
+
+        def noted_run_now(steps, now):
+            outputs = run_now(steps, now)
+            (self.in_vain if outputs is None else self.at_once).append(len(steps.rows))
+            return outputs
+
+        def noted_offer(steps, now):
+            self.flew.append(len(steps.rows))
+            self.offered.set()
+            return offer(steps, now)
+
+        monkeypatch.setattr(directory, "run_now", noted_run_now)
+        monkeypatch.setattr(directory, "offer", noted_offer)
+
+
+class Single:
+    """A stream with one session, under handle 1."""
+
+    def __init__(self, server, session_id: str) -> None:
+        self.paper = Paper()
+        self.call = server.grpc._streams.enter(self.paper, {})
+        attach(self.call, self.paper, 1, "sum", session_id)
+
+
+class Way:
+    """A server whose turns go one way: `at once`, `elsewhere` because runs take long, or `behind` a batch that is out.
+
+    Attributes:
+        held: steps that were held to keep the engine busy, each a batch of its own.
+    """
+
+    def __init__(self, name: str, server, spy: Spy) -> None:
+        self.name = name
+        self.server = server
+        self.spy = spy
+        self.held = 0
+        # Long, as far as the driver can know.
+        server.driver.inline_run_s = 0.0 if name == "elsewhere" else 10.0
+        self._blocker = Single(server, "blocker") if name == "behind" else None
+
+    async def begin(self) -> None:
+        """Before a turn."""
+        self.spy.offered.clear()
+        if self._blocker is not None:
+            driver, runner = self.server.driver, self.server.runner
+            runner.gate.clear()
+            runner.entered.clear()
+            driver.inline_run_s = 0.0
+            self.held += 1
+            self._blocker.call.receive(step(1, self.held, 1.0))
+            await self.server.run_entered()
+            driver.inline_run_s = 10.0
+
+    async def end(self) -> None:
+        """After a turn was sent, before it is answered."""
+        if self._blocker is not None:
+            await self.spy.offered.wait()
+            assert self.server.engine.busy
+            self.server.runner.gate.set()
+            (answer,) = await self._blocker.paper.take(1)
+            assert told(answer) == [FIRST + self.held]
+
+    def went(self, *rows: int) -> None:
+        """Every turn went this way, and was tried no other."""
+        taken = self.spy.at_once if self.name == "at once" else self.spy.flew
+        assert taken == list(rows)
+        assert self.spy.in_vain == []
+        assert len(self.spy.at_once) + len(self.spy.flew) == len(rows)
+        threads = set(self.server.runner.threads)
+        assert threads == {"MainThread"} if self.name == "at once" else "engine-sum-1_0" in threads
+
+    def counted(self, *, steps: int, time_steps: int, batches: list[int]) -> None:
+        """The metrics say so, beside what was held."""
+        figures = self.server.metrics.of(self.server.engine)
+        steps, batches = steps + self.held, batches + [1] * self.held
+        assert (figures.steps, figures.time_steps) == (steps, time_steps + self.held)
+        assert values(figures.batch_rows) == (len(batches), sum(batches))
+        expected = Tally(figures.batch_rows.bounds)
+        for rows in batches:
+            expected.observe(rows)
+        assert figures.batch_rows.counts == expected.counts
+        assert values(figures.batch_share) == (len(batches), len(batches))
+        assert values(figures.batch_run)[0] == len(batches)
+        for tally in (figures.queue, figures.run, figures.reply):
+            assert values(tally)[0] == steps
+        assert self.server.metrics.errors == {}
+
+
+def values(tally: Tally) -> tuple[int, float]:
+    return sum(tally.counts), tally.total
+
+
+@pytest.fixture(params=["at once", "elsewhere", "behind"])
+def way_of(request, monkeypatch):
+    return lambda server: Way(request.param, server, Spy(server, monkeypatch))
+
+
+async def test_a_turn_of_many_streams_is_one_run_whichever_way_it_goes(server, way_of) -> None:
+    way, streams = way_of(server), Streams(server, STREAMS)
+    rows = [[1.0], [2.0], [1.0, 2.0, 3.0], [4.0]]
+    totals = np.full(STREAMS, FIRST)
+    for seq, row in enumerate(rows, 1):
+        await way.begin()
+        for index in range(STREAMS):
+            # A client that claims more than it can hold is answered all the same.
+            streams.send(index, seq, *(index * value for value in row), acked_seq=seq - 1 if seq % 2 else seq + 1)
+        await way.end()
+        expected = totals[:, np.newaxis] + np.cumsum(np.outer(np.arange(STREAMS), row), axis=1)
+        assert await streams.answers() == [[each.tolist()] for each in expected]
+        totals = expected[:, -1]
+    way.went(*[STREAMS] * len(rows))
+    way.counted(steps=4 * STREAMS, time_steps=6 * STREAMS, batches=[STREAMS] * 4)
+    # Either way the last answer is kept, and the one before it is held by the client.
+    for index in range(STREAMS):
+        streams.send(index, 4, index * 4.0)
+        streams.send(index, 3, *(index * value for value in rows[2]))
+    evicted = (3, e.ERROR_REASON_STEP_ANSWER_EVICTED)
+    assert await streams.answers(2) == [[[total], evicted] for total in totals]
+    assert server.metrics.of(server.engine).replayed == STREAMS
+
+
+async def test_a_frame_is_one_run_whichever_way_it_goes(server, way_of, make_frame) -> None:
+    way, stream = way_of(server), Single(server, "s0")
+    for handle in range(2, STREAMS + 1):
+        attach(stream.call, stream.paper, handle, "sum", f"s{handle}")
+    handles = range(1, STREAMS + 1)
+    total = FIRST
+    for seq, row in enumerate([[1.0], [1.0, 1.0], [1.0]], 1):
+        await way.begin()
+        stream.call.receive(request(make_frame(handles, [seq] * STREAMS, [row] * STREAMS)))
+        await way.end()
+        total += sum(row)
+        frame = (await stream.paper.take(1))[0].frame
+        assert np.frombuffer(frame.handles, np.uint32).tolist() == list(handles)
+        assert np.frombuffer(frame.seqs, np.uint64).tolist() == [seq] * STREAMS
+        assert np.frombuffer(frame.columns[1], np.float64).tolist() == [total] * STREAMS
+    way.went(*[STREAMS] * 3)
+    way.counted(steps=3 * STREAMS, time_steps=4 * STREAMS, batches=[STREAMS] * 3)
+
+
+async def test_a_train_is_one_row_whichever_way_it_goes(make_server, way_of, make_frame) -> None:
+    server = await make_server(timed=True)
+    way, stream = way_of(server), Single(server, "s0")
+    total = FIRST
+    for first in (1, 4):
+        await way.begin()
+        stream.call.receive(request(make_frame([1] * 3, range(first, first + 3), [[1.0], [2.0], [3.0]])))
+        await way.end()
+        frame = (await stream.paper.take(1))[0].frame
+        assert np.frombuffer(frame.seqs, np.uint64).tolist() == list(range(first, first + 3))
+        assert np.frombuffer(frame.columns[0], np.float64).tolist() == [total + 1, total + 3, total + 6]
+        total += 6
+    way.went(1, 1)
+    way.counted(steps=6, time_steps=6, batches=[1, 1])
+
+
+async def test_a_turn_with_something_amiss_is_tried_once_and_flies(server, monkeypatch) -> None:
+    spy, streams = Spy(server, monkeypatch), Streams(server, STREAMS)
+    server.driver.inline_run_s = 10.0
+    for index in range(STREAMS):
+        streams.send(index, 3 if index == 5 else 1, 1.0)
+    answers = await streams.answers()
+    assert [answer for index, answer in enumerate(answers) if index != 5] == [[[FIRST + 1]]] * (STREAMS - 1)
+    assert answers[5] == [(3, e.ERROR_REASON_STEP_GAP)]
+    assert (spy.at_once, spy.in_vain, spy.flew) == ([], [STREAMS], [STREAMS])
+    assert server.runner.rows == [STREAMS - 1]
+    assert server.metrics.of(server.engine).steps == STREAMS - 1
+    assert sum(server.metrics.errors.values()) == 1
+
+
+@pytest.mark.parametrize("bad", ["POISON", "BUG"])
+async def test_a_run_that_fails_at_once_fails_for_who_is_to_blame(server, monkeypatch, bad) -> None:
+    spy, streams = Spy(server, monkeypatch), Streams(server, 8)
+    server.driver.inline_run_s = 10.0
+    for index in range(8):
+        streams.send(index, 1, getattr(server.runner, bad) if index == 5 else 1.0)
+    answers = await streams.answers()
+    assert answers == [[(1, e.ERROR_REASON_MODEL_FAILED) if index == 5 else [FIRST + 1]] for index in range(8)]
+    assert (spy.at_once, spy.in_vain, spy.flew) == ([], [8], [8])
+    assert server.metrics.of(server.engine).steps == 7
+    # And the next turn goes at once again.
+    for index in range(8):
+        streams.send(index, 1 if index == 5 else 2, 1.0)
+    assert await streams.answers() == [[[FIRST + 1 if index == 5 else FIRST + 2]] for index in range(8)]
+    assert spy.at_once == [8]
+
+
+def request(frame: pb.StepFrame) -> bytes:
+    return pb.StreamRequest(frame=frame).SerializeToString()
