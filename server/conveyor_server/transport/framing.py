@@ -24,6 +24,8 @@ from conveyor_server.transport.sinks import Caller, FrameSink
 _HANDLE_BYTES, _SEQ_BYTES = 4, 8
 # Rows of a frame that is taken together with others: larger ones gain nothing, and all of a turn must be a frame still.
 _MOST_TOGETHER = 1024
+# Rows for each that goes now, of which the others wait for a later turn.
+_MOST_LATER = 8
 
 
 class FrameSender(Caller, Protocol):
@@ -109,8 +111,8 @@ class FrameReader:
     def first_of_each(self, frame: session_pb2.StepFrame) -> tuple[session_pb2.StepFrame, session_pb2.StepFrame] | None:
         """What `together` made in two, where sessions are in it several times: the first row of each, and the others.
 
-        None where no session is, or where the others are more: a client that sends ahead of the answers is not to fill
-        the memory.
+        None where no session is, or where the others are many times more: a client that sends ahead of the answers is
+        not to fill the memory.
         """
         numbers = read_numbers(frame)
         count = len(numbers.handles)
@@ -118,7 +120,7 @@ class FrameReader:
             return None
         first = np.zeros(count, np.bool_)
         first[np.unique(numbers.handles, return_index=True)[1]] = True
-        if 2 * np.count_nonzero(first) < count:
+        if _MOST_LATER * np.count_nonzero(first) < count:
             return None
         return _rows_of(frame, first), _rows_of(frame, ~first)
 
