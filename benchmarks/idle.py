@@ -213,7 +213,7 @@ class _Meanwhile:
 def measure(settings: argparse.Namespace) -> Findings:
     """Both parts, a server each."""
     if settings.quick:
-        settings.sessions, settings.streams, settings.seconds, settings.rounds = 2000, 300, 0.5, 1
+        settings.sessions, settings.streams, settings.seconds, settings.rounds = 2000, 300, 0.2, 1
     with stage() as on:
         idle = measure_idle(on, settings.sessions)
         crowd = measure_crowd(on, settings.streams, settings.seconds, settings.rounds)

@@ -105,6 +105,7 @@ def figures_of(result: LoadResult) -> dict[str, Any]:
             for reason, took in sorted(result.refused.items())
         },
         "unsent": result.unsent,
+        "shed": result.shed,
         "fewest": int(result.served.min()),
         "most": int(result.served.max()),
         "client_cores": result.client_cpu_s / result.elapsed_s,

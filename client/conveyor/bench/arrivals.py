@@ -23,13 +23,14 @@ class Arrivals:
 
     Attributes:
         waiting: steps that are due and not sent.
+        shed: steps that fell due and never will be.
     """
 
     def __init__(self, spec: LoadSpec, start_ns: int, rng: np.random.Generator) -> None:
         self._spec = spec
         self._rng = rng
         self._last_ns = float(start_ns)
-        self.waiting = 0
+        self.waiting = self.shed = 0
         self._times: Integers = np.zeros(0, np.int64)
         self._sessions: Integers = np.zeros(0, np.int64)
         self._next = 0
@@ -64,6 +65,10 @@ class Arrivals:
             return _NONE, _NONE
         sessions, times = self._take(now_ns)
         ranks = rank_in_run(sessions)
+        if self._spec.shed:
+            fits = ranks < ledger.room(sessions)
+            self.shed += len(sessions) - int(np.count_nonzero(fits))
+            return sessions[fits], times[fits]
         if not self.waiting and not np.count_nonzero(ranks >= ledger.room(sessions)):
             return sessions, times
         self._queue(sessions, times, ranks)

@@ -141,7 +141,7 @@ class Open:
 
     def end(self, now_ns: int, result: LoadResult) -> None:
         """Steps that waited for their session are left over."""
-        result.unsent = self._arrivals.waiting
+        result.unsent, result.shed = self._arrivals.waiting, self._arrivals.shed
         if result.unsent:
             result.unsent_oldest_s = (now_ns - self._arrivals.oldest_ns()) / 1e9
 

@@ -28,6 +28,7 @@ class LoadResult:
         refused: by reason: how long it took to be refused.
         unsent: steps that fell due and were never sent, as their sessions had too many unanswered.
         unsent_oldest_s: how long the first of them had been waiting at the end.
+        shed: steps that were given up as they fell due, see LoadSpec.shed.
         served: steps answered, of each session.
         served_streams: steps answered, of each stream.
         client_cpu_s: CPU time of the client's processes.
@@ -46,6 +47,7 @@ class LoadResult:
     refused: dict[str, Histogram] = field(default_factory=dict)
     unsent: int = 0
     unsent_oldest_s: float = 0.0
+    shed: int = 0
     served: Integers = field(default_factory=_none)
     served_streams: Integers = field(default_factory=_none)
     client_cpu_s: float = 0.0
@@ -70,7 +72,7 @@ class LoadResult:
     def add(self, other: "LoadResult") -> None:
         """Takes in the result of another process that ran at the same time."""
         self.elapsed_s = max(self.elapsed_s, other.elapsed_s)
-        for name in ("steps", "time_steps", "requests", "replies", "request_bytes", "reply_bytes", "unsent"):
+        for name in ("steps", "time_steps", "requests", "replies", "request_bytes", "reply_bytes", "unsent", "shed"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.client_cpu_s += other.client_cpu_s
         self.busiest_cpu_s = max(self.busiest_cpu_s, other.busiest_cpu_s)

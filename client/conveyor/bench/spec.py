@@ -44,6 +44,8 @@ class LoadSpec:
         burst_s: time between two bursts.
         frames: steps travel in StepFrames, one for each stream and turn, not in a message each.
         in_flight: steps of one session that are unanswered at most.
+        shed: a step that falls due in an open loop while its session has `in_flight` unanswered is given up at once, as
+            an app does that wants no late answers; else it waits here until its session has room.
         time_steps: of each step.
         echo: ask the server's transport alone (metadata `conveyor-diagnostics: echo`); needs `--diagnostics` there.
         opening: attaches that are unanswered at most while the load is opened.
@@ -64,6 +66,7 @@ class LoadSpec:
     burst_s: float = 0.1
     frames: bool = False
     in_flight: int = 1
+    shed: bool = False
     time_steps: int = 1
     echo: bool = False
     opening: int = 64

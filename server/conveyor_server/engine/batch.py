@@ -66,7 +66,13 @@ def assemble(
 ) -> Run:
     """The dense arrays of a run, padded with zeros beyond each row's share; `alone` are steps with their shares."""
     if not cohorts and len(alone) == 1:
-        return _assemble_one(*alone[0], destinations, spec)
+        step, share = alone[0]
+        slot = step.lane.slot if step.working is None else step.working
+        parts = [
+            array[np.newaxis, step.done : step.done + share] if item.has_time else array[np.newaxis]
+            for array, item in zip(step.inputs, spec.inputs, strict=True)
+        ]
+        return assemble_one(slot, int(destinations[0]), share, parts)
     if len(cohorts) == 1 and not alone:
         (cohort,) = cohorts
         sources, inputs = lanes.held[cohort.where], cohort.inputs
@@ -96,20 +102,14 @@ def place(
     return Run(np.maximum(held - 1, 0), destinations, held == 0, lengths, inputs)
 
 
-def _assemble_one(step: Step, share: int, destinations: NDArray[np.int64], spec: spec_pb2.ModelSpec) -> Run:
+def assemble_one(slot: int | None, destination: int, length: int, inputs: Sequence[Array]) -> Run:
     """A lone step's: most runs of a server with few sessions are, and arrays of one cost as much as arrays of many."""
-    held = step.working + 1 if step.working is not None else _held(step)
     return Run(
-        sources=np.array((max(held - 1, 0),), np.int64),
-        destinations=destinations,
-        fresh=_FRESH if held == 0 else _USED,
-        lengths=np.array((share,), np.int32),
-        inputs=[array[np.newaxis] for array in step.inputs]
-        if share == step.length
-        else [
-            array[np.newaxis, step.done : step.done + share] if item.has_time else array[np.newaxis]
-            for array, item in zip(step.inputs, spec.inputs, strict=True)
-        ],
+        sources=np.array((slot or 0,), np.int64),
+        destinations=np.array((destination,), np.int64),
+        fresh=_FRESH if slot is None else _USED,
+        lengths=np.array((length,), np.int32),
+        inputs=inputs,
     )
 
 

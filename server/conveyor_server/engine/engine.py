@@ -15,7 +15,7 @@ from conveyor_proto.v1 import spec_pb2
 from numpy.typing import NDArray
 
 from conveyor_server.engine.backlog import Backlog
-from conveyor_server.engine.batch import Batch, assemble, place
+from conveyor_server.engine.batch import Batch, assemble, assemble_one, place
 from conveyor_server.engine.cohort import Cohort
 from conveyor_server.engine.lanes import Lane, Lanes
 from conveyor_server.engine.run_times import RunTimes
@@ -167,6 +167,24 @@ class Engine:
         self.run_times.observe(count, length, count * length, time.perf_counter() - began)
         self._commit(where, run, slice(0, count))
         return result.outputs
+
+    def run_one_now(self, lane: Lane, inputs: Sequence[Array], length: int) -> Sequence[Array] | None:
+        """`run_now` for one lane: inputs and outputs are `[time, *shape]`, or `[*shape]` without time."""
+        slot, destination = lane.slot, self.slots.acquire()
+        run = assemble_one(slot, destination, length, [array[np.newaxis] for array in inputs])
+        began = time.perf_counter()
+        try:
+            result = self.runner.step(run)
+        except Exception:  # as in run_now
+            result = None
+        if result is None or not result.finite[0]:
+            self.slots.release(destination)
+            return None
+        self.run_times.observe(1, length, length, time.perf_counter() - began)
+        lane.slot = destination
+        if slot is not None:
+            self.slots.release(slot)
+        return [array[0] for array in result.outputs]
 
     def next_batch(self, now: float) -> Batch | None:
         """Takes the next batch, or None when one is out or nothing is ready."""

@@ -5,16 +5,18 @@ after `kick`, and what it waits for comes through a Waiter.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from conveyor_proto.codec import Array
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.repository import Repository
 from conveyor_server.sessions.directory import Directory
-from conveyor_server.sessions.events import Answer, Closed, Detached
+from conveyor_server.sessions.events import Answer, Attachment, Closed, Detached
 from conveyor_server.sessions.flight import Offer
+from conveyor_server.sessions.session import Submission
 
 
 class Core(Protocol):
@@ -51,6 +53,12 @@ class Core(Protocol):
         """Runs and answers an offer that is all that this turn has, where nothing is before it; else False.
 
         Then nothing has happened, and the directory is to be offered it.
+        """
+
+    def run_one_now(self, seat: Attachment, step: Submission) -> Sequence[Array] | None:
+        """Runs a valid step that is all that this turn has, where nothing is before it; its outputs.
+
+        None: nothing has happened, and the step is to be submitted.
         """
 
     def route(self) -> None:

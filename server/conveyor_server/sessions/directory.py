@@ -235,6 +235,10 @@ class Directory:
         """Runs an offer's steps at once; see express. Its engine has nothing to run."""
         return None if self.draining else express.run_now(self.table, offer, now)
 
+    def run_one_now(self, seat: Attachment, step: Submission, now: float) -> Sequence[Array] | None:
+        """Runs one valid step at once; see express. Its engine has nothing to run."""
+        return None if self.draining else express.run_one_now(seat, step, now)
+
     def offer(self, offer: Offer, now: float) -> NDArray[np.int64]:
         """Accepts the members whose step is their session's next, within its credit, where nothing is amiss with it.
 

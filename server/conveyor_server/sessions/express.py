@@ -11,8 +11,20 @@ from collections.abc import Sequence
 import numpy as np
 from conveyor_proto.codec import Array
 
+from conveyor_server.sessions.events import Attachment
 from conveyor_server.sessions.flight import Offer, apply
-from conveyor_server.sessions.table import AHEAD, APPLIED_SEQ, CREDIT, FAILED_SEQ, GATE, LAST_USED_AT, SessionTable
+from conveyor_server.sessions.record import Recorded
+from conveyor_server.sessions.session import Submission
+from conveyor_server.sessions.table import (
+    AHEAD,
+    APPLIED_SEQ,
+    APPLIED_TIME_STEPS,
+    CREDIT,
+    FAILED_SEQ,
+    GATE,
+    LAST_USED_AT,
+    SessionTable,
+)
 
 
 def run_now(table: SessionTable, offer: Offer, now: float) -> Sequence[Array] | None:
@@ -45,4 +57,35 @@ def run_now(table: SessionTable, offer: Offer, now: float) -> Sequence[Array] | 
     if offer.acked_seqs is not None:
         # What was applied only now cannot have been acknowledged yet.
         offer.record.trim(offer.where, np.minimum(offer.acked_seqs, offer.seqs - 1))
+    return outputs
+
+
+def run_one_now(seat: Attachment, step: Submission, now: float) -> Sequence[Array] | None:
+    """`run_now` for one step of the session that a stream holds.
+
+    Args:
+        seat: whose step it is.
+        step: valid; it fits into one run.
+        now: seconds of the driver's clock.
+
+    Returns:
+        The outputs, `[time, *shape]`, or `[*shape]` without time; None: nothing has happened.
+    """
+    session = seat.session
+    table, row = session.table, session.row
+    cells = table.cells[row]
+    if session.attachment is not seat or cells[GATE] != seat.number:
+        return None
+    if cells[APPLIED_SEQ] != step.seq - 1 or cells[AHEAD]:
+        return None
+    outputs = session.engine.run_one_now(session.lane, step.inputs, step.length)
+    if outputs is None:
+        return None
+    if step.acked_seq:
+        session.answers.forget(min(step.acked_seq, session.applied_seq))
+    session.answers.add(Recorded(step.seq, step.fingerprint, step.length, outputs))
+    cells[APPLIED_SEQ] = step.seq
+    cells[APPLIED_TIME_STEPS] += step.length
+    cells[FAILED_SEQ] = 0
+    table.last_used_at[row] = now
     return outputs

@@ -87,7 +87,7 @@ class Intake:
         data, self._data = self._data, []
         if len(data) < FEW:
             for sender, message in zip(senders, data, strict=True):
-                sender.step(message)
+                sender.step(message, whole=whole and len(data) == 1)
             return
         parts, alone = self._forms.read(senders, data)
         if len(parts) > 1:

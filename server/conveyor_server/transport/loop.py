@@ -7,10 +7,11 @@ the engine's own thread, a short one runs here, because two thread crossings wou
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from conveyor_proto.codec import Array
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from conveyor_server.engine.batch import Batch
@@ -22,8 +23,9 @@ from conveyor_server.repository import Repository
 from conveyor_server.runner.base import RunFailed, RunResult
 from conveyor_server.servicers.core import Holder, ReplyTo
 from conveyor_server.sessions.directory import Directory
-from conveyor_server.sessions.events import Answer, Declined, Detached, Landed
+from conveyor_server.sessions.events import Answer, Attachment, Declined, Detached, Landed
 from conveyor_server.sessions.flight import Offer
+from conveyor_server.sessions.session import Submission
 
 
 class _Lane:
@@ -106,20 +108,40 @@ class Driver:
 
     def run_now(self, offer: Offer) -> bool:
         """See Core."""
-        engine, rows = offer.engine, len(offer.rows)
-        if not engine.fits(rows, offer.length) or engine.run_times.expected_s(rows, offer.length) > self.inline_run_s:
+        rows = len(offer.rows)
+        if not self._can_run_now(offer.engine, rows, offer.length):
             return False
-        # What happened to its sessions before is told before.
-        self.route()
-        now = self.now()
-        outputs = self.directory.run_now(offer, now)
+        began = self.now()
+        outputs = self.directory.run_now(offer, began)
         if outputs is None:
             return False
         ran = self.now()
         offer.sink.landed(np.arange(rows), outputs)
-        figures = self._lanes[engine].figures
-        figures.ran(rows, offer.train, offer.length, ran - now)
+        figures = self._lanes[offer.engine].figures
+        figures.ran(rows, offer.train, offer.length, ran - began)
         figures.reply.observe(self.now() - ran, rows * offer.train)
+        return True
+
+    def run_one_now(self, seat: Attachment, step: Submission) -> Sequence[Array] | None:
+        """See Core."""
+        engine = seat.session.engine
+        if not self._can_run_now(engine, 1, step.length):
+            return None
+        began = self.now()
+        outputs = self.directory.run_one_now(seat, step, began)
+        if outputs is not None:
+            ran = self.now()
+            figures = self._lanes[engine].figures
+            figures.ran(1, 1, step.length, ran - began)
+            # What is left to do is counted as nothing: the next turn's first look at the clock comes after it.
+            figures.reply.observe(0.0)
+        return outputs
+
+    def _can_run_now(self, engine: Engine, rows: int, length: int) -> bool:
+        if not engine.fits(rows, length) or engine.run_times.expected_s(rows, length) > self.inline_run_s:
+            return False
+        # What happened to the sessions before is told before.
+        self.route()
         return True
 
     def route(self) -> None:

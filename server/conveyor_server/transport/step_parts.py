@@ -43,8 +43,8 @@ class Sender(Caller, Protocol):
     handle: int
     row: int
 
-    def step(self, data: bytes) -> None:
-        """Takes a step message alone."""
+    def step(self, data: bytes, *, whole: bool = False) -> None:
+        """Takes a step message alone; it is the `whole` of what came in this turn."""
 
     def take_frames(self, *, whole: bool = False) -> None:
         """Takes the frames that it has gathered; they are the `whole` of what came in this turn."""

@@ -93,9 +93,9 @@ class StreamCall:
         self._read(data)
         self._core.kick()
 
-    def step(self, data: bytes) -> None:
-        """Takes a message that holds a step, alone."""
-        self._read(data)
+    def step(self, data: bytes, *, whole: bool = False) -> None:
+        """Takes a message that holds a step, alone; it is the `whole` of what came in this turn."""
+        self._read(data, whole=whole)
 
     def take_frames(self, *, whole: bool = False) -> None:
         """Takes the frames of this turn, as one where that goes; they are the `whole` of what came in it."""
@@ -204,16 +204,16 @@ class StreamCall:
         if len(self._intake):
             self._intake.flush()
 
-    def _read(self, data: bytes) -> None:
+    def _read(self, data: bytes, *, whole: bool = False) -> None:
         try:
             request = session_pb2.StreamRequest.FromString(data)
         except DecodeError:
             message = "a message of the stream is no StreamRequest: send what session.proto describes"
             self.outlet.fail(to_status(Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "message"})))
             return
-        self._request(request)
+        self._request(request, whole=whole)
 
-    def _request(self, request: session_pb2.StreamRequest) -> None:
+    def _request(self, request: session_pb2.StreamRequest, *, whole: bool) -> None:
         kind = request.WhichOneof("kind")
         if kind == "frame":
             self._gather(request.frame)
@@ -221,7 +221,7 @@ class StreamCall:
         # A message with several kinds in it is of the last, which its first byte does not tell.
         self._catch_up()
         if kind == "step":
-            self._step(request.step)
+            self._step(request.step, whole=whole)
         elif kind == "attach":
             self._attach(request.attach)
         elif kind == "detach":
@@ -267,7 +267,7 @@ class StreamCall:
         attached = session_pb2.SessionAttached(handle=handle, session=info, resumed=resumed)
         self._put(session_pb2.StreamResponse(attached=attached))
 
-    def _step(self, message: session_pb2.Step) -> None:
+    def _step(self, message: session_pb2.Step, *, whole: bool) -> None:
         seat = self._seat(message.handle)
         if isinstance(seat, Fault):
             self._refuse(message.handle, message.seq, seat)
@@ -282,7 +282,11 @@ class StreamCall:
             timeout_ms=message.timeout_ms,
             acked_seq=message.acked_seq,
         )
-        self._core.directory.submit(session, step, self._core.now())
+        outputs = self._core.run_one_now(seat, step) if whole and step.fault is None else None
+        if outputs is None:
+            self._core.directory.submit(session, step, self._core.now())
+        else:
+            self.outlet.put(self._intake.writer(session.engine).write_one(message.handle, message.seq, outputs))
 
     def _frame(self, frame: session_pb2.StepFrame, *, whole: bool) -> None:
         try:
