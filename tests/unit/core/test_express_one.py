@@ -146,8 +146,9 @@ def test_a_step_that_ran_at_once_is_replayed_when_it_comes_again(length):
 def test_as_many_answers_as_the_credit_are_kept_of_steps_that_ran_at_once(length):
     core = make()
     for which, session in enumerate(sessions_of(core)):
-        for _ in range(5):
-            assert run_one_now(core, session, step_of(session, *[1.0] * length)) is not None
+        for turn in range(5):
+            totals, *_ = run_one_now(core, session, step_of(session, *[1.0] * length))
+            assert totals[:, 0].tolist() == [11.0 + length * turn + index for index in range(length)]
         assert session.answers.oldest_seq == 6 - CREDITS[which]
 
 

@@ -7,6 +7,7 @@ import asyncio
 
 import numpy as np
 import pytest
+from conveyor_proto.codec import encode
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2 as pb
 from conveyor_server.metrics import Tally
@@ -14,10 +15,15 @@ from conveyor_server.metrics import Tally
 from tests.unit.transport.test_intake import FIRST, Paper, Streams, attach, step, told
 
 STREAMS = 30
+# The session whose steps keep the engine busy.
+BLOCKER = "blocker"
 
 
 class Spy:
-    """Notes which way offers went: rows of those that ran at once, of those that were tried, and of those that flew."""
+    """Notes which way steps went: rows of offers that ran at once, of those that were tried, and of those that flew.
+
+    A lone step is as an offer of one; the ordinary way, it is submitted.
+    """
 
     def __init__(self, server, monkeypatch) -> None:
         self.at_once: list[int] = []
@@ -25,7 +31,12 @@ class Spy:
         self.flew: list[int] = []
         self.offered = asyncio.Event()
         directory = server.directory
-        run_now, offer = directory.run_now, directory.offer
+        run_now, offer, run_one_now, submit = (
+            directory.run_now,
+            directory.offer,
+            directory.run_one_now,
+            directory.submit,
+        )
 
         def noted_run_now(steps, now):
             outputs = run_now(steps, now)
@@ -37,8 +48,21 @@ class Spy:
             self.offered.set()
             return offer(steps, now)
 
+        def noted_run_one_now(seat, step, now):
+            outputs = run_one_now(seat, step, now)
+            (self.in_vain if outputs is None else self.at_once).append(1)
+            return outputs
+
+        def noted_submit(session, step, now):
+            if session.id != BLOCKER:
+                self.flew.append(1)
+                self.offered.set()
+            submit(session, step, now)
+
         monkeypatch.setattr(directory, "run_now", noted_run_now)
         monkeypatch.setattr(directory, "offer", noted_offer)
+        monkeypatch.setattr(directory, "run_one_now", noted_run_one_now)
+        monkeypatch.setattr(directory, "submit", noted_submit)
 
 
 class Single:
@@ -64,7 +88,7 @@ class Way:
         self.held = 0
         # Long, as far as the driver can know.
         server.driver.inline_run_s = 0.0 if name == "elsewhere" else 10.0
-        self._blocker = Single(server, "blocker") if name == "behind" else None
+        self._blocker = Single(server, BLOCKER) if name == "behind" else None
 
     async def begin(self) -> None:
         """Before a turn."""
@@ -182,6 +206,106 @@ async def test_a_train_is_one_row_whichever_way_it_goes(make_server, way_of, mak
     way.counted(steps=6, time_steps=6, batches=[1, 1])
 
 
+@pytest.mark.parametrize("handle", [0, 1, 300])
+async def test_a_lone_step_is_one_run_whichever_way_it_goes(server, way_of, handle) -> None:
+    way, paper = way_of(server), Paper()
+    call = server.grpc._streams.enter(paper, {})
+    for other in {handle, 5}:
+        attach(call, paper, other, "sum", f"s{other}")
+    rows = [[1.0], [2.0, -1.0, 4.0], [0.5], [3.0] * 8, [1.0]]
+    total, sent, answers = FIRST, [], []
+    for seq, row in enumerate(rows, 1):
+        await way.begin()
+        # A client that claims more than it can hold is answered all the same.
+        sent.append(step(handle, seq, *row, acked_seq=seq - 1 if seq % 2 else seq + 1))
+        call.receive(sent[-1])
+        await way.end()
+        expected = total + np.cumsum(row)
+        total = float(expected[-1])
+        answers += await paper.take(1)
+        assert answers[-1] == result_of(handle, seq, expected)
+    way.went(*[1] * len(rows))
+    way.counted(steps=5, time_steps=14, batches=[1] * 5)
+    # Either way the last answer is kept, and the one before it is held by the client.
+    call.receive(sent[-1])
+    (again,) = await paper.take(1)
+    answers[-1].result.replayed = True
+    assert again == answers[-1]
+    call.receive(sent[-2])
+    assert told(*await paper.take(1)) == (4, e.ERROR_REASON_STEP_ANSWER_EVICTED)
+    assert server.metrics.of(server.engine).replayed == 1
+
+
+@pytest.mark.parametrize(
+    ("seq", "value", "reason"),
+    [
+        (3, 1.0, e.ERROR_REASON_STEP_GAP),
+        (1, 5.0, e.ERROR_REASON_STEP_CONFLICT),
+        (2, "POISON", e.ERROR_REASON_MODEL_FAILED),
+        (2, "BUG", e.ERROR_REASON_MODEL_FAILED),
+        (2, float("nan"), e.ERROR_REASON_INPUT_NON_FINITE),
+    ],
+)
+async def test_a_lone_step_with_something_amiss_is_tried_once_and_submitted(
+    server, monkeypatch, seq, value, reason
+) -> None:
+    spy, stream = Spy(server, monkeypatch), Single(server, "s0")
+    server.driver.inline_run_s = 10.0
+    stream.call.receive(step(1, 1, 1.0))
+    await stream.paper.take(1)
+    stream.call.receive(step(1, seq, getattr(server.runner, value) if isinstance(value, str) else value))
+    assert told(*await stream.paper.take(1)) == (seq, reason)
+    # What cannot be used is not tried.
+    tried = [] if reason == e.ERROR_REASON_INPUT_NON_FINITE else [1]
+    assert (spy.at_once, spy.in_vain, spy.flew) == ([1], tried, [1])
+    figures = server.metrics.of(server.engine)
+    assert (figures.steps, sum(server.metrics.errors.values())) == (1, 1)
+    # And the next one goes at once again.
+    stream.call.receive(step(1, 2, 1.0))
+    assert told(*await stream.paper.take(1)) == [FIRST + 2]
+    assert spy.at_once == [1, 1]
+
+
+async def test_a_step_that_is_not_all_that_came_waits_for_the_others(server, monkeypatch, make_frame) -> None:
+    """Beside another message or a frame it is not run by itself: what comes together runs together."""
+    spy, streams = Spy(server, monkeypatch), [Single(server, "s0"), Single(server, "s1")]
+    server.driver.inline_run_s = 10.0
+    streams[0].call.receive(step(1, 1, 1.0))
+    streams[1].call.receive(step(1, 1, 1.0))
+    assert [told(*await stream.paper.take(1)) for stream in streams] == [[FIRST + 1]] * 2
+    streams[0].call.receive(step(1, 2, 1.0))
+    streams[1].call.receive(request(make_frame([1], [2], [[1.0]])))
+    assert told(*await streams[0].paper.take(1)) == [FIRST + 2]
+    (answer,) = await streams[1].paper.take(1)
+    assert np.frombuffer(answer.frame.columns[0], np.float64).tolist() == [FIRST + 2]
+    assert spy.at_once == spy.in_vain == []
+    assert server.runner.rows == [2, 2]
+
+
+async def test_a_step_too_long_for_one_run_is_submitted(server, monkeypatch) -> None:
+    spy, stream = Spy(server, monkeypatch), Single(server, "s0")
+    server.driver.inline_run_s = 10.0
+    stream.call.receive(step(1, 1, *[1.0] * 9))
+    assert told(*await stream.paper.take(1)) == [FIRST + 1 + index for index in range(9)]
+    assert (spy.at_once, spy.in_vain, spy.flew) == ([], [], [1])
+    assert server.runner.rows == [1, 1]
+
+
+async def test_what_was_told_about_a_session_before_is_told_before_a_step_that_runs_at_once(
+    server, monkeypatch
+) -> None:
+    """Messages of one turn are answered in their order, though only one of the answers takes the way of events."""
+    spy, stream = Spy(server, monkeypatch), Single(server, "s0")
+    attach(stream.call, stream.paper, 2, "sum", "s1")
+    server.driver.inline_run_s = 10.0
+    stream.call.receive(pb.StreamRequest(detach=pb.DetachSession(handle=2)).SerializeToString())
+    stream.call.receive(step(1, 1, 1.0))
+    detached, answer = await stream.paper.take(2)
+    assert detached.detached.handle == 2
+    assert told(answer) == [FIRST + 1]
+    assert spy.at_once == [1]
+
+
 async def test_a_turn_with_something_amiss_is_tried_once_and_flies(server, monkeypatch) -> None:
     spy, streams = Spy(server, monkeypatch), Streams(server, STREAMS)
     server.driver.inline_run_s = 10.0
@@ -190,7 +314,8 @@ async def test_a_turn_with_something_amiss_is_tried_once_and_flies(server, monke
     answers = await streams.answers()
     assert [answer for index, answer in enumerate(answers) if index != 5] == [[[FIRST + 1]]] * (STREAMS - 1)
     assert answers[5] == [(3, e.ERROR_REASON_STEP_GAP)]
-    assert (spy.at_once, spy.in_vain, spy.flew) == ([], [STREAMS], [STREAMS])
+    # The one that is amiss is none of the flight, and is submitted by itself.
+    assert (spy.at_once, spy.in_vain, spy.flew) == ([], [STREAMS], [STREAMS, 1])
     assert server.runner.rows == [STREAMS - 1]
     assert server.metrics.of(server.engine).steps == STREAMS - 1
     assert sum(server.metrics.errors.values()) == 1
@@ -211,6 +336,12 @@ async def test_a_run_that_fails_at_once_fails_for_who_is_to_blame(server, monkey
         streams.send(index, 1 if index == 5 else 2, 1.0)
     assert await streams.answers() == [[[FIRST + 1 if index == 5 else FIRST + 2]] for index in range(8)]
     assert spy.at_once == [8]
+
+
+def result_of(handle: int, seq: int, totals: np.ndarray) -> pb.StreamResponse:
+    """As protobuf would write it."""
+    outputs = [encode(totals[:, np.newaxis], "total"), encode(totals[-1:], "last")]
+    return pb.StreamResponse(result=pb.StepResult(handle=handle, seq=seq, outputs=outputs))
 
 
 def request(frame: pb.StepFrame) -> bytes:
