@@ -32,6 +32,7 @@ def describe(target: str, spec: LoadSpec, processes: int) -> str:
         *(["frames"] if spec.frames else []),
         *([f"{spec.time_steps} time steps a step"] if spec.time_steps > 1 else []),
         *([f"{spec.in_flight} steps in flight"] if spec.in_flight > 1 else []),
+        *(["steps without room given up"] if spec.shed else []),
         *(["echo"] if spec.echo else []),
     ]
     return f"{spec.model} on {target}: {', '.join(parts)}"
@@ -50,6 +51,8 @@ def format_report(spec: LoadSpec, result: LoadResult) -> str:
                 f"{result.unsent:,} steps that fell due: their sessions had none free, the oldest for {waited}",
             )
         )
+    if result.shed:
+        lines.append(("given up", f"{result.shed:,} steps, as they fell due: their sessions had none free"))
     served = result.served_streams
     lines.append(
         (
@@ -105,6 +108,7 @@ def to_json(target: str, spec: LoadSpec, processes: int, result: LoadResult) -> 
         "refused": {reason: _histogram(took) for reason, took in result.refused.items()},
         "unsent": result.unsent,
         "unsent_oldest_s": result.unsent_oldest_s,
+        "shed": result.shed,
         "streams": {
             "active": result.active_streams,
             "fewest_steps": int(result.served_streams.min()),

@@ -88,6 +88,8 @@ class LoadSpec:
                 raise ValueError(f"{name} is 1 or more, not {getattr(self, name)}")
         if self.pattern is not Pattern.CLOSED and not self.rate_per_s > 0:
             raise ValueError(f"pattern {self.pattern} needs a rate of steps per second")
+        if self.shed and self.pattern is Pattern.CLOSED:
+            raise ValueError("shed is for steps that fall due: a closed loop has none to give up, see pattern")
         if not self.burst_s > 0:
             raise ValueError(f"burst_s is a number of seconds above 0, not {self.burst_s}")
 

@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser, target: str) -> None:
     load.add_argument("--burst-s", type=float, default=0.1, metavar="S", help="between bursts; default: %(default)s")
     load.add_argument("--frames", action="store_true", help="send the steps of a stream's sessions in one message")
     load.add_argument("--in-flight", type=int, default=1, metavar="K", help="unanswered steps of a session; default: 1")
+    load.add_argument(
+        "--shed",
+        action="store_true",
+        help="poisson and burst: give a step up that falls due while its session has K unanswered; default: it waits",
+    )
     load.add_argument("--chunk", type=int, default=1, metavar="T", help="time steps of a step; default: %(default)s")
     load.add_argument(
         "--integers-below", type=int, default=2, metavar="N", help="token ids are drawn below; default: 2"
@@ -119,6 +124,7 @@ def _spec(arguments: argparse.Namespace) -> Any:
         burst_s=arguments.burst_s,
         frames=arguments.frames,
         in_flight=arguments.in_flight,
+        shed=arguments.shed,
         time_steps=arguments.chunk,
         echo=arguments.echo,
         integers_below=arguments.integers_below,

@@ -1,5 +1,6 @@
 """`conveyor bench`: what is refused before any load is put on, and how a result is told."""
 
+import argparse
 import json
 import re
 import subprocess
@@ -13,6 +14,7 @@ from conveyor.bench.histogram import Histogram
 from conveyor.bench.plot import draw
 from conveyor.bench.report import describe, format_progress, format_report, notes, to_json
 from conveyor.bench.worker import Snapshot
+from conveyor.cli.bench import _spec, add_arguments
 from conveyor.cli.main import main
 
 
@@ -43,6 +45,7 @@ def result(**more):
         (["--pattern", "poisson"], "needs a rate"),
         (["--seconds", "0"], "--seconds"),
         (["--in-flight", "0"], "in_flight"),
+        (["--shed"], "a closed loop has none to give up"),
         (["--plot", "latency.jpg"], ".png or .svg"),
         (["--json", "nowhere/at/all.json"], "no folder"),
     ],
@@ -90,9 +93,10 @@ def test_shares_add_up():
 
 def test_results_of_processes_add_up():
     whole = LoadResult()
-    whole.add(result(requests=3, refused={"OVERLOADED": histogram(1)}, unsent=2, unsent_oldest_s=0.5))
-    whole.add(result(elapsed_s=2.5, requests=4, refused={"OVERLOADED": histogram(2), "DRAINING": histogram(3)}))
+    whole.add(result(requests=3, refused={"OVERLOADED": histogram(1)}, unsent=2, unsent_oldest_s=0.5, shed=5))
+    whole.add(result(elapsed_s=2.5, requests=4, shed=6, refused={"OVERLOADED": histogram(2), "DRAINING": histogram(3)}))
     assert (whole.steps, whole.requests, whole.unsent, whole.elapsed_s) == (2000, 7, 2, 2.5)
+    assert whole.shed == 11
     assert {reason: took.count for reason, took in whole.refused.items()} == {"OVERLOADED": 2, "DRAINING": 1}
     assert whole.latency.count == 200
     assert whole.served.tolist() == [400, 600, 400, 600]
@@ -113,6 +117,23 @@ def test_the_report_tells_what_happened():
     ):
         assert re.search(expected, text), text
     assert "note" not in text
+    assert "given up" not in text
+
+
+def test_steps_that_were_given_up_are_told():
+    spec = LoadSpec(model="m", pattern=Pattern.POISSON, rate_per_s=100, shed=True)
+    assert re.search(r"given up +1,234 steps", format_report(spec, result(shed=1234)))
+    assert "steps without room given up" in describe("h:1", spec, 1)
+    found = to_json("h:1", spec, 1, result(shed=1234))
+    assert (found["shed"], found["load"]["shed"]) == (1234, True)
+
+
+@pytest.mark.parametrize("shed", [False, True])
+def test_what_is_given_up_is_the_user_s_choice(shed):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, "h:1")
+    given = ["--model", "m", "--pattern", "burst", "--rate", "5", *(["--shed"] if shed else [])]
+    assert _spec(parser.parse_args(given)).shed is shed
 
 
 def test_figures_that_are_the_client_s_own_are_called_so():

@@ -67,6 +67,10 @@ def test_the_refusal_of_a_step_that_is_not_on_its_way_is_an_error():
             ledger.fail(0, seq, 1)
 
 
+# Whether a session has its answer by now.
+BACK = st.booleans()
+
+
 def open_loop(**more):
     return LoadSpec(model="m", sessions=20, pattern=Pattern.POISSON, rate_per_s=1000, in_flight=2, **more)
 
@@ -125,6 +129,39 @@ def test_every_step_that_falls_due_is_sent_once_in_order_with_its_own_time(data)
         assert mine == [time for s, time in due if s == session][: len(mine)]
     left = sorted(time for s, time in due if (s, time) not in set(sent))
     assert not left or arrivals.oldest_ns() == left[0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_step_that_finds_no_room_as_it_falls_due_is_given_up_and_all_others_are_sent(data):
+    spec = open_loop(seed=data.draw(st.integers(0, 99)), shed=True)
+    arrivals = Arrivals(spec, 0, np.random.default_rng(spec.seed))
+    everything = Arrivals(open_loop(seed=spec.seed), 0, np.random.default_rng(spec.seed))
+    ledger = Ledger(20, spec.in_flight)
+    now_ns, due, sent, answered, refused = 0, 0, 0, 0, 0
+    for _ in range(data.draw(st.integers(1, 25))):
+        now_ns += data.draw(st.integers(0, 60_000_000))
+        back = [s for s in range(20) if ledger.sent[s] > ledger.applied[s] + ledger.failed[s] and data.draw(BACK)]
+        failing = [s for s in back if ledger.failed[s] or data.draw(st.booleans())]
+        good = [s for s in back if s not in failing]
+        ledger.answer(integers(*good), ledger.applied[good] + 1, now_ns)
+        for session in failing:
+            ledger.fail(session, int(ledger.applied[session] + ledger.failed[session]) + 1, now_ns)
+        answered, refused = answered + len(good), refused + len(failing)
+        # One by one, as they fell due, while their session has room: the first of each session's, and no more.
+        room = ledger.room(np.arange(20)).tolist()
+        expected = []
+        for session, time in zip(*everything.due(now_ns, integers(), Ledger(20, 10_000)), strict=True):
+            due += 1
+            if room[session]:
+                room[session] -= 1
+                expected.append((session, time))
+        sessions, times = arrivals.due(now_ns, integers(*back), ledger)
+        assert list(zip(sessions, times, strict=True)) == expected
+        ledger.send(sessions, times)
+        sent += len(sessions)
+        assert due == answered + refused + arrivals.waiting + arrivals.shed + ledger.unanswered
+        assert (sent, arrivals.waiting) == (answered + refused + ledger.unanswered, 0)
 
 
 @pytest.mark.parametrize(("sessions", "streams", "connections"), [(1, 1, 1), (10, 4, 3), (256, 256, 8), (7, 7, 7)])

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import trustme
 from conveyor.bench import Load, LoadError, LoadSpec, Pattern
+from conveyor.bench.arrivals import Arrivals
 from conveyor.bench.http2 import PREFACE, Flag, Frame, Setting, frame, message, settings, window_update
 from conveyor_proto.reasons import Fault, to_status
 from conveyor_proto.v1 import errors_pb2 as e
@@ -319,6 +320,37 @@ def test_an_open_loop_keeps_its_rate(start, pattern, shape):
     assert 350 < result.steps + result.unsent < 650
     assert result.steps > 300
     assert result.latency.count == result.steps
+
+
+@pytest.mark.parametrize("shed", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("pattern", [Pattern.POISSON, Pattern.BURST])
+def test_what_falls_due_is_answered_refused_given_up_or_left_over(start, monkeypatch, pattern, shape, shed):
+    """Nothing is lost and nothing counted twice, in each of two runs; all that was on its way came back."""
+    peer, spec, due = start(), SHAPES[shape], []
+    peer.refuse = {2, 5}
+
+    def take(arrivals, now_ns):
+        sessions, times = original(arrivals, now_ns)
+        due.append(len(sessions))
+        return sessions, times
+
+    original = Arrivals._take
+    monkeypatch.setattr(Arrivals, "_take", take)
+    # A burst is more than the sessions may have on their way, however fast they are answered.
+    rate = {"rate_per_s": 8000, "burst_s": 0.03}
+    with loaded(peer, **spec, pattern=pattern, **rate, shed=shed) as load:
+        for _ in range(2):
+            result = load.run(0.1)
+            refused = sum(took.count for took in result.refused.values())
+            assert sum(due) == result.steps + refused + result.unsent + result.shed
+            assert result.steps == result.latency.count == result.served.sum() > 0
+            if shed:
+                assert (result.unsent, result.unsent_oldest_s) == (0, 0.0)
+                assert result.shed > 0 or pattern is Pattern.POISSON
+            else:
+                assert result.shed == 0
+            due.clear()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
