@@ -28,7 +28,7 @@ from benchmarks.stage import MODEL, Stage, resident_bytes, say, stage
 SHARE, BESIDE_BYTES = 1.3, 300
 STREAM_BYTES = 25 << 10
 RATE = 0.90
-_LOOK_S = 0.1
+_LOOK_S = 1.5
 _PATIENCE_S = 60.0
 
 

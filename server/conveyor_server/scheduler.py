@@ -65,6 +65,10 @@ class Scheduler:
         cohort.taken.add(member)
         self._size -= 1
 
+    def waits(self, length: int) -> bool:
+        """A step of about that many time steps waits."""
+        return bool(self._size and self._buckets[self._bucket(length)])
+
     def share(self, step: Step) -> int:
         """Time steps that the next batch would take of a step, 1 to quantum."""
         return min(step.remaining, self.quantum)

@@ -21,7 +21,7 @@ class SlotPool:
         self.capacity = capacity
         self.free = capacity
         # A stack, last in, first out: the slab touches as few pages as there were sessions at once.
-        self._stack = np.arange(capacity - 1, -1, -1, dtype=np.int64)
+        self._stack = np.arange(capacity - 1, -1, -1, dtype=np.int32)
 
     def acquire(self) -> int:
         """Takes a free slot; IndexError when there is none (the engine's reserve makes that a defect)."""
@@ -32,7 +32,7 @@ class SlotPool:
         if count > self.free:
             raise IndexError(f"{count} slots are wanted and {self.free} of {self.capacity} are free")
         self.free -= count
-        return self._stack[self.free : self.free + count].copy()
+        return self._stack[self.free : self.free + count].astype(np.int64)
 
     def release(self, slot: int) -> None:
         """Gives a slot back; its row may be overwritten from now on."""

@@ -131,14 +131,18 @@ class Engine:
         return True
 
     def fits(self, rows: int, length: int) -> bool:
-        """One run can take so many rows of so many time steps each, and nothing is to be run before it."""
+        """One run can take so many rows of so many time steps each, and no step of about that length is before it.
+
+        Steps of other lengths have their turn before any of this one have theirs again: the next batch is theirs.
+        """
         limits = self.limits
         return (
             self._out is None
-            and not self.ready
             and rows <= limits.max_batch
             and length <= limits.quantum
             and rows * length <= limits.max_batch_time_steps
+            and not self._scheduler.waits(length)
+            and not self._suspects
         )
 
     def run_now(self, where: slice | NDArray[np.int64], inputs: Sequence[Array], length: int) -> Sequence[Array] | None:

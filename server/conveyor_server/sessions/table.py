@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 GATE, RECORD, APPLIED_SEQ, AHEAD, CREDIT, ALOFT, FAILED_SEQ, FLIGHT = range(8)
 FIRST_SEQ, LAST_SEQ, BASE_SEQ, KEPT, APPLIED_TIME_STEPS = range(8, 13)
 # These are float64.
-LAST_USED_AT, CREATED_AT = range(13, 15)
-# With one to spare: 128 bytes a row are two lines of the cache, where they begin with one.
+LAST_USED_AT, CREATED_AT, IDLE_TIMEOUT_S = range(13, 16)
+# 128 bytes a row are two lines of the cache, where they begin with one.
 _COLUMNS = 16
 _CACHE_LINE = 64
 # A row of cells as one item, which numpy copies faster than its columns.
@@ -49,7 +49,7 @@ class SessionTable:
             where last < first.
         kept: 1: the session keeps answers of its own beside its Record.
         created_at, last_used_at: see Session.
-        idle_timeout_s: of SessionOptions; infinity in a row that is free.
+        idle_timeout_s: of SessionOptions; 0 in a row that is free.
         flights: by number.
         parked: those of them with members that wait for an earlier flight, the oldest first.
     """
@@ -66,8 +66,7 @@ class SessionTable:
         self.first_seq, self.last_seq = self._column(FIRST_SEQ), self._column(LAST_SEQ)
         self.base_seq, self.kept = self._column(BASE_SEQ), self._column(KEPT)
         self.created_at, self.last_used_at = self._moments(CREATED_AT), self._moments(LAST_USED_AT)
-        # Apart: in every row, and so on every page, it is something else than 0.
-        self.idle_timeout_s = np.full(capacity, np.inf)
+        self.idle_timeout_s = self._moments(IDLE_TIMEOUT_S)
         self.flights: dict[int, Flight] = {}
         self.parked: dict[int, Flight] = {}
 
@@ -94,7 +93,7 @@ class SessionTable:
     def remove(self, row: int) -> None:
         """The session is gone; its row is free."""
         self.sessions[row] = None
-        self.idle_timeout_s[row] = np.inf
+        self.idle_timeout_s[row] = 0.0
         self.gate[row] = 0
         self.rows.release(row)
 
@@ -105,6 +104,7 @@ class SessionTable:
     def idle(self, now: float) -> tuple[NDArray[np.int64], float]:
         """Rows whose idle limit has passed, and when the next one does. Some 10 ns for each row of the table."""
         due_at = self.last_used_at + self.idle_timeout_s
+        due_at[self.idle_timeout_s == 0] = np.inf
         rows = np.flatnonzero(due_at <= now)
         due_at[rows] = np.inf
         return rows, float(due_at.min(initial=np.inf))

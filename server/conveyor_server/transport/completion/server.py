@@ -4,6 +4,7 @@ Invariants: an event that is polled is taken; an exception in one event keeps no
 go once its last tag has come back.
 """
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
@@ -53,6 +54,7 @@ class CompletionServer:
     def __init__(self, server: grpc.Server, *, max_unsent_bytes: int) -> None:
         self.max_unsent_bytes = max_unsent_bytes
         self.touched: list[Stream] = []
+        self.condition = threading.Condition()
         self.stopped = False
         self._server = server
         self._inline = _Inline(1)

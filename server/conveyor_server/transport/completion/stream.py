@@ -4,6 +4,7 @@ Invariants: one send and one receive are under way at most; nothing of the call'
 exception in what is served ends this stream only.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -22,10 +23,12 @@ class Home(Protocol):
     Attributes:
         touched: streams that are to be advanced at the end of this turn.
         max_unsent_bytes: a stream with more than this unsent reads no request.
+        condition: of all calls.
     """
 
     touched: list["Stream"]
     max_unsent_bytes: int
+    condition: threading.Condition
 
     def over(self, rpc: Any) -> None:
         """Nothing of the stream's is under way: if nothing else is, and the call has ended, it is let go."""
@@ -145,7 +148,11 @@ class Stream:
     # ------------------------------------------------------------ within
 
     def _send(self, message: bytes) -> Sequence[Any]:
-        self._next = self._queue.popleft() if self._queue else None
+        self._next = None
+        if self._queue:
+            self._next = self._queue.popleft()
+            # Streams are many, and an empty deque takes 700 bytes.
+            self._queue = self._queue or ()
         self.unsent_bytes -= len(message)
         operation = cygrpc.SendMessageOperation(message, 0)
         if self._greeted:
@@ -169,6 +176,8 @@ class Stream:
             # In the name of all that is under way: the call is not let go before.
             self._held = True
             self._rpc.due.add(self)
+            # Nobody waits at a call that is tags, and a condition of its own takes a kilobyte.
+            self._rpc.condition = self._server.condition
         error = self.call.start_server_batch(operations, tag)
         if error:
             if not self._reading and not self._sending:
