@@ -216,7 +216,7 @@ def draw(found: dict[str, Churned], path: Path) -> None:
 
 def measure(settings: argparse.Namespace) -> Findings:
     """Churns at one server of each transport, all at the same time."""
-    seconds = 20.0 if settings.quick else settings.minutes * 60
+    seconds = 4.0 if settings.quick else settings.minutes * 60
     found: dict[str, Churned] = {}
     with stage() as scene:
         services = {transport: scene.serve("--transport", transport) for transport in settings.transports}

@@ -30,9 +30,13 @@ _LOAD = LoadSpec(model=MODEL, sessions=SESSIONS, streams=SESSIONS, connections=8
 
 
 def _join(connection: Connection, address: str, each_s: float) -> None:
-    """Told to start, sends a prompt as a new session every `each_s` seconds until told to stop; sends how many."""
+    """Told to start, sends a prompt as a new session every `each_s` seconds until told to stop; sends how many.
+
+    Says 0 once it can be told.
+    """
     prompt = np.random.default_rng(3).standard_normal((PROMPT, 64), np.float32)
     with conveyor.connect(address) as client:
+        connection.send(0)
         while connection.recv():
             sent = 0
             while not connection.poll(each_s):
@@ -87,6 +91,7 @@ def measure(settings: argparse.Namespace) -> Findings:
         joining = context.Process(target=_join, args=(theirs, service.address, 1 / settings.prompts), daemon=True)
         joining.start()
         on.undo.callback(joining.kill)
+        ours.recv()
         say(f"{rounds} rounds of {seconds:g} s without and beside {settings.prompts:g} prompts a second")
         load.run(seconds / 2)
         results: list[dict[str, Any]] = []

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from benchmarks.service import Service
 
+# Where a repository is that `python -m benchmarks.model` has made: it is used as it is, and nothing is exported.
+# Not a name of the server's: it takes none that it does not know.
+MODELS_VARIABLE = "BENCH_MODELS"
 # As benchmarks.model names it: 2048 bytes of state a session.
 MODEL = "bench-lstm"
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -26,8 +29,8 @@ class Stage:
         undo: what else is to be ended with the stage.
     """
 
-    def __init__(self, folder: Path, undo: contextlib.ExitStack) -> None:
-        self.models = folder / "models"
+    def __init__(self, models: Path, folder: Path, undo: contextlib.ExitStack) -> None:
+        self.models = models
         self.undo = undo
         self._folder = folder
         self._servers = 0
@@ -48,13 +51,16 @@ class Stage:
 
 @contextlib.contextmanager
 def stage() -> Iterator[Stage]:
-    """Exports the model, in a process of its own, and makes room for servers of it."""
+    """Exports the model, in a process of its own, unless MODELS_VARIABLE names one; makes room for servers of it."""
     with contextlib.ExitStack() as undo:
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="conveyor-bench-")))
-        say("exporting the model")
-        export = [sys.executable, "-m", "benchmarks.model", str(folder / "models")]
-        subprocess.run(export, check=True, stdout=subprocess.DEVNULL)
-        yield Stage(folder, undo)
+        given = os.environ.get(MODELS_VARIABLE)
+        models = Path(given) if given else folder / "models"
+        if not given:
+            say("exporting the model")
+            export = [sys.executable, "-m", "benchmarks.model", str(models)]
+            subprocess.run(export, check=True, stdout=subprocess.DEVNULL)
+        yield Stage(models, folder, undo)
 
 
 def resident_bytes(pid: int) -> int:
