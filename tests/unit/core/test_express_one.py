@@ -171,6 +171,32 @@ def test_a_step_that_was_refused_and_runs_at_once_is_forgotten_as_a_failure():
     assert (session.failed_seq, session.applied_seq) == (0, 1)
 
 
+@pytest.mark.parametrize("together", [False, True], ids=["one", "many"])
+def test_single_tokens_run_at_once_between_the_quanta_of_a_prompt(together):
+    """Neither changes the other; steps as long as what is left of the prompt wait with it, and so does its session."""
+    core = make()
+    prompting, *others = sessions_of(core)
+    core.send(prompting, 1, *[1.0] * 10)
+    moment = 0
+    while core.engine.ready:
+        moment += 1
+        assert core.engine.fits(len(others), 1)
+        if together:
+            assert run_now(core, core.items(others, 1.0)) is not None
+        else:
+            for session in others:
+                assert run_one_now(core, session, step_of(session, 1.0)) is not None
+        # The prompt goes on in quanta of 4, and a last part of 2.
+        assert not core.engine.fits(1, 4 if moment < 3 else 2)
+        step = step_of(prompting, 1.0, seq=2)
+        assert core.directory.run_one_now(prompting.attachment, step, core.now) is None
+        assert core.run_one() == 1
+    ((_, said),) = core.told()
+    assert said.totals == [11.0 + index for index in range(10)]
+    assert [session.answers.get(3).outputs[0].tolist() for session in others] == [[[13.0]]] * len(others)
+    core.check_slots()
+
+
 def test_what_a_run_took_is_what_the_next_is_expected_to_take():
     core = make()
     session = sessions_of(core)[0]
