@@ -28,7 +28,7 @@ from benchmarks.stage import MODEL, Stage, resident_bytes, say, stage
 SHARE, BESIDE_BYTES = 1.3, 300
 STREAM_BYTES = 25 << 10
 RATE = 0.90
-_LOOK_S = 1.5
+_LOOK_S, _QUICK_LOOK_S = 1.5, 0.2
 _PATIENCE_S = 60.0
 
 
@@ -123,18 +123,18 @@ def state_bytes(service: Service) -> int:
     return int(model.spec.state_bytes)
 
 
-def settled(service: Service) -> int:
-    """Resident bytes, once they change no more. Nothing tells when that is, so this looks often."""
+def settled(service: Service, look_s: float) -> int:
+    """Resident bytes, once they change no more. Nothing tells when that is, so this looks every `look_s` seconds."""
     resident, end = resident_bytes(service.pid), time.monotonic() + _PATIENCE_S
     while time.monotonic() < end:
-        time.sleep(_LOOK_S)
+        time.sleep(look_s)
         before, resident = resident, resident_bytes(service.pid)
         if abs(resident - before) < 1 << 16:
             return resident
     return resident
 
 
-def measure_idle(on: Stage, sessions: int) -> Idle:
+def measure_idle(on: Stage, sessions: int, look_s: float) -> Idle:
     """Creates sessions, has each take a step, and lets go of them."""
     service = on.serve("--max-sessions", str(sessions * 11 // 10 + 1000), "--idle-timeout-s", "3600")
     spec = LoadSpec(model=MODEL, sessions=1024, streams=16, connections=4, frames=True, opening=512)
@@ -142,19 +142,19 @@ def measure_idle(on: Stage, sessions: int) -> Idle:
     warm = Load(service.address, spec)
     warm.open()
     warm.close()
-    before = settled(service)
+    before = settled(service, look_s)
     load = Load(service.address, dataclasses.replace(spec, sessions=sessions))
     say(f"creating {sessions:,} sessions")
     try:
         load.open()
-        attached = settled(service)
+        attached = settled(service, look_s)
     finally:
         load.abandon()
-    detached = settled(service)
+    detached = settled(service, look_s)
     return Idle(before, attached, detached, sessions, state_bytes(service))
 
 
-def measure_crowd(on: Stage, streams: int, seconds: float, rounds: int) -> Crowd:
+def measure_crowd(on: Stage, streams: int, seconds: float, rounds: int, look_s: float) -> Crowd:
     """Opens many streams beside busy ones."""
     service = on.serve("--max-sessions", str(streams + 1000), "--idle-timeout-s", "3600")
     busy = LoadSpec(model=MODEL, sessions=256, streams=256, connections=8)
@@ -164,7 +164,7 @@ def measure_crowd(on: Stage, streams: int, seconds: float, rounds: int) -> Crowd
     with Fleet(service.address, busy, 1) as fleet:
         fleet.run(min(1.0, seconds))
         alone = [fleet.run(seconds).steps_per_s for _ in range(rounds)]
-        before = settled(service)
+        before = settled(service, look_s)
         load = Load(service.address, crowd)
         try:
             say(f"opening {streams:,} streams under load")
@@ -174,7 +174,7 @@ def measure_crowd(on: Stage, streams: int, seconds: float, rounds: int) -> Crowd
             opened_s = time.monotonic() - began
             at_once = load.run(seconds)
             under_load.stop()
-            after = settled(service)
+            after = settled(service, look_s)
             beside = []
             for _ in range(rounds):
                 load.tend()
@@ -214,9 +214,10 @@ def measure(settings: argparse.Namespace) -> Findings:
     """Both parts, a server each."""
     if settings.quick:
         settings.sessions, settings.streams, settings.seconds, settings.rounds = 2000, 300, 0.2, 1
+    look_s = _QUICK_LOOK_S if settings.quick else _LOOK_S
     with stage() as on:
-        idle = measure_idle(on, settings.sessions)
-        crowd = measure_crowd(on, settings.streams, settings.seconds, settings.rounds)
+        idle = measure_idle(on, settings.sessions, look_s)
+        crowd = measure_crowd(on, settings.streams, settings.seconds, settings.rounds, look_s)
     figures = {
         "idle": {**dataclasses.asdict(idle), "detached_each": idle.each(idle.detached)},
         "crowd": {
