@@ -232,11 +232,11 @@ class Directory:
         session.regate()
 
     def run_now(self, offer: Offer, now: float) -> Sequence[Array] | None:
-        """Runs an offer's steps at once; see express. Its engine has nothing to run."""
+        """Runs an offer's steps at once; see express. They fit (Engine.fits)."""
         return None if self.draining else express.run_now(self.table, offer, now)
 
     def run_one_now(self, seat: Attachment, step: Submission, now: float) -> Sequence[Array] | None:
-        """Runs one valid step at once; see express. Its engine has nothing to run."""
+        """Runs one valid step at once; see express. They fit (Engine.fits)."""
         return None if self.draining else express.run_one_now(seat, step, now)
 
     def offer(self, offer: Offer, now: float) -> NDArray[np.int64]:

@@ -28,11 +28,11 @@ from conveyor_server.sessions.table import (
 
 
 def run_now(table: SessionTable, offer: Offer, now: float) -> Sequence[Array] | None:
-    """Runs an offer at once; the engine has nothing to run.
+    """Runs an offer at once, which fits (Engine.fits).
 
     Args:
         table: the sessions.
-        offer: its members fit into one run.
+        offer: what is to be run.
         now: seconds of the driver's clock.
 
     Returns:

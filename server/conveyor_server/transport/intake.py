@@ -95,6 +95,8 @@ class Intake:
         loners = {senders[index] for index in alone}
         if len(parts) > 1:
             loners |= _torn(parts)
+        # What goes alone is of other sessions, and has its turn after these.
+        whole = whole and len(parts) == 1
         for part in parts:
             alone += self._take_part(part, loners, senders, data, whole=whole)
         for index in sorted(alone):
@@ -112,8 +114,8 @@ class Intake:
             if not len(part.rows):
                 return alone
         offer: Offer | None = None
-        if whole and len(part.rows) == len(data):
-            if len(set(part.rows.tolist())) == len(data):
+        if whole:
+            if len(set(part.rows.tolist())) == len(part.rows):
                 offer = self._offer(part, distinct=True)
                 if self._core.run_now(offer):
                     return alone
