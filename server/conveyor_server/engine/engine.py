@@ -130,6 +130,10 @@ class Engine:
         self._settlement.roll_back(step)
         return True
 
+    def waits(self, length: int) -> bool:
+        """Steps of about that many time steps wait, and no batch is out."""
+        return self._out is None and self._scheduler.waits(length)
+
     def fits(self, rows: int, length: int) -> bool:
         """One run can take so many rows of so many time steps each, and no step of about that length is before it.
 

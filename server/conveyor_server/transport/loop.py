@@ -34,6 +34,8 @@ class _Lane:
     def __init__(self, engine: Engine, figures: ModelFigures) -> None:
         self.figures = figures
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{engine.model}-{engine.version}")
+        # The last turn left something over.
+        self.left = False
         # Set while no batch is out and nothing is ready.
         self.idle = asyncio.Event()
         self.idle.set()
@@ -138,7 +140,14 @@ class Driver:
         return outputs
 
     def _can_run_now(self, engine: Engine, rows: int, length: int) -> bool:
-        if not engine.fits(rows, length) or engine.run_times.expected_s(rows, length) > self.inline_run_s:
+        if engine.run_times.expected_s(rows, length) > self.inline_run_s:
+            return False
+        lane = self._lanes[engine]
+        if lane.left and engine.waits(length):
+            # Were it not run first, what comes would fly behind it, and leave something over again, as long as there
+            # is much to do.
+            self._run_next(engine, lane)
+        if not engine.fits(rows, length):
             return False
         # What happened to the sessions before is told before.
         self.route()
@@ -199,17 +208,20 @@ class Driver:
         for gather in self._gathers:
             gather()
         self.route()
-        now = self.now()
         for engine, lane in self._lanes.items():
-            batch = engine.next_batch(now)
-            if batch is None:
-                continue
-            lane.idle.clear()
-            if engine.run_times.expected_s(batch.rows, batch.longest) <= self.inline_run_s:
-                self._deliver(engine, lane, batch, _run(engine, batch))
-            else:
-                lane.thread.submit(self._run_elsewhere, engine, lane, batch)
+            self._run_next(engine, lane)
+            lane.left = engine.ready > 0
         self._watch()
+
+    def _run_next(self, engine: Engine, lane: _Lane) -> None:
+        batch = engine.next_batch(self.now())
+        if batch is None:
+            return
+        lane.idle.clear()
+        if engine.run_times.expected_s(batch.rows, batch.longest) <= self.inline_run_s:
+            self._deliver(engine, lane, batch, _run(engine, batch))
+        else:
+            lane.thread.submit(self._run_elsewhere, engine, lane, batch)
 
     def _run_elsewhere(self, engine: Engine, lane: _Lane, batch: Batch) -> None:
         result = _run(engine, batch)
