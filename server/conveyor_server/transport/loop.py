@@ -140,9 +140,10 @@ class Driver:
         return outputs
 
     def _can_run_now(self, engine: Engine, rows: int, length: int) -> bool:
-        if engine.run_times.expected_s(rows, length) > self.inline_run_s:
+        lane = self._lanes.get(engine)
+        # A stream may not have been told yet that a model is gone, and its sessions with it.
+        if lane is None or engine.run_times.expected_s(rows, length) > self.inline_run_s:
             return False
-        lane = self._lanes[engine]
         if lane.left and engine.waits(length):
             # Were it not run first, what comes would fly behind it, and leave something over again, as long as there
             # is much to do.

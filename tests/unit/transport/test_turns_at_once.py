@@ -346,3 +346,22 @@ def result_of(handle: int, seq: int, totals: np.ndarray) -> pb.StreamResponse:
 
 def request(frame: pb.StepFrame) -> bytes:
     return pb.StreamRequest(frame=frame).SerializeToString()
+
+
+@pytest.mark.parametrize("streams", [1, 5], ids=["a lone step", "several steps"])
+async def test_a_step_for_a_model_that_has_just_gone_hurts_nobody(server, streams) -> None:
+    """Between the end of an engine and the word of it to the streams, their steps still come."""
+    server.driver.inline_run_s = 10.0
+    singles = [Single(server, f"s{index}") for index in range(streams)]
+    for single in singles:
+        single.call.receive(step(1, 1, 1.0))
+    assert [told(*await single.paper.take(1)) for single in singles] == [[FIRST + 1]] * streams
+    server.directory.close_all(server.engine, pb.DETACH_CAUSE_MODEL_UNLOADED, server.driver.now())
+    await server.driver.remove(server.engine)
+    for single in singles:
+        single.call.receive(step(1, 2, 1.0))
+    for single in singles:
+        (gone,) = await single.paper.take(1)
+        assert gone.detached.cause == pb.DETACH_CAUSE_MODEL_UNLOADED
+        assert gone.detached.applied_seq == 1
+    assert not server.driver.failed.done()
