@@ -67,7 +67,7 @@ class Scheduler:
 
     def waits(self, length: int) -> bool:
         """A step of about that many time steps waits."""
-        return bool(self._size and self._buckets[self._bucket(length)])
+        return bool(self._size and self._buckets[self._bucket(min(length, self.quantum))])
 
     def share(self, step: Step) -> int:
         """Time steps that the next batch would take of a step, 1 to quantum."""

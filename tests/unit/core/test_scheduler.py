@@ -100,3 +100,16 @@ def test_a_quantum_that_is_no_power_of_two():
     added = add(scheduler, 12, 9, 30)
     assert scheduler.take(always) == added
     assert scheduler.share(added[2]) == 12
+
+
+def test_a_step_of_about_that_length_waits():
+    scheduler = make(quantum=16)
+    assert not any(scheduler.waits(length) for length in (1, 2, 16, 400))
+    add(scheduler, 3)
+    assert [length for length in (1, 2, 3, 4, 5, 16, 400) if scheduler.waits(length)] == [3, 4]
+    # What is longer than a quantum waits where a quantum does.
+    add(scheduler, 100)
+    assert [length for length in (1, 4, 8, 9, 16, 17, 400) if scheduler.waits(length)] == [4, 9, 16, 17, 400]
+    while scheduler:
+        scheduler.take(always)
+    assert not any(scheduler.waits(length) for length in (1, 4, 16, 400))
