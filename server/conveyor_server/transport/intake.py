@@ -95,8 +95,8 @@ class Intake:
         loners = {senders[index] for index in alone}
         if len(parts) > 1:
             loners |= _torn(parts)
-        # What goes alone is of other sessions, and has its turn after these.
-        whole = whole and len(parts) == 1
+        # Of each model all that came. What goes alone is of other sessions, and has its turn after these.
+        whole = whole and len({part.form.engine for part in parts}) == len(parts)
         for part in parts:
             alone += self._take_part(part, loners, senders, data, whole=whole)
         for index in sorted(alone):

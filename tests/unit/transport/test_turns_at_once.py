@@ -68,10 +68,10 @@ class Spy:
 class Single:
     """A stream with one session, under handle 1."""
 
-    def __init__(self, server, session_id: str) -> None:
+    def __init__(self, server, session_id: str, model: str = "sum") -> None:
         self.paper = Paper()
         self.call = server.grpc._streams.enter(self.paper, {})
-        attach(self.call, self.paper, 1, "sum", session_id)
+        attach(self.call, self.paper, 1, model, session_id)
 
 
 class Way:
@@ -365,3 +365,15 @@ async def test_a_step_for_a_model_that_has_just_gone_hurts_nobody(server, stream
         assert gone.detached.cause == pb.DETACH_CAUSE_MODEL_UNLOADED
         assert gone.detached.applied_seq == 1
     assert not server.driver.failed.done()
+
+
+async def test_steps_of_two_models_run_at_once_model_by_model(server, monkeypatch) -> None:
+    spy = Spy(server, monkeypatch)
+    server.driver.inline_run_s = 10.0
+    singles = [Single(server, f"{model}{index}", model) for index in range(4) for model in ("sum", "other")]
+    for seq in (1, 2, 3):
+        for single in singles:
+            single.call.receive(step(1, seq, 1.0))
+        assert [told(*await single.paper.take(1)) for single in singles] == [[FIRST + seq]] * 8
+    # In the first turn, the second model's messages were taken for the first's: a form is made for one model a turn.
+    assert (spy.at_once, spy.in_vain, spy.flew) == ([4, *[4, 4] * 2], [], [1] * 4)
