@@ -111,12 +111,12 @@ class FrameReader:
     def first_of_each(self, frame: session_pb2.StepFrame) -> tuple[session_pb2.StepFrame, session_pb2.StepFrame] | None:
         """What `together` made in two, where sessions are in it several times: the first row of each, and the others.
 
-        None where no session is, or where the others are many times more: a client that sends ahead of the answers is
-        not to fill the memory.
+        None where no session is, where the others are many times more (a client that sends ahead of the answers is not
+        to fill the memory), or where the columns cannot be cut into rows, which whoever reads them will say.
         """
         numbers = read_numbers(frame)
         count = len(numbers.handles)
-        if self._rows(frame.handles, numbers).distinct:
+        if self._rows(frame.handles, numbers).distinct or any(len(column) % count for column in frame.columns):
             return None
         first = np.zeros(count, np.bool_)
         first[np.unique(numbers.handles, return_index=True)[1]] = True

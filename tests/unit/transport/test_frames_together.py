@@ -162,3 +162,37 @@ async def test_a_frame_that_ends_in_another_kind_is_of_that_kind(quick, make_fra
     first, second = await gateway.paper.take(2)
     assert told(first) == [11.0]
     assert (second.detached.handle, second.detached.applied_seq) == (0, 1)
+
+
+async def test_frames_that_cannot_be_cut_into_rows_are_refused_wherever_their_sessions_come_again(
+    quick, make_frame
+) -> None:
+    """They are alike in form, and have no whole number of bytes for a row."""
+    gateway = Gateway(quick, 2)
+    for seq in (1, 2):
+        bad = make_frame([0, 1], [seq] * 2, [[1.0]] * 2)
+        bad.columns[0] = bad.columns[0][:-1]
+        gateway.send(bad)
+    rows = await gateway.rows(4)
+    assert sorted(row[:2] for row in rows) == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert {reason for _, _, reason in rows} <= {
+        e.ERROR_REASON_INPUT_SIZE,
+        e.ERROR_REASON_STEP_ABORTED,
+        e.ERROR_REASON_STEP_GAP,
+    }
+    gateway.send(make_frame([0, 1], [1] * 2, [[1.0]] * 2))
+    assert await gateway.rows(2) == [(0, 1, FIRST + 1), (1, 1, FIRST + 1)]
+
+
+async def test_rows_that_wait_for_the_next_turn_go_with_what_comes_in_it(quick, make_frame) -> None:
+    gateway = Gateway(quick, 6)
+    gateway.send(make_frame(range(4), [1] * 4, [[1.0]] * 4))
+    gateway.send(make_frame([0, 1, 4, 5], [2, 2, 1, 1], [[1.0]] * 4))
+    rows = await gateway.rows(6)
+    gateway.send(make_frame(range(2, 4), [2] * 2, [[1.0]] * 2))
+    rows += await gateway.rows(4)
+    assert sorted(rows) == sorted(
+        [*((handle, 1, 11.0) for handle in range(6)), *((handle, 2, 12.0) for handle in range(4))]
+    )
+    assert quick.runner.rows[0] == 6
+    assert sum(quick.runner.rows) == 10
