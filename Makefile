@@ -51,7 +51,7 @@ format: env ## format and fix what can be fixed
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: env ## the figures of docs/performance.md, as ratios of one run (some 8 minutes)
+bench: env ## the figures of docs/performance.md, as ratios of one run (some 12 minutes)
 	$(BIN)/python -m benchmarks.bench
 
 .PHONY: bench-open bench-idle bench-ragged bench-churn bench-workers bench-all
