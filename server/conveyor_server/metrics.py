@@ -101,16 +101,24 @@ class ModelFigures:
             self.run.observe(now - batch.taken_at, whole)
         return self.steps - before
 
-    def ran(self, rows: int, train: int, length: int, run_s: float) -> None:
-        """Counts a run that finished all of its steps, which nothing was before: `train` of each row."""
+    def ran(self, engine: Engine, rows: int, *, train: int, length: int, took_s: float) -> None:
+        """Counts a run at once that finished all of its steps: `train` of each row, of `length` time steps together.
+
+        Args:
+            engine: whose run it was.
+            rows: of it.
+            train: steps of a row.
+            length: time steps of a row.
+            took_s: seconds from the steps' acceptance until they were recorded. They waited for nothing.
+        """
         steps = rows * train
         self.batch_rows.observe(rows)
-        self.batch_share.observe(1.0)
-        self.batch_run.observe(run_s)
+        self.batch_share.observe(rows / (rows + engine.ready))
+        self.batch_run.observe(engine.ran_s)
         self.steps += steps
         self.time_steps += rows * length
         self.queue.observe(0.0, steps)
-        self.run.observe(run_s, steps)
+        self.run.observe(took_s, steps)
 
 
 class Metrics:

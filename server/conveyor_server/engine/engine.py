@@ -54,6 +54,9 @@ class Engine:
         model: repository name.
         version: repository version.
         limits: bounds of a run.
+
+    Attributes:
+        ran_s: seconds that the model took in the last `run_now` or `run_one_now` that succeeded.
     """
 
     def __init__(self, runner: Runner, *, model: str, version: str, limits: EngineLimits) -> None:
@@ -70,6 +73,7 @@ class Engine:
         self.timed = all(self._timed) and all(item.has_time for item in runner.spec.inputs)
         self.reader = StepReader(runner.spec)
         self.run_times = RunTimes()
+        self.ran_s = 0.0
         self.backlog = Backlog(limits.quantum, limits.max_batch)
         self._scheduler = Scheduler(
             max_batch=limits.max_batch, quantum=limits.quantum, max_batch_time_steps=limits.max_batch_time_steps
@@ -172,7 +176,8 @@ class Engine:
         if result is None or np.count_nonzero(result.finite) < count:
             self.slots.release_many(run.destinations)
             return None
-        self.run_times.observe(count, length, count * length, time.perf_counter() - began)
+        self.ran_s = time.perf_counter() - began
+        self.run_times.observe(count, length, count * length, self.ran_s)
         self._commit(where, run, slice(0, count))
         return result.outputs
 
@@ -188,7 +193,8 @@ class Engine:
         if result is None or not result.finite[0]:
             self.slots.release(destination)
             return None
-        self.run_times.observe(1, length, length, time.perf_counter() - began)
+        self.ran_s = time.perf_counter() - began
+        self.run_times.observe(1, length, length, self.ran_s)
         lane.slot = destination
         if slot is not None:
             self.slots.release(slot)

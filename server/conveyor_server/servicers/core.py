@@ -55,10 +55,11 @@ class Core(Protocol):
         Then nothing has happened, and the directory is to be offered it.
         """
 
-    def run_one_now(self, seat: Attachment, step: Submission) -> Sequence[Array] | None:
-        """Runs a valid step that is all that this turn has, where nothing is before it; its outputs.
+    def run_one_now(self, seat: Attachment, step: Submission, reply: Callable[[Sequence[Array]], None]) -> bool:
+        """Runs a valid step that is all that this turn has, where nothing is before it; else False.
 
-        None: nothing has happened, and the step is to be submitted.
+        `reply` gets its outputs, `[time, *shape]`, or `[*shape]` without time. Where it is False, nothing has happened,
+        and the step is to be submitted.
         """
 
     def route(self) -> None:

@@ -119,25 +119,29 @@ class Driver:
             return False
         ran = self.now()
         offer.sink.landed(np.arange(rows), outputs)
-        figures = self._lanes[offer.engine].figures
-        figures.ran(rows, offer.train, offer.length, ran - began)
-        figures.reply.observe(self.now() - ran, rows * offer.train)
+        self._count(offer.engine, rows, offer.train, offer.length, (began, ran))
         return True
 
-    def run_one_now(self, seat: Attachment, step: Submission) -> Sequence[Array] | None:
+    def run_one_now(self, seat: Attachment, step: Submission, reply: Callable[[Sequence[Array]], None]) -> bool:
         """See Core."""
         engine = seat.session.engine
         if not self._can_run_now(engine, 1, step.length):
-            return None
+            return False
         began = self.now()
         outputs = self.directory.run_one_now(seat, step, began)
-        if outputs is not None:
-            ran = self.now()
-            figures = self._lanes[engine].figures
-            figures.ran(1, 1, step.length, ran - began)
-            # What is left to do is counted as nothing: the next turn's first look at the clock comes after it.
-            figures.reply.observe(0.0)
-        return outputs
+        if outputs is None:
+            return False
+        ran = self.now()
+        reply(outputs)
+        self._count(engine, 1, 1, step.length, (began, ran))
+        return True
+
+    def _count(self, engine: Engine, rows: int, train: int, length: int, at: tuple[float, float]) -> None:
+        """Counts a run at once that has just been answered; it began, and ended, at these moments."""
+        began, ran = at
+        figures = self._lanes[engine].figures
+        figures.ran(engine, rows, train=train, length=length, took_s=ran - began)
+        figures.reply.observe(self.now() - ran, rows * train)
 
     def _can_run_now(self, engine: Engine, rows: int, length: int) -> bool:
         lane = self._lanes.get(engine)

@@ -5,8 +5,9 @@ stream goes on; after a session left, nothing is said about it; a stream that en
 """
 
 import itertools
+from collections.abc import Sequence
 
-from conveyor_proto.codec import WireError
+from conveyor_proto.codec import Array, WireError
 from conveyor_proto.reasons import Fault, to_status
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2
@@ -282,11 +283,12 @@ class StreamCall:
             timeout_ms=message.timeout_ms,
             acked_seq=message.acked_seq,
         )
-        outputs = self._core.run_one_now(seat, step) if whole and step.fault is None else None
-        if outputs is None:
-            self._core.directory.submit(session, step, self._core.now())
-        else:
+
+        def reply(outputs: Sequence[Array]) -> None:
             self.outlet.put(self._intake.writer(session.engine).write_one(message.handle, message.seq, outputs))
+
+        if not (whole and step.fault is None and self._core.run_one_now(seat, step, reply)):
+            self._core.directory.submit(session, step, self._core.now())
 
     def _frame(self, frame: session_pb2.StepFrame, *, whole: bool) -> None:
         try:

@@ -377,3 +377,18 @@ async def test_steps_of_two_models_run_at_once_model_by_model(server, monkeypatc
         assert [told(*await single.paper.take(1)) for single in singles] == [[FIRST + seq]] * 8
     # In the first turn, the second model's messages were taken for the first's: a form is made for one model a turn.
     assert (spy.at_once, spy.in_vain, spy.flew) == ([4, *[4, 4] * 2], [], [1] * 4)
+
+
+@pytest.mark.parametrize("streams", [1, 5], ids=["a lone step", "several steps"])
+async def test_what_runs_at_once_is_timed_part_by_part(server, streams) -> None:
+    """The model's run is a part of what a step takes, and writing its answer comes after."""
+    server.driver.inline_run_s = 10.0
+    singles = [Single(server, f"s{index}") for index in range(streams)]
+    for single in singles:
+        single.call.receive(step(1, 1, 1.0))
+    for single in singles:
+        await single.paper.take(1)
+    figures = server.metrics.of(server.engine)
+    assert 0 < figures.batch_run.total < figures.run.total / streams
+    assert figures.reply.total > 0
+    assert (sum(figures.reply.counts), figures.batch_share.total, figures.queue.total) == (streams, 1.0, 0.0)
