@@ -29,7 +29,7 @@ def fingerprints(inputs: Sequence[Array]) -> NDArray[np.uint64]:
     total: NDArray[np.uint64] | None = None
     for array in inputs:
         words = _words(array)
-        own = (words @ _weights_for(words.shape[1])) + np.uint64(array.nbytes // len(array))
+        own = (words @ weights(words.shape[1])) + np.uint64(array.nbytes // len(array))
         total = own if total is None else total * _STEP + own
     return np.zeros(0, np.uint64) if total is None else total
 
@@ -42,7 +42,7 @@ def fingerprint(inputs: Sequence[Array]) -> int:
         if size % 8 or not array.flags.c_contiguous or not array.ndim:
             return int(fingerprints([array[np.newaxis] for array in inputs])[0])
         words = array.reshape(-1).view(np.uint64)
-        total = (total * _STEP_INT + int(words.dot(_weights_for(len(words)))) + size) & _MASK
+        total = (total * _STEP_INT + int(words.dot(weights(len(words)))) + size) & _MASK
     return total
 
 
@@ -58,7 +58,8 @@ def _words(array: Array) -> NDArray[np.uint64]:
     return padded.view(np.uint64)
 
 
-def _weights_for(words: int) -> NDArray[np.uint64]:
+def weights(words: int) -> NDArray[np.uint64]:
+    """What the first `words` 64-bit words of a tensor weigh, `[words]`: odd, and the same everywhere. Any thread."""
     global _weights  # noqa: PLW0603 - the same numbers however long the list has grown
     if len(_weights) < words:
         generator = np.random.Generator(np.random.PCG64(20_260))

@@ -15,13 +15,14 @@ class SlotPool:
     Attributes:
         capacity: how many slots there are.
         free: how many can be acquired.
+        stack: int32 `[capacity]`, whose first `free` are the free slots; the last of these is acquired next.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.free = capacity
         # A stack, last in, first out: the slab touches as few pages as there were sessions at once.
-        self._stack = np.arange(capacity - 1, -1, -1, dtype=np.int32)
+        self.stack = np.arange(capacity - 1, -1, -1, dtype=np.int32)
 
     def acquire(self) -> int:
         """Takes a free slot; IndexError when there is none (the engine's reserve makes that a defect)."""
@@ -32,21 +33,21 @@ class SlotPool:
         if count > self.free:
             raise IndexError(f"{count} slots are wanted and {self.free} of {self.capacity} are free")
         self.free -= count
-        return self._stack[self.free : self.free + count].astype(np.int64)
+        return self.stack[self.free : self.free + count].astype(np.int64)
 
     def release(self, slot: int) -> None:
         """Gives a slot back; its row may be overwritten from now on."""
-        self._stack[self.free] = slot
+        self.stack[self.free] = slot
         self.free += 1
 
     def release_many(self, slots: NDArray[np.int64]) -> None:
         """Gives slots `[count]` back."""
-        self._stack[self.free : self.free + len(slots)] = slots
+        self.stack[self.free : self.free + len(slots)] = slots
         self.free += len(slots)
 
     def check(self, held: Collection[int]) -> None:
         """Raises AssertionError unless exactly the slots in `held` are not free: called when all is idle."""
-        free = set(self._stack[: self.free].tolist())
+        free = set(self.stack[: self.free].tolist())
         if len(free) != self.free or len(set(held)) != len(held):
             raise AssertionError("a slot is listed twice")
         if free & set(held) or len(free) + len(held) != self.capacity:

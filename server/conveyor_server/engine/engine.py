@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from conveyor_proto.codec import Array
@@ -25,6 +26,9 @@ from conveyor_server.inputs import StepReader
 from conveyor_server.runner.base import Run, RunFailed, Runner, RunResult
 from conveyor_server.scheduler import Scheduler
 from conveyor_server.slab import SlotPool
+
+if TYPE_CHECKING:
+    from conveyor_server.compiled import Staging
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +203,24 @@ class Engine:
         if slot is not None:
             self.slots.release(slot)
         return [array[0] for array in result.outputs]
+
+    def staging(self, rows: int) -> "Staging | None":
+        """The runner's buffers for a turn of so many rows, which `fits`; None: it has none. See runner.base.Runner."""
+        return self.runner.staging(rows)
+
+    def run_staged(self, staging: "Staging") -> bool:
+        """Runs what was filled into the runner's buffers; False: it failed, and nothing moved.
+
+        Lanes and slots are for whoever filled them to move (see Turn.commit).
+        """
+        began = time.perf_counter()
+        try:
+            self.runner.run_staged(staging)
+        except Exception:  # as in run_now
+            return False
+        self.ran_s = time.perf_counter() - began
+        self.run_times.observe(staging.rows, 1, staging.rows, self.ran_s)
+        return True
 
     def next_batch(self, now: float) -> Batch | None:
         """Takes the next batch, or None when one is out or nothing is ready."""

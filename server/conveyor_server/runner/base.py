@@ -6,12 +6,15 @@ happens in a run, the rows that sessions hold are as they were until the engine 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from conveyor_proto.codec import Array
 from conveyor_proto.v1 import spec_pb2
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from conveyor_server.compiled import Staging
 
 
 @dataclass(slots=True)
@@ -72,6 +75,19 @@ class Runner(Protocol):
 
         Raises:
             RunFailed: the model raised. The destinations hold anything; no other row changed.
+        """
+
+    def staging(self, rows: int) -> "Staging | None":
+        """The buffers of a run of so many rows of one time step, to be filled in place; None: it takes Runs only.
+
+        They are the runner's, and hold what was put there until the next `step` or `staging`.
+        """
+
+    def run_staged(self, staging: "Staging") -> None:
+        """`step` for what was filled into these buffers, where the outputs are found until the next one.
+
+        Raises:
+            RunFailed: as `step`.
         """
 
     def read_rows(self, slots: Sequence[int]) -> list[Array]:

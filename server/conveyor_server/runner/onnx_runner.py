@@ -14,11 +14,13 @@ from conveyor_proto.codec import Array
 from conveyor_proto.spec import initial_row
 from conveyor_proto.v1 import spec_pb2
 
+from conveyor_server import compiled
 from conveyor_server.runner import graph
 from conveyor_server.runner.base import Run, RunFailed, Runner, RunResult
 from conveyor_server.runner.frame import Frame, FrameShape
 from conveyor_server.runner.provider import DeviceUnavailable, Host, cuda_is_offered, open_session
 from conveyor_server.runner.slabs import DeviceSlabs, HostSlabs, Slabs
+from conveyor_server.runner.staging import can_be_staged
 from conveyor_server.runner.step_file import StepFile, read_step_file
 
 # Rows of the slab beyond the slots: one that holds the initial state and is never written, one that a padding row
@@ -81,6 +83,7 @@ class OnnxRunner:
         )
         self._slabs.write([capacity], [initial_row(state)[np.newaxis] for state in file.spec.states])
         self._first_with_time = next(index for index, item in enumerate(file.spec.inputs) if item.has_time)
+        self._can_be_staged = can_be_staged(file.spec)
         self._frames: dict[tuple[int, int], Frame] = {}
         self._buffer_bytes = 0
 
@@ -114,13 +117,20 @@ class OnnxRunner:
             frame.put(run)
         except (IndexError, TypeError, ValueError) as error:
             raise RunFailed("a batch that is not of the model's inputs, shapes and dtypes") from error
-        try:
-            self._session.run_with_iobinding(frame.binding)
-        except Exception as error:  # onnxruntime's exceptions have no common base but Exception
-            # Its words can quote the input, so they are for whoever asked to debug, and nobody else.
-            _log.debug("a run failed", exc_info=error)
-            raise RunFailed(f"onnxruntime failed on {batch} rows of up to {time} time steps") from error
+        self._run(frame, batch, time)
         return frame.take()
+
+    def staging(self, rows: int) -> "compiled.Staging | None":
+        """See base.Runner."""
+        if not self._can_be_staged:
+            return None
+        return (self._frames.get((rows, 1)) or self._add_frame(rows, 1)).staging
+
+    def run_staged(self, staging: "compiled.Staging") -> None:
+        """See base.Runner."""
+        frame: Frame = staging.frame
+        frame.feed()
+        self._run(frame, staging.rows, 1)
 
     def read_rows(self, slots: Sequence[int]) -> list[Array]:
         """Copies of the rows: one `[rows, *shape]` array for each of ModelSpec.states.
@@ -154,6 +164,14 @@ class OnnxRunner:
         """Frees the session and the slab. The runner is not used again."""
         self._frames.clear()
         del self._session, self._slabs
+
+    def _run(self, frame: Frame, batch: int, time: int) -> None:
+        try:
+            self._session.run_with_iobinding(frame.binding)
+        except Exception as error:  # onnxruntime's exceptions have no common base but Exception
+            # Its words can quote the input, so they are for whoever asked to debug, and nobody else.
+            _log.debug("a run failed", exc_info=error)
+            raise RunFailed(f"onnxruntime failed on {batch} rows of up to {time} time steps") from error
 
     def _check_slots(self, slots: Sequence[int]) -> None:
         for slot in slots:

@@ -6,7 +6,7 @@ after `kick`, and what it waits for comes through a Waiter.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from conveyor_proto.codec import Array
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -17,6 +17,9 @@ from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.events import Answer, Attachment, Closed, Detached
 from conveyor_server.sessions.flight import Offer
 from conveyor_server.sessions.session import Submission
+
+if TYPE_CHECKING:
+    from conveyor_server.compiled import Turn
 
 
 class Core(Protocol):
@@ -62,11 +65,20 @@ class Core(Protocol):
         and the step is to be submitted.
         """
 
+    def run_turn(self, turn: "Turn", tell: Callable[[list[bytes]], None]) -> bool:
+        """Runs a turn that the compiled part has read, where nothing is before its steps; else False.
+
+        `tell` gets the answers, for the turn's senders in order. Where it is False, nothing has happened.
+        """
+
     def route(self) -> None:
         """Hands the events so far to whom they are for, now."""
 
     def before_turns(self, gather: Callable[[], None]) -> None:
         """Calls `gather` at the beginning of every turn."""
+
+    def after_removal(self, forget: Callable[[Engine], None]) -> None:
+        """Calls `forget` with every engine that takes part no more."""
 
     def after_routing(self, flush: Callable[[], None]) -> None:
         """Calls `flush` once, when the events at hand have all been handed out."""

@@ -11,6 +11,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from conveyor_proto.codec import Array
@@ -33,6 +34,9 @@ from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.sessions.record import Record
 from conveyor_server.sessions.session import DetachCause, Session, SessionOptions, Submission
 from conveyor_server.sessions.table import SessionTable
+
+if TYPE_CHECKING:
+    from conveyor_server.compiled import Staging, Turn
 
 SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # How long a look for idle sessions is put off for each row of the table.
@@ -238,6 +242,10 @@ class Directory:
     def run_one_now(self, seat: Attachment, step: Submission, now: float) -> Sequence[Array] | None:
         """Runs one valid step at once; see express. They fit (Engine.fits)."""
         return None if self.draining else express.run_one_now(seat, step, now)
+
+    def run_turn(self, turn: "Turn", now: float) -> "Staging | None":
+        """Runs the steps of a turn at once; see express. They fit (Engine.fits)."""
+        return None if self.draining else express.run_turn(turn, now)
 
     def offer(self, offer: Offer, now: float) -> NDArray[np.int64]:
         """Accepts the members whose step is their session's next, within its credit, where nothing is amiss with it.

@@ -7,10 +7,12 @@ the processor's caches.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from conveyor_proto.codec import Array
 
+from conveyor_server.engine.engine import Engine
 from conveyor_server.sessions.events import Attachment
 from conveyor_server.sessions.flight import Offer, apply
 from conveyor_server.sessions.record import Recorded
@@ -25,6 +27,9 @@ from conveyor_server.sessions.table import (
     LAST_USED_AT,
     SessionTable,
 )
+
+if TYPE_CHECKING:
+    from conveyor_server.compiled import Staging, Turn
 
 
 def run_now(table: SessionTable, offer: Offer, now: float) -> Sequence[Array] | None:
@@ -58,6 +63,21 @@ def run_now(table: SessionTable, offer: Offer, now: float) -> Sequence[Array] | 
         # What was applied only now cannot have been acknowledged yet.
         offer.record.trim(offer.where, np.minimum(offer.acked_seqs, offer.seqs - 1))
     return outputs
+
+
+def run_turn(turn: "Turn", now: float) -> "Staging | None":
+    """`run_now` for what the compiled part has read; it fits.
+
+    Returns:
+        The buffers in which the outputs lie until the model's next run; None: nothing has happened.
+    """
+    if turn.model is None:
+        return None
+    engine: Engine = turn.model.engine
+    staging = engine.staging(turn.rows)
+    if staging is None or not turn.fill(staging) or not engine.run_staged(staging) or not turn.commit(staging, now):
+        return None
+    return staging
 
 
 def run_one_now(seat: Attachment, step: Submission, now: float) -> Sequence[Array] | None:

@@ -100,6 +100,12 @@ class Record:
             own = [array[index].copy() for array in outputs]
             session.answers.add(Recorded(int(seqs[index]), int(prints[index]), length, own))
 
+    def plane(self, position: int) -> tuple[list[NDArray[np.uint8]], NDArray[np.uint64]]:
+        """Where answers at a position lie: uint8 `[capacity, bytes]` of each output, and the prints `[capacity]`."""
+        self._make(position)
+        planes = [plane.reshape(len(plane), -1).view(np.uint8) for plane in self._planes[position]]
+        return planes, self._prints[position]
+
     def add_one(self, row: int, answer: Recorded) -> None:
         """`add` for one session: an answer of one time step."""
         table, seq = self.table, answer.seq
@@ -139,9 +145,13 @@ class Record:
             return
         for index in np.flatnonzero(kept).tolist():
             row = where.start + index if isinstance(where, slice) else int(where[index])
-            session = table.sessions[row]
-            if session is not None:
-                session.answers.trim(0 if acked_seqs is None else min(int(acked_seqs[index]), session.applied_seq))
+            self.trim_one(row, 0 if acked_seqs is None else int(acked_seqs[index]))
+
+    def trim_one(self, row: int, acked_seq: int) -> None:
+        """`trim` for the session of a row, which keeps something."""
+        session = self.table.sessions[row]
+        if session is not None:
+            session.answers.trim(min(acked_seq, session.applied_seq))
 
     def get(self, row: int, seq: int) -> Recorded | None:
         """The answer of `seq`, or None where it is not held; the outputs are copies."""

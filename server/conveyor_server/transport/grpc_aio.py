@@ -17,6 +17,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from conveyor_server import compiled
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
 from conveyor_server.transport.binding import Calls, abort, incident_status, unary_handlers
@@ -44,7 +45,9 @@ class AioServer:
     ) -> None:
         self._options = options
         self._calls = Calls()
-        self._streams = Streams(core, metrics, diagnostics=options.diagnostics)
+        self._streams = Streams(
+            core, metrics, diagnostics=options.diagnostics, compiled=options.compiled and compiled.BUILT
+        )
         self._server = grpc.aio.server(options=channel_options(options))
         for service, servicer in servicers.items():
             handlers = unary_handlers(service, servicer, self._calls, metrics)

@@ -13,6 +13,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
+from conveyor_server import compiled
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
 from conveyor_server.transport.binding import Calls, threaded_handlers
@@ -52,7 +53,9 @@ class CqServer:
         self._loop = loop
         self._threads = futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="unary")
         self._calls = Calls()
-        self._streams = Streams(core, metrics, diagnostics=options.diagnostics)
+        self._streams = Streams(
+            core, metrics, diagnostics=options.diagnostics, compiled=options.compiled and compiled.BUILT
+        )
         self._server = grpc.server(self._threads, options=channel_options(options))
         self._completion = CompletionServer(self._server, max_unsent_bytes=options.max_outgoing_bytes)
         self._max_message_bytes = options.max_message_bytes

@@ -5,12 +5,15 @@ handed to its own stream, which reads it alone, and so is all else of that strea
 session in the same turn may wait for the next turn, and goes with what arrives meanwhile.
 """
 
+import itertools
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from conveyor_proto.fingerprint import fingerprints
 from numpy.typing import NDArray
 
+from conveyor_server import compiled
 from conveyor_server.engine.engine import Engine
 from conveyor_server.inputs import all_finite
 from conveyor_server.metrics import Metrics
@@ -18,32 +21,31 @@ from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.flight import Offer
 from conveyor_server.transport.result_wire import ResultWriter
 from conveyor_server.transport.sinks import StepsSink
+from conveyor_server.transport.step_layout import STEP_TAG
 from conveyor_server.transport.step_parts import FEW, Forms, Part, Sender, joined
+from conveyor_server.transport.turns import TurnReader
 
 
 class Intake:
-    """Gathers steps until `flush` or `take`. Core thread only.
+    """Gathers messages that hold steps or frames until `flush` or `take`. Core thread only.
 
     Args:
         core: what drives the sessions.
         metrics: counts refusals.
+        use_compiled: whole turns go to the compiled part first, which must be built.
     """
 
-    def __init__(self, core: Core, metrics: Metrics) -> None:
+    def __init__(self, core: Core, metrics: Metrics, *, use_compiled: bool) -> None:
         self._core = core
         self._metrics = metrics
         self._senders: list[Sender] = []
         self._data: list[bytes] = []
-        self._framers: list[Sender] = []
         self._forms = Forms(core)
         self._writers: WeakKeyDictionary[Engine, ResultWriter] = WeakKeyDictionary()
+        self._turns = TurnReader(core, self._forms, self.writer) if use_compiled else None
+        core.after_removal(self._forms.forget)
 
     def __len__(self) -> int:
-        return len(self._data) + len(self._framers)
-
-    @property
-    def steps(self) -> int:
-        """Messages that hold a step."""
         return len(self._data)
 
     def writer(self, engine: Engine) -> ResultWriter:
@@ -54,24 +56,24 @@ class Intake:
         return writer
 
     def add(self, sender: Sender, data: bytes) -> None:
-        """Takes a message that holds a step."""
+        """Takes a message that holds a step or a frame."""
         if not self._data:
             self._core.kick()
         self._senders.append(sender)
         self._data.append(data)
 
-    def expect_frames(self, sender: Sender) -> None:
-        """Has a sender take its frames with the others' steps. It sees to it that it has no steps here meanwhile."""
-        self._framers.append(sender)
+    def put_back(self, sender: Sender, data: bytes) -> None:
+        """Takes a message again, before those that have come since."""
+        self._wait((sender,), (data,))
 
     def take(self) -> None:
         """Gives the steps of a turn that is complete to their sessions: where nothing is before them, they run now."""
-        if len(self._framers) == 1 and not self._data:
-            (framer,) = self._framers
-            self._framers = []
-            framer.take_frames(whole=True)
-        else:
-            self._hand_out(whole=not self._framers)
+        if not self._data:
+            return
+        turn = None if self._turns is None else self._turns.read(self._senders, self._data)
+        # What was tried in vain is not tried again: each step is judged by itself.
+        if turn is None or not self._run(turn):
+            self._hand_out(whole=turn is None)
 
     def flush(self) -> None:
         """Gives all steps to their sessions. A sender must call this before anything that comes after its steps."""
@@ -79,12 +81,46 @@ class Intake:
 
     # ------------------------------------------------------------ within
 
-    def _hand_out(self, *, whole: bool) -> None:
-        framers, self._framers = self._framers, []
-        for framer in framers:
-            framer.take_frames()
+    def _run(self, turn: "compiled.Turn") -> bool:
+        """Runs and answers what the compiled part has read, which is all there is; False: nothing has happened."""
         senders, self._senders = self._senders, []
         data, self._data = self._data, []
+        if not self._core.run_turn(turn, lambda answers: _tell(turn.senders, answers)):
+            self._senders, self._data = [*senders, *self._senders], [*data, *self._data]
+            return False
+        if turn.later:
+            self._wait([senders[index] for index in turn.later], [data[index] for index in turn.later])
+        return True
+
+    def _wait(self, senders: Sequence[Sender], data: Sequence[bytes]) -> None:
+        """Has messages wait for the next turn, before those that come in it."""
+        self._senders = [*senders, *self._senders]
+        self._data = [*data, *self._data]
+        self._core.kick()
+
+    def _hand_out(self, *, whole: bool) -> None:
+        senders, self._senders = self._senders, []
+        data, self._data = self._data, []
+        parted = [message[0] == STEP_TAG for message in data]
+        if all(parted):
+            self._hand_out_steps(senders, data, whole=whole)
+            return
+        first = 0
+        for steps, group in itertools.groupby(parted):
+            part = slice(first, first + len(list(group)))
+            alone = whole and part == slice(0, len(data))
+            hand_out = self._hand_out_steps if steps else self._hand_out_frames
+            hand_out(senders[part], data[part], whole=alone)
+            first = part.stop
+
+    def _hand_out_frames(self, senders: list[Sender], data: list[bytes], *, whole: bool) -> None:
+        framers: dict[Sender, list[bytes]] = {}
+        for sender, message in zip(senders, data, strict=True):
+            framers.setdefault(sender, []).append(message)
+        for framer, messages in framers.items():
+            framer.take_frames(messages, whole=whole and len(framers) == 1)
+
+    def _hand_out_steps(self, senders: list[Sender], data: list[bytes], *, whole: bool) -> None:
         if len(data) < FEW:
             for sender, message in zip(senders, data, strict=True):
                 sender.step(message, whole=whole and len(data) == 1)
@@ -122,9 +158,7 @@ class Intake:
             else:
                 later = self._run_first_of_each(part)
                 if later is not None:
-                    self._senders = [senders[index] for index in later] + self._senders
-                    self._data = [data[index] for index in later] + self._data
-                    self._core.kick()
+                    self._wait([senders[index] for index in later], [data[index] for index in later])
                     return alone
         if offer is None:
             offer = self._offer(part, distinct=len(set(part.rows.tolist())) == len(part.rows))
@@ -184,6 +218,11 @@ class Intake:
                 layout.label_sizes,
             ),
         )
+
+
+def _tell(senders: Sequence[Sender], answers: Sequence[bytes]) -> None:
+    for sender, answer in zip(senders, answers, strict=True):
+        sender.outlet.put(answer)
 
 
 def _together(parts: list[Part]) -> list[list[Part]]:

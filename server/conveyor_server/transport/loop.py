@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 from conveyor_proto.codec import Array
@@ -26,6 +27,9 @@ from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.events import Answer, Attachment, Declined, Detached, Landed
 from conveyor_server.sessions.flight import Offer
 from conveyor_server.sessions.session import Submission
+
+if TYPE_CHECKING:
+    from conveyor_server.compiled import Turn
 
 
 class _Lane:
@@ -74,6 +78,7 @@ class Driver:
         self._lanes: dict[Engine, _Lane] = {}
         self._flushes: list[Callable[[], None]] = []
         self._gathers: list[Callable[[], None]] = []
+        self._forgets: list[Callable[[Engine], None]] = []
         self._kicked = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -100,6 +105,8 @@ class Driver:
         lane = self._lanes[engine]
         await lane.idle.wait()
         del self._lanes[engine]
+        for forget in self._forgets:
+            forget(engine)
         lane.thread.shutdown()
 
     def kick(self) -> None:
@@ -134,6 +141,22 @@ class Driver:
         ran = self.now()
         reply(outputs)
         self._count(engine, 1, 1, step.length, (began, ran))
+        return True
+
+    def run_turn(self, turn: "Turn", tell: Callable[[list[bytes]], None]) -> bool:
+        """See Core."""
+        if turn.model is None:
+            return False
+        engine: Engine = turn.model.engine
+        if not self._can_run_now(engine, turn.rows, 1):
+            return False
+        began = self.now()
+        staging = self.directory.run_turn(turn, began)
+        if staging is None:
+            return False
+        ran = self.now()
+        tell(turn.answers(staging))
+        self._count(engine, turn.rows, 1, 1, (began, ran))
         return True
 
     def _count(self, engine: Engine, rows: int, train: int, length: int, at: tuple[float, float]) -> None:
@@ -184,6 +207,10 @@ class Driver:
     def before_turns(self, gather: Callable[[], None]) -> None:
         """Calls `gather` at the beginning of every turn from now on: it submits what arrived since the last."""
         self._gathers.append(gather)
+
+    def after_removal(self, forget: Callable[[Engine], None]) -> None:
+        """Calls `forget` with every engine that takes part no more."""
+        self._forgets.append(forget)
 
     async def stop(self, patience_s: float) -> bool:
         """Waits for what still runs and stops the timer and the threads; False: a run did not come back in time."""

@@ -33,12 +33,14 @@ class WireOptions:
         max_outgoing_bytes: a stream with more than this unsent reads no request.
         shared: the port may be held by other processes of this server, which have made sure that nobody else has it.
         diagnostics: a stream may ask to be answered by the transport alone.
+        compiled: turns go to the compiled part first, where it is built.
     """
 
     max_message_bytes: int = 16 << 20
     max_outgoing_bytes: int = 4 << 20
     shared: bool = False
     diagnostics: bool = False
+    compiled: bool = True
 
 
 class PortTaker(Protocol):

@@ -7,7 +7,7 @@ template of a result is protobuf's own, and only its numbers and data are filled
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from conveyor_proto.codec import Array, encode
+from conveyor_proto.codec import Array, encode, to_numpy_dtype
 from conveyor_proto.v1 import session_pb2, spec_pb2, tensor_pb2
 from numpy.typing import NDArray
 
@@ -65,6 +65,19 @@ class ResultWriter:
         sizes = len(_varint(handle)) if handle else 0, len(_varint(seq))
         return self._template(*sizes, outputs).fill_one(handle, seq, outputs)
 
+    def shape(self, sizes: tuple[int, int], length: int) -> tuple[bytes, int, list[int]]:
+        """A StreamResponse of one row: as bytes, where handle and seq begin with their tags, and each output's data.
+
+        Args:
+            sizes: bytes of the handle and of the seq.
+            length: time steps.
+        """
+        like = [
+            np.zeros((length, *item.shape) if item.has_time else (*item.shape,), to_numpy_dtype(item.dtype))
+            for item in self._outputs
+        ]
+        return self._template(*sizes, like).shape
+
     def _write(
         self, form: int, handles: NDArray[np.int64], seqs: NDArray[np.int64], outputs: Sequence[Array]
     ) -> list[bytes]:
@@ -113,6 +126,10 @@ class _Template:
         spans = [self._handle, self._seq, *self._data]
         stops = [0, *(span.stop for span in spans)]
         self._between = [message[stop : span.start] for stop, span in zip(stops, spans, strict=False)]
+
+    @property
+    def shape(self) -> tuple[bytes, int, list[int]]:
+        return self._bytes.tobytes(), self._label.start, [data.start for data in self._data]
 
     def fill_one(self, handle: int, seq: int, outputs: Sequence[Array]) -> bytes:
         numbers = [_varint(handle) if self._handle.start < self._handle.stop else b"", _varint(seq)]

@@ -53,6 +53,11 @@ class StepLayout:
         timeout_ms: the same in all messages of this layout.
 
     Attributes:
+        message: as given.
+        mask: what is compared of a message, a byte for each of its bytes: 0 where data lies.
+        numbers_at: start and stop of the handle, the seq and the acked_seq; the same twice where there is none.
+        inputs_at: start of each of ModelSpec.inputs.
+        label_at: start and stop of handle and seq with their tags, as in a StepResult; None where they lie otherwise.
         label_sizes: bytes of the handle and of the seq.
     """
 
@@ -83,12 +88,18 @@ class StepLayout:
             if span is not None:
                 mask[span.start : span.stop] = 0x80
                 weights[span.start : span.stop, number] = [1 << (7 * turn) for turn in range(span.stop - span.start)]
+        for span in data:
+            mask[span.start : span.stop] = 0
+        self.message, self.mask = message, mask.tobytes()
+        self.numbers_at = [(span.start, span.stop) if span is not None else (0, 0) for span in numbers]
+        self.inputs_at = [span.start for _, _, span in inputs]
         self._mask, self._weights = self._cut(mask), self._cut(weights)
         self._wanted = self._cut(np.frombuffer(message, np.uint8)) & self._mask
         # Where both numbers lie as in a StepResult, tags included: tag, handle, tag, seq.
         beside = numbers[1] is not None and (handle.stop + 1 == seq.start or numbers[0] is None)
         first = seq if numbers[0] is None else handle
         self._label = slice(first.start - 1, seq.stop) if beside and seq.stop <= self._parts[0].stop else None
+        self.label_at = None if self._label is None else (self._label.start, self._label.stop)
 
     def heads(self, messages: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """What is no data of messages `[count, size]`: `[count, head]`."""

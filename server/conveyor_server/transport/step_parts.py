@@ -14,6 +14,7 @@ from conveyor_proto.v1 import session_pb2
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from conveyor_server.engine.engine import Engine
 from conveyor_server.inputs import StepInputs
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.session import Session
@@ -46,8 +47,8 @@ class Sender(Caller, Protocol):
     def step(self, data: bytes, *, whole: bool = False) -> None:
         """Takes a step message alone; it is the `whole` of what came in this turn."""
 
-    def take_frames(self, *, whole: bool = False) -> None:
-        """Takes the frames that it has gathered; they are the `whole` of what came in this turn."""
+    def take_frames(self, messages: Sequence[bytes], *, whole: bool = False) -> None:
+        """Takes messages that hold frames, alone; they are the `whole` of what came in this turn."""
 
 
 class Form:
@@ -159,7 +160,7 @@ class Forms:
             raw = self._match(form, raw, parts)
             if not raw.senders:
                 return []
-        new = self._new_form(raw.senders[0], data[int(raw.index[0])])
+        new = self.new(raw.senders[0], data[int(raw.index[0])])
         if new is not None:
             forms.insert(0, new)
             del forms[_MOST_LAYOUTS:]
@@ -196,7 +197,12 @@ class Forms:
             parts.append(Part(form, raw.index, raw.senders, rows, numbers, inputs, layout.labels(heads)))
         return others
 
-    def _new_form(self, sender: Sender, data: bytes) -> Form | None:
+    def forget(self, engine: Engine) -> None:
+        """An engine takes part no more."""
+        for size, forms in self._forms.items():
+            self._forms[size] = [form for form in forms if form.engine is not engine]
+
+    def new(self, sender: Sender, data: bytes) -> Form | None:
         """The form of a message, if it can be used."""
         try:
             step = session_pb2.StreamRequest.FromString(data).step

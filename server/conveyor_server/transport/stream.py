@@ -31,8 +31,8 @@ from conveyor_server.transport.step_layout import FRAME_TAG, STEP_TAG
 # Never used again, so that a session's gate can name a stream long gone.
 _numbers = itertools.count(1)
 _NOBODY = Nobody()
-# Shared by all streams that have none, and never added to: an empty list takes 56 bytes.
-_NO_FRAMES: list[session_pb2.StepFrame] = []
+# First bytes of what is taken together at the end of a turn.
+_GATHERED = (STEP_TAG, FRAME_TAG)
 
 
 class StreamCall:
@@ -55,7 +55,7 @@ class StreamCall:
     """
 
     __slots__ = (
-        *("_broken", "_core", "_ending", "_frames", "_gathered", "_intake", "_lingering", "_metrics", "_replies"),
+        *("_broken", "_core", "_ending", "_frames", "_intake", "_lingering", "_metrics", "_replies"),
         *("_routed", "_seats", "eager", "handle", "number", "outlet", "row", "rows"),
     )
 
@@ -69,8 +69,6 @@ class StreamCall:
         self._metrics = metrics
         self._intake = intake
         self._frames = FrameReader(self, core, metrics)
-        # Frames of this turn: steps of the same sessions, mostly, that are taken together.
-        self._gathered: list[session_pb2.StepFrame] = _NO_FRAMES
         self._seats: dict[int, Attachment] = {}
         self._replies = Replies(self._send, outlet.put, intake.writer)
         self._routed = False
@@ -83,14 +81,10 @@ class StreamCall:
 
     def receive(self, data: bytes) -> None:
         """Takes one message; bytes that are none end the stream with INVALID_ARGUMENT."""
-        first = data[0] if data else 0
-        if first == STEP_TAG:
-            if self._gathered:
-                self._catch_up()
+        if data and data[0] in _GATHERED:
             self._intake.add(self, data)
             return
-        if first != FRAME_TAG or self._intake.steps:
-            self._catch_up()
+        self._catch_up()
         self._read(data)
         self._core.kick()
 
@@ -98,9 +92,25 @@ class StreamCall:
         """Takes a message that holds a step, alone; it is the `whole` of what came in this turn."""
         self._read(data, whole=whole)
 
-    def take_frames(self, *, whole: bool = False) -> None:
-        """Takes the frames of this turn, as one where that goes; they are the `whole` of what came in it."""
-        frames, self._gathered = self._gathered, _NO_FRAMES
+    def take_frames(self, messages: Sequence[bytes], *, whole: bool = False) -> None:
+        """Takes messages that hold frames, as one where that goes; they are the `whole` of what came in this turn."""
+        frames: list[session_pb2.StepFrame] = []
+        for data in messages:
+            request = self._parsed(data)
+            if request is None:
+                return
+            if request.WhichOneof("kind") == "frame":
+                frames.append(request.frame)
+                continue
+            # A message with several kinds in it is of the last, which its first byte does not tell.
+            self._take(frames, whole=False)
+            frames, whole = [], False
+            self._request(request, whole=False)
+        self._take(frames, whole=whole)
+
+    def _take(self, frames: list[session_pb2.StepFrame], *, whole: bool) -> None:
+        if not frames:
+            return
         together = self._frames.together(frames) if len(frames) > 1 else None
         frames = frames if together is None else [together]
         if not whole or len(frames) > 1:
@@ -112,7 +122,7 @@ class StreamCall:
         if both is not None:
             # What follows another step of its session goes with what comes in the next turn.
             frame, later = both
-            self._gather(later)
+            self._intake.put_back(self, session_pb2.StreamRequest(frame=later).SerializeToString())
         self._frame(frame, whole=True)
 
     def half_close(self) -> None:
@@ -206,23 +216,26 @@ class StreamCall:
             self._intake.flush()
 
     def _read(self, data: bytes, *, whole: bool = False) -> None:
+        request = self._parsed(data)
+        if request is not None:
+            self._request(request, whole=whole)
+
+    def _parsed(self, data: bytes) -> session_pb2.StreamRequest | None:
+        """The message, or None: it is none, and the stream fails."""
         try:
-            request = session_pb2.StreamRequest.FromString(data)
+            return session_pb2.StreamRequest.FromString(data)
         except DecodeError:
             message = "a message of the stream is no StreamRequest: send what session.proto describes"
             self.outlet.fail(to_status(Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "message"})))
-            return
-        self._request(request, whole=whole)
+            return None
 
     def _request(self, request: session_pb2.StreamRequest, *, whole: bool) -> None:
         kind = request.WhichOneof("kind")
-        if kind == "frame":
-            self._gather(request.frame)
-            return
-        # A message with several kinds in it is of the last, which its first byte does not tell.
         self._catch_up()
         if kind == "step":
             self._step(request.step, whole=whole)
+        elif kind == "frame":
+            self._take([request.frame], whole=False)
         elif kind == "attach":
             self._attach(request.attach)
         elif kind == "detach":
@@ -232,13 +245,6 @@ class StreamCall:
         else:
             message = "the message holds nothing that this server knows: send attach, step, frame, detach or close"
             self._refuse(0, 0, Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "kind"}))
-
-    def _gather(self, frame: session_pb2.StepFrame) -> None:
-        if not self._gathered:
-            self._intake.expect_frames(self)
-            self._gathered = []
-        self._gathered.append(frame)
-        self._core.kick()
 
     def _attach(self, message: session_pb2.AttachSession) -> None:
         handle = message.handle

@@ -27,13 +27,14 @@ class Streams:
         core: what drives the sessions.
         metrics: what is counted.
         diagnostics: streams may ask for an echo.
+        compiled: turns go to the compiled part first, see Intake.
     """
 
-    def __init__(self, core: Core, metrics: Metrics, *, diagnostics: bool) -> None:
+    def __init__(self, core: Core, metrics: Metrics, *, diagnostics: bool, compiled: bool) -> None:
         self._core = core
         self._metrics = metrics
         self._diagnostics = diagnostics
-        self._intake = Intake(core, metrics)
+        self._intake = Intake(core, metrics, use_compiled=compiled)
         core.before_turns(self._intake.take)
         self._open: set[StreamCall | EchoCall] = set()
         self._none = asyncio.Event()

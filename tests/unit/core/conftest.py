@@ -17,6 +17,7 @@ from conveyor_server.sessions.events import Answer, Closed, Declined, Detached, 
 from conveyor_server.sessions.flight import Offer
 from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.sessions.session import Session, Submission
+from staged import Staged
 
 
 def sum_spec(*, timed: bool = False) -> spec_pb2.ModelSpec:
@@ -37,7 +38,7 @@ def sum_spec(*, timed: bool = False) -> spec_pb2.ModelSpec:
     return spec
 
 
-class SumRunner:
+class SumRunner(Staged):
     """Adds up. An input of POISON makes the whole run fail, OVERFLOW makes the row's new state infinite."""
 
     POISON = 666.0

@@ -45,7 +45,7 @@ def state(core):
         "cells": core.directory.table.cells.tolist(),
         "lanes": held.tolist(),
         "states": core.runner.slab[held[held > 0] - 1].tolist(),
-        "free": slots._stack[: slots.free].tolist(),
+        "free": slots.stack[: slots.free].tolist(),
         "rings": rings,
         "waiting": (engine.ready, engine.busy, engine.backlog.steps, engine.backlog.time_steps),
         "flights": len(core.directory.table.flights),

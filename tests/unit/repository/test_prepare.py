@@ -11,11 +11,12 @@ from conveyor_proto.v1 import spec_pb2, tensor_pb2
 from conveyor_server.repository import Overrides, Prepared
 from conveyor_server.repository import prepare as prepare_module
 from conveyor_server.runner.base import Run, RunResult
+from staged import Staged
 
 TakesS = Callable[[int, int], float]
 
 
-class TimedRunner:
+class TimedRunner(Staged):
     """Its clock is the test's: a run takes `takes_s(rows, time steps)`, the first of a size ten times that."""
 
     device = "cpu"

@@ -13,6 +13,7 @@ from conveyor_server.runner.base import Run, RunResult
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.transport.completion_loop import CompletionLoop
+from staged import Staged
 
 LOOPS = {"aio": asyncio.new_event_loop, "cq": CompletionLoop}
 
@@ -32,7 +33,7 @@ def last_spec(digest: str = "d1") -> spec_pb2.ModelSpec:
     return spec
 
 
-class LastRunner:
+class LastRunner(Staged):
     """Remembers the last input and how many there were. `gate` holds runs while it is clear."""
 
     def __init__(self, capacity: int, digest: str = "d1") -> None:

@@ -26,6 +26,7 @@ from conveyor_server.transport.choice import deferral, open_transport
 from conveyor_server.transport.completion_loop import CompletionLoop
 from conveyor_server.transport.loop import Driver
 from conveyor_server.transport.port import WireOptions
+from staged import Staged
 
 FIRST = 10.0
 LOOPS = {"aio": asyncio.new_event_loop, "cq": CompletionLoop}
@@ -54,7 +55,7 @@ def sum_spec(digest: str, *, timed: bool) -> spec_pb2.ModelSpec:
     return spec
 
 
-class SumRunner:
+class SumRunner(Staged):
     """Adds up. POISON fails a run, BUG raises what no runner should; `gate` holds runs while it is clear."""
 
     POISON = 666.0

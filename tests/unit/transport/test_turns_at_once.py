@@ -31,12 +31,18 @@ class Spy:
         self.flew: list[int] = []
         self.offered = asyncio.Event()
         directory = server.directory
-        run_now, offer, run_one_now, submit = (
+        run_turn, run_now, offer, run_one_now, submit = (
+            directory.run_turn,
             directory.run_now,
             directory.offer,
             directory.run_one_now,
             directory.submit,
         )
+
+        def noted_run_turn(turn, now):
+            staging = run_turn(turn, now)
+            (self.in_vain if staging is None else self.at_once).append(turn.rows)
+            return staging
 
         def noted_run_now(steps, now):
             outputs = run_now(steps, now)
@@ -59,6 +65,7 @@ class Spy:
                 self.offered.set()
             submit(session, step, now)
 
+        monkeypatch.setattr(directory, "run_turn", noted_run_turn)
         monkeypatch.setattr(directory, "run_now", noted_run_now)
         monkeypatch.setattr(directory, "offer", noted_offer)
         monkeypatch.setattr(directory, "run_one_now", noted_run_one_now)
@@ -77,6 +84,8 @@ class Single:
 class Way:
     """A server whose turns go one way: `at once`, `elsewhere` because runs take long, or `behind` a batch that is out.
 
+    At once, the compiled part takes what it can, and arrays the rest, or arrays take all.
+
     Attributes:
         held: steps that were held to keep the engine busy, each a batch of its own.
     """
@@ -89,6 +98,9 @@ class Way:
         # Long, as far as the driver can know.
         server.driver.inline_run_s = 0.0 if name == "elsewhere" else 10.0
         self._blocker = Single(server, BLOCKER) if name == "behind" else None
+        self.is_at_once = name in {"at once", "at once, by arrays"}
+        if name == "at once, by arrays":
+            use_arrays(server)
 
     async def begin(self) -> None:
         """Before a turn."""
@@ -114,12 +126,12 @@ class Way:
 
     def went(self, *rows: int) -> None:
         """Every turn went this way, and was tried no other."""
-        taken = self.spy.at_once if self.name == "at once" else self.spy.flew
+        taken = self.spy.at_once if self.is_at_once else self.spy.flew
         assert taken == list(rows)
         assert self.spy.in_vain == []
         assert len(self.spy.at_once) + len(self.spy.flew) == len(rows)
         threads = set(self.server.runner.threads)
-        assert threads == {"MainThread"} if self.name == "at once" else "engine-sum-1_0" in threads
+        assert threads == {"MainThread"} if self.is_at_once else "engine-sum-1_0" in threads
 
     def counted(self, *, steps: int, time_steps: int, batches: list[int]) -> None:
         """The metrics say so, beside what was held."""
@@ -142,7 +154,12 @@ def values(tally: Tally) -> tuple[int, float]:
     return sum(tally.counts), tally.total
 
 
-@pytest.fixture(params=["at once", "elsewhere", "behind"])
+def use_arrays(server) -> None:
+    """As where the compiled part was not built."""
+    server.grpc._streams._intake._turns = None
+
+
+@pytest.fixture(params=["at once", "at once, by arrays", "elsewhere", "behind"])
 def way_of(request, monkeypatch):
     return lambda server: Way(request.param, server, Spy(server, monkeypatch))
 
@@ -255,9 +272,7 @@ async def test_a_lone_step_with_something_amiss_is_tried_once_and_submitted(
     await stream.paper.take(1)
     stream.call.receive(step(1, seq, getattr(server.runner, value) if isinstance(value, str) else value))
     assert told(*await stream.paper.take(1)) == (seq, reason)
-    # What cannot be used is not tried.
-    tried = [] if reason == e.ERROR_REASON_INPUT_NON_FINITE else [1]
-    assert (spy.at_once, spy.in_vain, spy.flew) == ([1], tried, [1])
+    assert (spy.at_once, spy.in_vain, spy.flew) == ([1], [1], [1])
     figures = server.metrics.of(server.engine)
     assert (figures.steps, sum(server.metrics.errors.values())) == (1, 1)
     # And the next one goes at once again.
@@ -266,8 +281,13 @@ async def test_a_lone_step_with_something_amiss_is_tried_once_and_submitted(
     assert spy.at_once == [1, 1]
 
 
-async def test_a_step_that_is_not_all_that_came_waits_for_the_others(server, monkeypatch, make_frame) -> None:
+@pytest.mark.parametrize("by_arrays", [False, True])
+async def test_a_step_that_is_not_all_that_came_goes_with_the_others(
+    server, monkeypatch, make_frame, by_arrays
+) -> None:
     """Beside another message or a frame it is not run by itself: what comes together runs together."""
+    if by_arrays:
+        use_arrays(server)
     spy, streams = Spy(server, monkeypatch), [Single(server, "s0"), Single(server, "s1")]
     server.driver.inline_run_s = 10.0
     streams[0].call.receive(step(1, 1, 1.0))
@@ -278,7 +298,7 @@ async def test_a_step_that_is_not_all_that_came_waits_for_the_others(server, mon
     assert told(*await streams[0].paper.take(1)) == [FIRST + 2]
     (answer,) = await streams[1].paper.take(1)
     assert np.frombuffer(answer.frame.columns[0], np.float64).tolist() == [FIRST + 2]
-    assert spy.at_once == spy.in_vain == []
+    assert (spy.at_once, spy.in_vain) == ([] if by_arrays else [2, 2], [])
     assert server.runner.rows == [2, 2]
 
 

@@ -1,0 +1,136 @@
+"""What the compiled turn knows of models and of the forms of messages: told when it meets one that it does not know.
+
+Invariant: it knows no engine that takes part no more, whose memory it would keep.
+"""
+
+from collections.abc import Callable
+
+from conveyor_proto.codec import WireError, to_numpy_dtype
+from conveyor_proto.fingerprint import weights
+from conveyor_proto.v1 import session_pb2, spec_pb2
+from google.protobuf.message import DecodeError
+
+from conveyor_server import compiled
+from conveyor_server.engine.engine import Engine
+from conveyor_server.frame_inputs import read_numbers
+from conveyor_server.runner.staging import can_be_staged, time_step_bytes
+from conveyor_server.servicers.core import Core
+from conveyor_server.sessions.record import Record
+from conveyor_server.transport.result_wire import ResultWriter
+from conveyor_server.transport.step_layout import STEP_TAG
+from conveyor_server.transport.step_parts import Forms, Sender
+
+# Rows of a turn, whatever a run of its model takes.
+_MOST_ROWS = 4096
+# Forms that are learnt within one turn: what is read again each time is bounded by it.
+_MOST_LESSONS = 8
+# Messages of a size that taught nothing, after which those of that size are no longer looked at; and such sizes.
+_MOST_FAILURES = 64
+_MOST_SIZES = 256
+
+
+class TurnReader:
+    """Reads whole turns for the compiled part, and teaches it. Core thread only.
+
+    Args:
+        core: knows the sessions.
+        forms: finds the layout of a message.
+        writer: what writes the results of an engine's model.
+    """
+
+    def __init__(self, core: Core, forms: Forms, writer: Callable[[Engine], ResultWriter]) -> None:
+        self._core = core
+        self._forms = forms
+        self._writer = writer
+        self._turn = compiled.Turn(core.directory.table.cells, _MOST_ROWS)
+        self._numbers: dict[Engine, int] = {}
+        self._failures: dict[int, int] = {}
+        core.after_removal(self._forget)
+
+    def read(self, senders: list[Sender], messages: list[bytes]) -> "compiled.Turn | None":
+        """The turn, ready to be tried (Core.run_turn); None: something about it is unusual."""
+        turn = self._turn
+        for _ in range(_MOST_LESSONS):
+            if turn.read(senders, messages):
+                return turn
+            if turn.stranger < 0 or not self._learn(senders[turn.stranger], messages[turn.stranger]):
+                return None
+        return None
+
+    def _learn(self, sender: Sender, message: bytes) -> bool:
+        size = len(message)
+        if self._failures.get(size, 0) >= _MOST_FAILURES:
+            return False
+        if self._learn_form(sender, message) if message[0] == STEP_TAG else self._learn_model(sender, message):
+            self._failures.pop(size, None)
+            return True
+        if len(self._failures) > _MOST_SIZES:
+            self._failures.clear()
+        self._failures[size] = self._failures.get(size, 0) + 1
+        return False
+
+    def _learn_form(self, sender: Sender, message: bytes) -> bool:
+        form = self._forms.new(sender, message)
+        layout = None if form is None else form.layout
+        if form is None or layout is None or layout.length != 1 or layout.label_at is None:
+            return False
+        model = self._model(form.engine, form.record)
+        if model is None:
+            return False
+        answer, label, outputs = self._writer(form.engine).shape(layout.label_sizes, 1)
+        self._turn.add_form(
+            compiled.Form(
+                model,
+                layout.message,
+                layout.mask,
+                layout.numbers_at,
+                layout.inputs_at,
+                layout.label_at,
+                answer,
+                label,
+                outputs,
+            )
+        )
+        return True
+
+    def _learn_model(self, sender: Sender, message: bytes) -> bool:
+        """Learns the model of a frame's first session, if it is not known yet."""
+        try:
+            handle = int(read_numbers(session_pb2.StreamRequest.FromString(message).frame).handles[0])
+        except (DecodeError, WireError):
+            return False
+        row = sender.rows.get(handle)
+        session = None if row is None else self._core.directory.table.sessions[row]
+        return session is not None and self._model(session.engine, session.record) is not None
+
+    def _model(self, engine: Engine, record: Record) -> "compiled.Model | None":
+        known = self._turn.model_of(record.number)
+        spec = engine.spec
+        if known is not None or not can_be_staged(spec) or engine.staging(1) is None:
+            return known
+        inputs = [(time_step_bytes(item), _float_bytes(item, spec)) for item in spec.inputs]
+        model = compiled.Model(
+            record.number,
+            engine,
+            min(engine.limits.max_batch, engine.limits.max_batch_time_steps),
+            engine.lanes.held,
+            engine.slots,
+            record,
+            inputs,
+            [time_step_bytes(item) for item in spec.outputs],
+            weights(max(size for size, _ in inputs) // 8 + 1),
+        )
+        self._turn.add_model(model)
+        self._numbers[engine] = record.number
+        return model
+
+    def _forget(self, engine: Engine) -> None:
+        number = self._numbers.pop(engine, None)
+        if number is not None:
+            self._turn.forget(number)
+
+
+def _float_bytes(item: spec_pb2.TensorSpec, spec: spec_pb2.ModelSpec) -> int:
+    """Bytes of a number that must be finite; 0: anything may come."""
+    dtype = to_numpy_dtype(item.dtype)
+    return dtype.itemsize if dtype.kind == "f" and not spec.allow_non_finite_inputs else 0
