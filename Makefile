@@ -16,7 +16,8 @@ help: ## say what can be made
 .PHONY: env
 env: $(VENV)/.ready ## build the environment in .venv
 
-$(VENV)/.ready: pyproject.toml
+# The compiled part of the server is built by the install, so its source is one of the reasons for one.
+$(VENV)/.ready: pyproject.toml hatch_build.py server/conveyor_server/_turn.pyx
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Conveyor needs Python 3.11 or newer; set PYTHON=python3.x")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -79,4 +80,4 @@ gpu-check: env ## on a machine with CUDA: parity, batch independence, no host co
 
 .PHONY: clean
 clean: ## remove the environment and caches, keep models/
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build server/conveyor_server/*.so

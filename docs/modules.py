@@ -28,7 +28,7 @@ def describe() -> str:
 
 def _table(package: Path) -> Iterator[str]:
     yield from ("", f"### {package.relative_to(ROOT)}", "", "| module | what it is |", "|---|---|")
-    for file in sorted(package.rglob("*.py"), key=_order):
+    for file in sorted([*package.rglob("*.py"), *package.rglob("*.pyx")], key=_order):
         if not re.search(r"_pb2(_grpc)?$", file.stem):
             name = file.relative_to(package.parent).with_suffix("").as_posix().replace("/", ".")
             yield f"| `{name.removesuffix('.__init__')}` | {_first_paragraph(file)} |"
@@ -41,7 +41,11 @@ def _order(file: Path) -> tuple[str, ...]:
 
 
 def _first_paragraph(file: Path) -> str:
-    docstring = ast.get_docstring(ast.parse(file.read_text()))
+    source = file.read_text()
+    if file.suffix == ".pyx":
+        # Cython's syntax is more than Python's; its docstring is the first thing that is no comment.
+        source = re.sub(r"(?s)\A(?:#[^\n]*\n)*(\"{3}.*?\"{3}).*", r"\1", source)
+    docstring = ast.get_docstring(ast.parse(source))
     if not docstring:
         raise SystemExit(f"{file.relative_to(ROOT)} has no docstring: say what it is")
     return " ".join(docstring.split("\n\n")[0].split()).replace("|", "\\|")

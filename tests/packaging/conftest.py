@@ -49,8 +49,10 @@ class Environment:
         return set(done.stdout.split())
 
 
-def run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+def run(command: Sequence[str], **environment: str) -> None:
+    done = subprocess.run(
+        command, check=False, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
@@ -63,8 +65,21 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel that a release would upload."""
-    folder = tmp_path_factory.mktemp("wheel")
-    run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)])
+    return _build(tmp_path_factory.mktemp("wheel"), "required")
+
+
+@pytest.fixture
+def pure_wheel(tmp_path: Path) -> Path:
+    """The wheel that is built where there is no C compiler."""
+    return _build(tmp_path / "pure", "", CC="/there/is/none")
+
+
+def _build(folder: Path, choice: str, **environment: str) -> Path:
+    run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)],
+        HATCH_CONVEYOR_COMPILED=choice,
+        **environment,
+    )
     (built,) = folder.glob("*.whl")
     return built
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 PACKAGES = {"conveyor", "conveyor_proto", "conveyor_server", "conveyor_export"}
+BUILT = "from conveyor_server import compiled; print(compiled.BUILT)"
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "prometheus-client", "pandas", "scipy"}
 
 
@@ -26,6 +27,24 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     assert not [name for name in names if re.search(r"(^|/)(tests?|conftest|benchmarks|examples)(/|\.py)", name)]
     assert not [name for name in names if "__pycache__" in name or name.endswith(".proto")]
     assert "conveyor-0.1.0.dist-info/licenses/LICENSE" in names
+
+
+def test_the_wheel_holds_what_was_compiled_and_says_for_whom(wheel: Path, new_environment) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    (compiled,) = (name for name in names if name.endswith(".so"))
+    assert compiled.startswith("conveyor_server/_turn.cpython-")
+    assert not wheel.name.endswith("-none-any.whl")
+    environment = new_environment()
+    environment.install(str(wheel))
+    assert environment.run("python", "-c", BUILT).stdout.strip() == "True"
+
+
+def test_without_a_compiler_the_wheel_is_pure_and_works(pure_wheel: Path, new_environment) -> None:
+    assert pure_wheel.name.endswith("-py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(pure_wheel).namelist() if name.endswith(".so")]
+    environment = new_environment()
+    environment.install(str(pure_wheel))
+    assert environment.run("python", "-c", BUILT).stdout.strip() == "False"
 
 
 def test_base_is_the_sdk_and_light(wheel: Path, new_environment) -> None:

@@ -302,10 +302,11 @@ async def make_server(tmp_path: Path) -> AsyncIterator[Callable[..., Server]]:
             max_time_steps: int = 64,
             quantum: int = 8,
             timed: bool = False,
+            folder: str = "",
             **limits: float,
         ) -> Server:
             server = Server(
-                tmp_path,
+                tmp_path / folder,
                 SessionLimits(**{"max_sessions": 512, **limits}),  # type: ignore[arg-type]
                 wire or WireOptions(),
                 inline_run_s=inline_run_s,

@@ -76,7 +76,7 @@ async def test_a_session_in_several_of_them_takes_its_steps_in_order(quick, make
 
 
 async def test_steps_of_parked_frames_that_come_free_together_run_and_are_answered_together(quick, make_frame) -> None:
-    """Handle 0 is in all of them; whatever is behind it follows, in as few runs as its order, or whole frames, allow."""
+    """Handle 0 is in all of them; what is behind it follows in as few runs as its order, or whole frames, allow."""
     gateway = Gateway(quick, 6)
     gateway.send(make_frame([0, 1, 2], [1] * 3, [[1.0]] * 3))
     gateway.send(make_frame([0, 3], [2, 1], [[1.0]] * 2))
