@@ -22,6 +22,16 @@ class CompiledPart(BuildHookInterface):  # type: ignore[type-arg]  # any builder
 
     PLUGIN_NAME = "custom"
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._temporary = tempfile.TemporaryDirectory(prefix="conveyor-build-")
+        self._folder = Path(self._temporary.name)
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """The wheel holds what was compiled."""
+        del version, build_data, artifact_path
+        self._temporary.cleanup()
+
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compiles into the wheel, or for an editable install beside the source.
 
@@ -36,9 +46,8 @@ class CompiledPart(BuildHookInterface):  # type: ignore[type-arg]  # any builder
                 stale.unlink()
         if choice == "off":
             return
-        folder = Path(tempfile.mkdtemp(prefix="conveyor-build-"))
         try:
-            built = _compile(root, folder)
+            built = _compile(root, self._folder)
         except Exception as error:  # no compiler, no headers, no linker: each has an exception of its own
             if choice == "required":
                 raise RuntimeError(f"{_MODULE} cannot be compiled here: {error}") from error

@@ -22,6 +22,31 @@ if TYPE_CHECKING:
     from conveyor_server.app import App
 
 
+# Read once, when gRPC is first imported.
+_OF_GRPC = {
+    # The thread that waits at the completion queue does the sockets' work too, instead of waiting for gRPC's own
+    # threads to do it.
+    "GRPC_EXPERIMENTS": "-event_engine_listener",
+    # A server does not fork, and each look at the queue would ask whether it does.
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
+}
+
+
+def command(arguments: Sequence[str]) -> int:
+    """`conveyor serve`: `main`, in this process, as a program that has not imported gRPC yet.
+
+    The command line is the SDK's, which has, so that gRPC's settings would come too late: an echo costs a third more.
+
+    Args:
+        arguments: flags, without the program's name and `serve`.
+    """
+    if "grpc" in sys.modules and any(name not in os.environ for name in _OF_GRPC):
+        _say_to_grpc()
+        # -P: what lies in the folder of whoever calls is nobody's module.
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "conveyor_server", *arguments])
+    return main(arguments)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a server until it is told to stop; returns the exit status.
 
@@ -50,17 +75,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _on_transport(settings: Settings, main: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    # Read when gRPC is first imported: the thread that waits at the completion queue then does the sockets' work too,
-    # instead of waiting for gRPC's own threads to do it.
-    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
-    # A server does not fork, and each look at the queue would ask whether it does.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    _say_to_grpc()
     # Here, so that --help, a wrong flag and a supervisor do without gRPC and onnxruntime.
     try:
         from conveyor_server.transport.choice import run_with
     except ModuleNotFoundError as error:
         raise StartError(f"{error}: install the server with pip install 'conveyor[server]'") from error
     return run_with(settings.transport, main)
+
+
+def _say_to_grpc() -> None:
+    for name, value in _OF_GRPC.items():
+        os.environ.setdefault(name, value)
 
 
 async def _serve(settings: Settings) -> int:

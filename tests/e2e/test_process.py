@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -117,6 +118,24 @@ def test_two_servers_never_share_a_port(start_server, nets):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
+
+
+def test_the_command_tells_grpc_in_time_and_stays_the_same_process(nets, tmp_path):
+    """The command line is the SDK's, which imports gRPC before the server can say how it wants it."""
+    (tmp_path / "conveyor_server.py").write_text("raise SystemExit('a file of the caller was taken for the server')")
+    command = [str(Path(sys.executable).with_name("conveyor")), "serve", "--models", str(nets.folder)]
+    command += ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert any("ready: grpc on" in line for line in process.stderr)
+            variables = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+            assert b"GRPC_EXPERIMENTS=-event_engine_listener" in variables
+            assert b"GRPC_ENABLE_FORK_SUPPORT=0" in variables
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
 
 
 def test_cuda_is_refused_where_there_is_none(nets):
