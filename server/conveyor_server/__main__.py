@@ -43,7 +43,7 @@ def command(arguments: Sequence[str]) -> int:
     if "grpc" in sys.modules and any(name not in os.environ for name in _OF_GRPC):
         _say_to_grpc()
         # -P: what lies in the folder of whoever calls is nobody's module.
-        os.execv(sys.executable, [sys.executable, "-P", "-m", "conveyor_server", *arguments])
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "conveyor_server", *arguments])  # noqa: S606 - this program
     return main(arguments)
 
 

@@ -27,7 +27,7 @@ from conveyor_server.servicers.session import SessionServicer
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.settings import Settings
-from conveyor_server.transport.choice import Transport, deferral, open_transport
+from conveyor_server.transport.choice import Transport, after_sending, deferral, open_transport
 from conveyor_server.transport.loop import Driver
 from conveyor_server.transport.port import Tls, WireOptions
 
@@ -59,6 +59,7 @@ class App:
             inline_run_s=INLINE_RUN_S if settings.inline_run_s is None else settings.inline_run_s,
             max_time_steps=settings.max_time_steps,
             defer=deferral(),
+            afterwards=after_sending(),
         )
         self.loader = Loader(self.driver, self.metrics, diagnostics=settings.diagnostics)
         self.grpc = self._grpc()

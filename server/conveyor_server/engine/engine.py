@@ -211,7 +211,7 @@ class Engine:
     def run_staged(self, staging: "Staging") -> bool:
         """Runs what was filled into the runner's buffers; False: it failed, and nothing moved.
 
-        Lanes and slots are for whoever filled them to move (see Turn.commit).
+        Lanes and slots are for whoever filled them to move (see Turn.commit), and `observe_run` is to follow.
         """
         began = time.perf_counter()
         try:
@@ -219,8 +219,11 @@ class Engine:
         except Exception:  # as in run_now
             return False
         self.ran_s = time.perf_counter() - began
-        self.run_times.observe(staging.rows, 1, staging.rows, self.ran_s)
         return True
+
+    def observe_run(self, rows: int) -> None:
+        """Learns what the last `run_staged` took, of so many rows; once nobody waits for it."""
+        self.run_times.observe(rows, 1, rows, self.ran_s)
 
     def next_batch(self, now: float) -> Batch | None:
         """Takes the next batch, or None when one is out or nothing is ready."""

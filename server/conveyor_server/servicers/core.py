@@ -74,8 +74,11 @@ class Core(Protocol):
     def route(self) -> None:
         """Hands the events so far to whom they are for, now."""
 
-    def before_turns(self, gather: Callable[[], None]) -> None:
-        """Calls `gather` at the beginning of every turn."""
+    def before_turns(self, gather: Callable[[], bool]) -> None:
+        """Calls `gather` at the beginning of every turn.
+
+        True: all that it found is answered already, and nothing was submitted.
+        """
 
     def after_removal(self, forget: Callable[[Engine], None]) -> None:
         """Calls `forget` with every engine that takes part no more."""

@@ -91,6 +91,12 @@ def deferral() -> Callable[[Callable[[], None]], object]:
     return asyncio.get_running_loop().call_soon if loop is None else loop.defer
 
 
+def after_sending() -> Callable[[Callable[[], None]], object] | None:
+    """What puts a call off until what a turn of the running loop has to send is on its way; None: it has no turns."""
+    loop = _completion_loop()
+    return None if loop is None else loop.after_sending
+
+
 def _completion_loop() -> "CompletionLoop | None":
     """The running loop, if it is the fast transport's."""
     # Its module is loaded if such a loop was made; elsewhere it may not even let itself be imported.

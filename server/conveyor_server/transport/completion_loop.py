@@ -32,6 +32,7 @@ class _Selector(selectors.BaseSelector):
     def __init__(self) -> None:
         self.server: CompletionServer | None = None
         self.deferred: list[Callable[[], object]] = []
+        self.late: list[Callable[[], object]] = []
         self.called = False
         self._look_at = 0.0
         self._sockets = selectors.EpollSelector()
@@ -69,11 +70,14 @@ class _Selector(selectors.BaseSelector):
             self._watcher.served()
         if server is None or server.stopped:
             self.run()
+            self.run_late()
             return self._sockets.select(0 if self.deferred else timeout)
         longest = _LOOK_S if server.can_be_woken else _DEAF_LOOK_S
         busy = self.deferred or self.called or server.touched
         wait_s = 0.0 if busy else longest if timeout is None else min(timeout, longest)
         server.turn(wait_s, self.run)
+        if self.late:
+            self.run_late()
         now = time.monotonic()
         if not self.called and now < self._look_at:
             return []
@@ -85,6 +89,12 @@ class _Selector(selectors.BaseSelector):
         """What was put off until everything that arrived in this turn is in."""
         deferred, self.deferred = self.deferred, []
         for callback in deferred:
+            callback()
+
+    def run_late(self) -> None:
+        """What was put off until what there was to send is on its way."""
+        late, self.late = self.late, []
+        for callback in late:
             callback()
 
 
@@ -145,6 +155,10 @@ class CompletionLoop(asyncio.SelectorEventLoop):
     def defer(self, callback: Callable[[], object]) -> None:
         """Calls back once in this turn, after all that arrived in it and before anything is sent. Loop thread."""
         self._turns.deferred.append(callback)
+
+    def after_sending(self, callback: Callable[[], object]) -> None:
+        """Calls back once in this turn, after what there is to send was sent. Loop thread, within a deferred call."""
+        self._turns.late.append(callback)
 
     def call_soon_threadsafe(
         self,

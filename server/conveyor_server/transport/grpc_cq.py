@@ -102,5 +102,11 @@ class CqServer:
 
     def _arrived(self, stream: Stream) -> Served:
         call = self._streams.enter(stream, stream.metadata)
-        stream.ended = lambda: self._streams.leave(call)
+        self._completion.alone = len(self._streams) == 1
+
+        def ended() -> None:
+            self._streams.leave(call)
+            self._completion.alone = len(self._streams) == 1
+
+        stream.ended = ended
         return call

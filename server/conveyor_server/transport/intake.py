@@ -66,14 +66,20 @@ class Intake:
         """Takes a message again, before those that have come since."""
         self._wait((sender,), (data,))
 
-    def take(self) -> None:
-        """Gives the steps of a turn that is complete to their sessions: where nothing is before them, they run now."""
+    def take(self) -> bool:
+        """Gives the steps of a turn that is complete to their sessions: where nothing is before them, they run now.
+
+        Returns:
+            Whether there were some, and all are answered.
+        """
         if not self._data:
-            return
+            return False
         turn = None if self._turns is None else self._turns.read(self._senders, self._data)
         # What was tried in vain is not tried again: each step is judged by itself.
-        if turn is None or not self._run(turn):
-            self._hand_out(whole=turn is None)
+        if turn is not None and self._run(turn):
+            return not self._data
+        self._hand_out(whole=turn is None)
+        return False
 
     def flush(self) -> None:
         """Gives all steps to their sessions. A sender must call this before anything that comes after its steps."""

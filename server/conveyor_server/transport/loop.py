@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,6 +56,7 @@ class Driver:
         inline_run_s: a batch that is expected to run at most this long runs on the loop's thread.
         max_time_steps: of one step.
         defer: calls back once what arrived in this turn is in; None: at the end of the loop's own turn.
+        afterwards: calls back once what this turn has to send is on its way; None: at once.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Driver:
         inline_run_s: float,
         max_time_steps: int,
         defer: Callable[[Callable[[], None]], object] | None = None,
+        afterwards: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
         self.directory = directory
         self.repository = repository
@@ -74,10 +77,13 @@ class Driver:
         self.inline_run_s = inline_run_s
         self._loop = asyncio.get_running_loop()
         self._defer: Callable[[Callable[[], None]], object] = self._loop.call_soon if defer is None else defer
+        self._afterwards = afterwards
         self._wall_offset_s = time.time() - self._loop.time()
         self._lanes: dict[Engine, _Lane] = {}
         self._flushes: list[Callable[[], None]] = []
-        self._gathers: list[Callable[[], None]] = []
+        self._gathers: list[Callable[[], bool]] = []
+        # Runs at once that are answered and not counted yet.
+        self._uncounted: list[Callable[[], None]] = []
         self._forgets: list[Callable[[Engine], None]] = []
         self._kicked = False
         self._timer: asyncio.TimerHandle | None = None
@@ -126,7 +132,7 @@ class Driver:
             return False
         ran = self.now()
         offer.sink.landed(np.arange(rows), outputs)
-        self._count(offer.engine, rows, offer.train, offer.length, (began, ran))
+        self._count(offer.engine, rows, offer.train, offer.length, (began, ran, self.now()))
         return True
 
     def run_one_now(self, seat: Attachment, step: Submission, reply: Callable[[Sequence[Array]], None]) -> bool:
@@ -140,7 +146,7 @@ class Driver:
             return False
         ran = self.now()
         reply(outputs)
-        self._count(engine, 1, 1, step.length, (began, ran))
+        self._count(engine, 1, 1, step.length, (began, ran, self.now()))
         return True
 
     def run_turn(self, turn: "Turn", tell: Callable[[list[bytes]], None]) -> bool:
@@ -156,15 +162,19 @@ class Driver:
             return False
         ran = self.now()
         tell(turn.answers(staging))
-        self._count(engine, turn.rows, 1, 1, (began, ran))
+        self._uncounted.append(partial(self._count_turn, engine, turn.rows, (began, ran, self.now())))
         return True
 
-    def _count(self, engine: Engine, rows: int, train: int, length: int, at: tuple[float, float]) -> None:
-        """Counts a run at once that has just been answered; it began, and ended, at these moments."""
-        began, ran = at
-        figures = self._lanes[engine].figures
+    def _count_turn(self, engine: Engine, rows: int, at: tuple[float, float, float]) -> None:
+        engine.observe_run(rows)
+        self._count(engine, rows, 1, 1, at)
+
+    def _count(self, engine: Engine, rows: int, train: int, length: int, at: tuple[float, float, float]) -> None:
+        """Counts a run at once; it began, ended, and was answered at these moments."""
+        began, ran, told = at
+        figures = self.metrics.of(engine)
         figures.ran(engine, rows, train=train, length=length, took_s=ran - began)
-        figures.reply.observe(self.now() - ran, rows * train)
+        figures.reply.observe(told - ran, rows * train)
 
     def _can_run_now(self, engine: Engine, rows: int, length: int) -> bool:
         lane = self._lanes.get(engine)
@@ -204,8 +214,11 @@ class Driver:
         """Calls `flush` once, after the events at hand were handed out."""
         self._flushes.append(flush)
 
-    def before_turns(self, gather: Callable[[], None]) -> None:
-        """Calls `gather` at the beginning of every turn from now on: it submits what arrived since the last."""
+    def before_turns(self, gather: Callable[[], bool]) -> None:
+        """Calls `gather` at the beginning of every turn from now on: it submits what arrived since the last.
+
+        True: all of that is answered already, and nothing was submitted.
+        """
         self._gathers.append(gather)
 
     def after_removal(self, forget: Callable[[Engine], None]) -> None:
@@ -229,17 +242,31 @@ class Driver:
     def _pump(self) -> None:
         self._kicked = False
         try:
-            self._turn()
+            answered = [gather() for gather in self._gathers]
+            self.route()
+            if not all(answered) or self._afterwards is None:
+                self._end_turn()
+                return
         except Exception as error:  # a defect: stop at once rather than serve what may be wrong
             self._fail(error)
+            return
+        # Nobody waits for the rest; and it is much that is cold.
+        self._afterwards(self._end_turn_later)
 
-    def _turn(self) -> None:
+    def _end_turn_later(self) -> None:
+        try:
+            self._end_turn()
+        except Exception as error:  # as in _pump
+            self._fail(error)
+
+    def _end_turn(self) -> None:
+        uncounted, self._uncounted = self._uncounted, []
+        for count in uncounted:
+            count()
         now = self.now()
         if now >= self.directory.next_expiry_at():
             self.directory.expire(now)
-        for gather in self._gathers:
-            gather()
-        self.route()
+            self.route()
         for engine, lane in self._lanes.items():
             self._run_next(engine, lane)
             lane.left = engine.ready > 0

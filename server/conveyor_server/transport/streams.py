@@ -42,6 +42,10 @@ class Streams:
         # When the server stops, in the driver's seconds, once it drains.
         self._stops_at: float | None = None
 
+    def __len__(self) -> int:
+        """Calls that are open."""
+        return len(self._open)
+
     def enter(self, outlet: Outlet, metadata: Mapping[str, str]) -> StreamCall | EchoCall:
         """A call begins; `metadata` is what its client sent ahead."""
         call: StreamCall | EchoCall

@@ -22,7 +22,7 @@ from conveyor_server.servicers.models import ModelServicer
 from conveyor_server.servicers.session import SessionServicer
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.limits import SessionLimits
-from conveyor_server.transport.choice import deferral, open_transport
+from conveyor_server.transport.choice import after_sending, deferral, open_transport
 from conveyor_server.transport.completion_loop import CompletionLoop
 from conveyor_server.transport.loop import Driver
 from conveyor_server.transport.port import WireOptions
@@ -150,6 +150,7 @@ class Server:
             inline_run_s=inline_run_s,
             max_time_steps=max_time_steps,
             defer=deferral(),
+            afterwards=after_sending(),
         )
         self.loader = Loader(self.driver, self.metrics, diagnostics=wire.diagnostics)
         servicers = {

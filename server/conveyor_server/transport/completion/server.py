@@ -16,6 +16,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # no types are pu
 
 from conveyor_server.incidents import record
 from conveyor_server.transport.binding import incident_status
+from conveyor_server.transport.completion.cork import WORTH_IT, Corks
 from conveyor_server.transport.completion.internals import state_of
 from conveyor_server.transport.completion.stream import Stream
 from conveyor_server.transport.ends import Served
@@ -47,6 +48,9 @@ class CompletionServer:
         server: made by grpc.server and not started.
         max_unsent_bytes: a stream with more than this unsent reads no request.
 
+    Attributes:
+        alone: there is one stream, and a turn need not look for what others send.
+
     Raises:
         Unusable: this grpcio lacks something that is used of it.
     """
@@ -56,8 +60,10 @@ class CompletionServer:
         self.touched: list[Stream] = []
         self.condition = threading.Condition()
         self.stopped = False
+        self.alone = False
         self._server = server
         self._inline = _Inline(1)
+        self._corks = Corks()
         self._alarm_call: Any = None
         self._state = state_of(server)
         self._queue = self._state.completion_queue
@@ -75,7 +81,7 @@ class CompletionServer:
         def behaviour(requests: Any, context: Any, _send: Any) -> None:
             rpc, call = requests._state, requests._call
             metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
-            stream = Stream(self, rpc, call, metadata)
+            stream = Stream(self, rpc, call, metadata, self._corks.connection(context.peer()))
             try:
                 stream.begin(arrived(stream))
             except Exception as error:  # as in Stream._received
@@ -108,6 +114,8 @@ class CompletionServer:
         """
         # Names of this function's own are found faster than the module's, and this goes round for every event.
         poll, timeout, shutdown = self._queue.poll, _TIMEOUT, _server._SHUTDOWN_TAG
+        # What a lone stream sent is all there is.
+        most = 1 if self.alone else _MOST_EVENTS
         event = poll(time.time() + timeout_s if timeout_s > 0 else 0)
         taken, quiet = 0, 0
         while True:
@@ -131,18 +139,13 @@ class CompletionServer:
                     record("an event of the completion queue failed", error)
                 taken += 1
                 # Before the next is polled: an event that is polled is taken, or a stream waits for it forever.
-                if taken == _MOST_EVENTS:
+                if taken == most:
                     break
             event = poll(0)
         # An event holds its call; what is gone must not be kept until the next.
         del event
         run()
-        touched, self.touched = self.touched, []
-        for stream in touched:
-            try:
-                stream.advance()
-            except Exception as error:  # as in Stream._received; the call's own end tells the rest
-                record("a stream failed", error)
+        self._send()
         if self._state.stage is not _server._ServerStage.STARTED:
             self.stopped = bool(_server._stop_serving(self._state))
 
@@ -168,6 +171,17 @@ class CompletionServer:
         self._server.stop(None).wait()
 
     # ------------------------------------------------------------ within
+
+    def _send(self) -> None:
+        """Begins what can be begun on the streams that this turn has touched."""
+        touched, self.touched = self.touched, []
+        if len(touched) < WORTH_IT:
+            _advance(touched)
+            return
+        corked = self._corks.put_in([stream.connection for stream in touched if stream.has_more])
+        _advance(touched)
+        for connection in corked:
+            connection.uncork()
 
     def _let_go(self, rpc: Any, callbacks: Sequence[Callable[[], None]]) -> None:
         self._state.rpc_states.discard(rpc)
@@ -227,6 +241,14 @@ class _Accept:
 
     def __call__(self, event: Any) -> Any:
         return self._accepted(self, event)
+
+
+def _advance(streams: Sequence[Stream]) -> None:
+    for stream in streams:
+        try:
+            stream.advance()
+        except Exception as error:  # as in Stream._received; the call's own end tells the rest
+            record("a stream failed", error)
 
 
 def _woken(_: Any) -> None:

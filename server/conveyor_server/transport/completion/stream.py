@@ -13,6 +13,7 @@ from google.rpc import status_pb2
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # no types are published for it
 
 from conveyor_server.transport.binding import STATUS_DETAILS_KEY, incident_status
+from conveyor_server.transport.completion.cork import Connection
 from conveyor_server.transport.ends import Served
 from conveyor_server.transport.selftest import Unusable
 
@@ -39,6 +40,7 @@ class Stream:
 
     Attributes:
         call: grpcio's.
+        connection: that it came over.
         metadata: what the client sent ahead, by lower-case key; empty once `arrived` has looked at it.
         ended: called once the call is gone, after `Served.broken`.
         unsent_bytes: of messages that were put and not taken by the transport.
@@ -47,11 +49,14 @@ class Stream:
     __slots__ = (
         *("_closing", "_failure", "_greeted", "_held", "_max_unsent_bytes", "_next", "_queue", "_reading", "_receive"),
         *("_rpc", "_sending", "_served", "_server", "_statused", "_touched", "_wants"),
-        *("call", "ended", "metadata", "unsent_bytes"),
+        *("call", "connection", "ended", "metadata", "unsent_bytes"),
     )
 
-    def __init__(self, server: "Home", rpc: Any, call: Any, metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self, server: "Home", rpc: Any, call: Any, metadata: Mapping[str, str], connection: Connection
+    ) -> None:
         self.metadata = metadata
+        self.connection = connection
         self.unsent_bytes = 0
         self.ended: Callable[[], None] | None = None
         self._server = server
@@ -74,6 +79,11 @@ class Stream:
         self._served = served
         self._rpc.callbacks.append(self._over)
         self._touch()
+
+    @property
+    def has_more(self) -> bool:
+        """A message is to be sent."""
+        return self._next is not None
 
     def put(self, message: bytes) -> None:
         """Queues a message behind the others; after `close`, it is dropped."""
