@@ -6,9 +6,9 @@ its session's next, of one model. Between the arrival of a turn's messages and i
 lines of the table, each message, and the run's own buffers, and next to no code: whatever lies unused for some hundred
 microseconds has left the processor's caches, so code that is not there is what makes small turns fast.
 
-Invariants: whatever is unusual about any step is found before anything has moved, and the whole turn then goes the way of
-arrays, which judges each step; what is left behind here is to the bit what would be left behind there (a test compares
-the two). No offset is taken from a message that was not checked against its size. Core thread only.
+Invariants: a step moves its session only if nothing about it is unusual; whatever is goes the way of arrays, which judges
+each step, and holds up nobody but its sender. What is left behind here is to the bit what would be left behind there (a
+test compares the two). No offset is taken from a message that was not checked against its size. Core thread only.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -47,11 +47,14 @@ cdef enum:
     # Layouts that are remembered for messages of one size, and sizes.
     _MOST_FORMS = 8
     _MOST_SIZES = 256
-    # What becomes of a message that was read.
+    # What becomes of a message that was read: all of it goes now, or some of its rows, or it goes later, with another
+    # model's, or by arrays.
     _GOES = 0
-    _LATER = 1
-    _UNUSUAL = 2
-    _UNKNOWN = 3
+    _PARTED = 1
+    _LATER = 2
+    _OTHER = 3
+    _UNUSUAL = 4
+    _UNKNOWN = 5
 CELLS = {
     "GATE": _GATE, "RECORD": _RECORD, "APPLIED_SEQ": _APPLIED_SEQ, "AHEAD": _AHEAD, "CREDIT": _CREDIT,
     "FAILED_SEQ": _FAILED_SEQ, "FIRST_SEQ": _FIRST_SEQ, "LAST_SEQ": _LAST_SEQ, "BASE_SEQ": _BASE_SEQ, "KEPT": _KEPT,
@@ -68,6 +71,7 @@ cdef struct Column:
 cdef struct Row:
     # One step of the turn: whose it is, its numbers as they came, its fingerprint, and where its answer is kept.
     int64_t row
+    uint32_t handle
     int64_t seq
     int64_t acked_seq
     int64_t holder
@@ -75,11 +79,10 @@ cdef struct Row:
     int64_t position
 
 cdef struct Message:
-    # A message of the turn: its rows, and of a frame where handles and seqs lie.
+    # A message of the turn: its rows, and of a step where handle and seq lie with their tags.
     Py_ssize_t first
     Py_ssize_t count
-    const uint8_t* handles
-    const uint8_t* seqs
+    const uint8_t* label
 
 
 cdef class Columns:
@@ -303,22 +306,30 @@ cdef class Turn:
     Attributes:
         rows: steps that go now.
         model: whose they are; None: none was read yet.
-        senders: of the messages that go now.
-        later: indices of the messages that are to come again in the next turn.
-        stranger: index of a message of no form or model that is known here; -1: what is amiss is something else.
+        senders: of the messages of which some go now.
+        later: senders and messages that are to come again in the next turn, before those that come in it.
+        others: senders and messages of another model, to be read once these were run.
+        aside: senders and messages that are for arrays, once these were run.
+        stranger: sender and message of a form or model that is not known here; None: all were known.
     """
 
     cdef readonly Py_ssize_t rows
     cdef readonly Model model
     cdef readonly list senders
-    cdef readonly list later
-    cdef readonly Py_ssize_t stranger
+    cdef readonly tuple later
+    cdef readonly tuple others
+    cdef readonly tuple aside
+    cdef readonly tuple stranger
     cdef int64_t[:, ::1] cells
     # By row of the table: the last turn that had a step of it.
     cdef int64_t* stamps
     cdef int64_t stamp
     cdef Py_ssize_t most_rows
     cdef Py_ssize_t later_rows
+    # Senders of which something goes later; of which all that follows does; of which all that follows goes aside.
+    cdef set behind
+    cdef set waiting
+    cdef set odd
     cdef dict models
     cdef dict forms
     cdef Form last
@@ -341,8 +352,7 @@ cdef class Turn:
         self.most_rows = most_rows
         self.stamp = 0
         self.models, self.forms = {}, {}
-        self.senders, self.later, self.message_forms, self.held = [], [], [], []
-        self.stranger = -1
+        self.begin([])
 
     def __dealloc__(self):
         free(self.stamps)
@@ -375,39 +385,72 @@ cdef class Turn:
     def read(self, list senders not None, list messages not None):
         """Reads a turn's messages, each a Step or a StepFrame, in the order in which they came.
 
+        What goes now is of one model, each step is its session's next, and each session has one. Whatever else a sender
+        sent goes elsewhere, and never before what it sent earlier.
+
         Returns:
-            Whether the turn can be tried: each step is of a session that its sender holds, all of one model, and each
-            session has one among those that go now. Others of a session go later, and so do rows beyond those of a run.
+            Whether anything goes now. False: all is for arrays, whatever the lists say.
         """
         cdef Py_ssize_t index
-        cdef bytes message
-        cdef const uint8_t* start
-        cdef Py_ssize_t size
-        cdef int taken
-        self.rows = self.later_rows = 0
-        self.model, self.stranger = None, -1
-        self.senders, self.later, self.message_forms, self.held = [], [], [], messages
-        self.stamp += 1
+        cdef object sender
+        self.begin(messages)
         for index in range(len(messages)):
-            message = messages[index]
-            start, size = <const uint8_t*> PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message)
-            if size and start[0] == _STEP_TAG:
-                taken = self.read_step(senders[index], start, size)
-            elif size and start[0] == _FRAME_TAG:
-                taken = self.read_frame(senders[index], start, size)
+            sender = senders[index]
+            if self.waiting and sender in self.waiting:
+                self.put_later(sender, messages[index])
+                self.later_rows += 1
+            elif self.odd and sender in self.odd:
+                self.put(self.aside, sender, messages[index])
             else:
-                return False
-            if taken == _GOES:
-                self.senders.append(senders[index])
-            elif taken == _LATER:
-                self.later.append(index)
-                if self.later_rows > _MOST_LATER * self.rows:
-                    return False
-            else:
-                if taken == _UNKNOWN:
-                    self.stranger = index
+                self.read_one(sender, messages[index])
+            if self.later_rows > _MOST_LATER * self.rows:
                 return False
         return self.rows > 0
+
+    cdef int begin(self, list messages) except -1:
+        self.rows = self.later_rows = 0
+        self.model, self.stranger = None, None
+        self.senders, self.message_forms, self.held = [], [], messages
+        self.later, self.others, self.aside = ([], []), ([], []), ([], [])
+        self.behind, self.waiting, self.odd = set(), set(), set()
+        self.stamp += 1
+        return 0
+
+    cdef int put(self, tuple lists, object sender, bytes message) except -1:
+        (<list> lists[0]).append(sender)
+        (<list> lists[1]).append(message)
+        return 0
+
+    cdef int put_later(self, object sender, bytes message) except -1:
+        self.behind.add(sender)
+        return self.put(self.later, sender, message)
+
+    cdef int read_one(self, object sender, bytes message) except -1:
+        cdef const uint8_t* start = <const uint8_t*> PyBytes_AS_STRING(message)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(message)
+        cdef int taken
+        if size and start[0] == _FRAME_TAG:
+            taken = self.read_frame(sender, start, size)
+        else:
+            taken = self.read_step(sender, start, size)
+        if taken <= _PARTED:
+            self.senders.append(sender)
+        if taken == _LATER:
+            self.put_later(sender, message)
+        elif taken == _OTHER:
+            self.put(self.others, sender, message)
+        elif taken >= _UNUSUAL:
+            if taken == _UNKNOWN and self.stranger is None:
+                self.stranger = (sender, message)
+            if sender in self.behind:
+                # It may be of a session that has a step there.
+                self.waiting.add(sender)
+                self.put_later(sender, message)
+                self.later_rows += 1
+            else:
+                self.odd.add(sender)
+                self.put(self.aside, sender, message)
+        return 0
 
     cdef int read_step(self, object sender, const uint8_t* start, Py_ssize_t size) except -1:
         cdef Form form = self.last
@@ -431,19 +474,44 @@ cdef class Turn:
         if self.model is None:
             self.model = form.model
         elif self.model is not form.model:
-            return _UNUSUAL
+            return _OTHER
         if self.stamps[row] == self.stamp or self.rows == min(self.most_rows, self.model.most_rows):
             self.stamps[row] = self.stamp
             self.later_rows += 1
             return _LATER
-        self.stamps[row] = self.stamp
         mine = &self.at[self.rows]
-        mine.row, mine.holder = row, sender.number
+        mine.row, mine.handle, mine.holder = row, <uint32_t> handle, sender.number
         mine.seq, mine.acked_seq = form.number(start, 1), form.number(start, 2)
         for index in range(self.model.input_count):
             self.data[self.rows * _MOST + index] = start + form.inputs[index]
-        self.add_message(form, 1, start + form.label, NULL)
+        if not self.usable(self.rows):
+            return _UNUSUAL
+        self.stamps[row] = self.stamp
+        self.add_message(form, 1, start + form.label)
         return _GOES
+
+    cdef bint usable(self, Py_ssize_t index) noexcept:
+        """The step is its session's next, nothing is before it, and its numbers are finite where they must be."""
+        cdef Py_ssize_t tensor
+        if not self.is_next(index):
+            return False
+        for tensor in range(self.model.input_count):
+            if self.model.kinds[tensor] and not _finite(
+                self.data[index * _MOST + tensor], self.model.input_sizes[tensor], self.model.kinds[tensor]
+            ):
+                return False
+        return True
+
+    cdef bint is_next(self, Py_ssize_t index) noexcept:
+        cdef Row* mine = &self.at[index]
+        cdef int64_t* cell = &self.cells[mine.row, 0]
+        return (
+            cell[_GATE] == mine.holder
+            and cell[_APPLIED_SEQ] == mine.seq - 1
+            and cell[_AHEAD] == 0
+            and cell[_CREDIT] >= 1
+            and cell[_RECORD] == self.model.number
+        )
 
     cdef Form form_of(self, const uint8_t* start, Py_ssize_t size, int64_t number=-1):
         """The form of a message; with a number, of that model."""
@@ -458,15 +526,17 @@ cdef class Turn:
         cdef Model model
         cdef Row* mine
         cdef int64_t row, number
-        cdef Py_ssize_t turn, index, count
-        cdef uint32_t handle
-        cdef bint fits
+        cdef Py_ssize_t turn, index, count, most, taken = 0, left = 0
+        cdef uint32_t handle, last
+        cdef uint8_t* stays
         if not _cut(start, size, &parts):
             return _UNUSUAL
         count = parts.count
         memcpy(&handle, parts.handles, 4)
+        memcpy(&last, parts.handles + 4 * (count - 1), 4)
         row = _row(sender, handle)
-        if row < 0:
+        if row < 0 or (count > 1 and handle == last):
+            # Steps of one session behind each other run as one longer one.
             return _UNUSUAL
         model = self.models.get(self.cells[row, _RECORD])
         if model is None:
@@ -474,42 +544,54 @@ cdef class Turn:
         if self.model is None:
             self.model = model
         elif self.model is not model:
-            return _UNUSUAL
+            return _OTHER
         if parts.columns != model.input_count or count * (model.output_bytes + 12) > _MOST_FRAME_BYTES:
             return _UNUSUAL
         for index in range(parts.columns):
             if parts.sizes[index] != count * model.input_sizes[index]:
                 return _UNUSUAL
-        fits = self.rows + count <= min(self.most_rows, model.most_rows)
+        most = min(self.most_rows, model.most_rows)
         number = sender.number
-        for turn in range(count):
-            memcpy(&handle, parts.handles + 4 * turn, 4)
-            row = _row(sender, handle)
-            if row < 0 or self.cells[row, _RECORD] != model.number:
-                return _UNUSUAL
-            if self.stamps[row] == self.stamp:
-                fits = False
-            if fits:
-                mine = &self.at[self.rows + turn]
-                mine.row, mine.holder, mine.acked_seq = row, number, 0
+        stays = <uint8_t*> calloc(count, 1)
+        if stays == NULL:
+            raise MemoryError
+        try:
+            for turn in range(count):
+                memcpy(&handle, parts.handles + 4 * turn, 4)
+                row = _row(sender, handle)
+                if row < 0 or self.cells[row, _RECORD] != model.number:
+                    return _UNUSUAL
+                if self.stamps[row] == self.stamp or self.rows + taken == most:
+                    # What comes behind it for its session stays behind it.
+                    self.stamps[row] = self.stamp
+                    stays[turn] = 1
+                    left += 1
+                    continue
+                mine = &self.at[self.rows + taken]
+                mine.row, mine.handle, mine.holder, mine.acked_seq = row, handle, number, 0
                 memcpy(&mine.seq, parts.seqs + 8 * turn, 8)
                 if parts.acked_seqs != NULL:
                     memcpy(&mine.acked_seq, parts.acked_seqs + 8 * turn, 8)
-                    if mine.acked_seq < 0:
-                        return _UNUSUAL
                 for index in range(parts.columns):
-                    self.data[(self.rows + turn) * _MOST + index] = parts.data[index] + turn * model.input_sizes[index]
-            self.stamps[row] = self.stamp
-        if not fits:
-            # Nothing of it goes, but what comes behind it for any of its sessions stays behind it.
-            self.later_rows += count
-            return _LATER
-        self.add_message(None, count, parts.handles, parts.seqs)
-        return _GOES
+                    self.data[(self.rows + taken) * _MOST + index] = parts.data[index] + turn * model.input_sizes[index]
+                if mine.acked_seq < 0 or not self.usable(self.rows + taken):
+                    return _UNUSUAL
+                self.stamps[row] = self.stamp
+                taken += 1
+            self.later_rows += left
+            if not taken:
+                return _LATER
+            self.add_message(None, taken, NULL)
+            if not left:
+                return _GOES
+            self.put_later(sender, _rest(&parts, stays, count, left, model))
+            return _PARTED
+        finally:
+            free(stays)
 
-    cdef int add_message(self, Form form, Py_ssize_t count, const uint8_t* handles, const uint8_t* seqs) except -1:
+    cdef int add_message(self, Form form, Py_ssize_t count, const uint8_t* label) except -1:
         cdef Message* message = &self.messages[len(self.message_forms)]
-        message.first, message.count, message.handles, message.seqs = self.rows, count, handles, seqs
+        message.first, message.count, message.label = self.rows, count, label
         self.message_forms.append(form)
         self.rows += count
         return 0
@@ -518,12 +600,10 @@ cdef class Turn:
         """Puts the steps before the model, whose run of `rows` rows it is.
 
         Returns:
-            Whether each is its session's next, within its credit, usable, and nothing is before it. False: nothing has
-            moved, and the buffers hold anything.
+            Whether each is still its session's next. False: nothing has moved, and the buffers hold anything.
         """
         cdef Model model = self.model
         cdef Py_ssize_t index, tensor, free_slots
-        cdef int64_t* cell
         cdef int64_t held
         cdef Row* mine
         cdef Column* column
@@ -536,14 +616,8 @@ cdef class Turn:
             return False
         for index in range(self.rows):
             mine = &self.at[index]
-            cell = &self.cells[mine.row, 0]
-            if (
-                cell[_GATE] != mine.holder
-                or cell[_APPLIED_SEQ] != mine.seq - 1
-                or cell[_AHEAD] != 0
-                or cell[_CREDIT] < 1
-                or cell[_RECORD] != model.number
-            ):
+            # Once more: what waited was run since it was read.
+            if not self.is_next(index):
                 return False
             held = model.held[mine.row]
             staging.sources[index] = held - 1 if held else staging.initial_slot
@@ -554,8 +628,6 @@ cdef class Turn:
                 column = &staging.inputs.columns[tensor]
                 to = column.data + index * column.stride
                 memcpy(to, self.data[index * _MOST + tensor], model.input_sizes[tensor])
-                if model.kinds[tensor] and not _finite(to, model.input_sizes[tensor], model.kinds[tensor]):
-                    return False
                 total = total * _STEP + _print(to, model.input_sizes[tensor], &model.weights[0])
             mine.fingerprint = total
         return True
@@ -643,7 +715,7 @@ cdef class Turn:
         cdef Column* column
         cdef Py_ssize_t tensor
         memcpy(to, PyBytes_AS_STRING(form.answer), PyBytes_GET_SIZE(form.answer))
-        memcpy(to + form.answer_label, message.handles, form.label_size)
+        memcpy(to + form.answer_label, message.label, form.label_size)
         for tensor in range(staging.outputs.count):
             column = &staging.outputs.columns[tensor]
             memcpy(to + form.outputs[tensor], column.data + message.first * column.stride, column.size)
@@ -661,14 +733,16 @@ cdef class Turn:
             body += 1 + _varint_size(column.size * count) + column.size * count
         answer = PyBytes_FromStringAndSize(NULL, 1 + _varint_size(body) + body)
         to = _put_head(<uint8_t*> PyBytes_AS_STRING(answer), _FRAME_TAG, body)
-        to = _put(to, _HANDLES_TAG, message.handles, 4 * count)
-        to = _put(to, _SEQS_TAG, message.seqs, 8 * count)
+        to = _put_head(to, _HANDLES_TAG, 4 * count)
+        for row in range(count):
+            memcpy(to + 4 * row, &self.at[message.first + row].handle, 4)
+        to = _put_head(to + 4 * count, _SEQS_TAG, 8 * count)
+        for row in range(count):
+            memcpy(to + 8 * row, &self.at[message.first + row].seq, 8)
+        to += 8 * count
         for tensor in range(staging.outputs.count):
             column = &staging.outputs.columns[tensor]
             from_ = column.data + message.first * column.stride
-            if column.stride == column.size:
-                to = _put(to, _COLUMN_TAG, from_, column.size * count)
-                continue
             to = _put_head(to, _COLUMN_TAG, column.size * count)
             for row in range(count):
                 memcpy(to, from_ + row * column.stride, column.size)
@@ -685,6 +759,50 @@ cdef struct Parts:
     Py_ssize_t columns
     const uint8_t* data[_MOST]
     Py_ssize_t sizes[_MOST]
+    int64_t timeout_ms
+
+
+cdef bytes _rest(Parts* parts, const uint8_t* stays, Py_ssize_t count, Py_ssize_t left, Model model):
+    """A StreamRequest with a frame of the rows that stay, `left` of them."""
+    cdef Py_ssize_t body, index
+    cdef bytes rest
+    cdef uint8_t* to
+    body = 2 + _varint_size(4 * left) + _varint_size(8 * left) + 12 * left
+    for index in range(parts.columns):
+        body += 1 + _varint_size(model.input_sizes[index] * left) + model.input_sizes[index] * left
+    if parts.timeout_ms:
+        body += 1 + _varint_size(parts.timeout_ms)
+    if parts.acked_seqs != NULL:
+        body += 1 + _varint_size(8 * left) + 8 * left
+    rest = PyBytes_FromStringAndSize(NULL, 1 + _varint_size(body) + body)
+    to = _put_head(<uint8_t*> PyBytes_AS_STRING(rest), _FRAME_TAG, body)
+    to = _put_staying(to, _HANDLES_TAG, parts.handles, stays, count, left, 4)
+    to = _put_staying(to, _SEQS_TAG, parts.seqs, stays, count, left, 8)
+    for index in range(parts.columns):
+        to = _put_staying(to, _COLUMN_TAG, parts.data[index], stays, count, left, model.input_sizes[index])
+    if parts.timeout_ms:
+        to = _put_head(to, _TIMEOUT_TAG, parts.timeout_ms)
+    if parts.acked_seqs != NULL:
+        _put_staying(to, _ACKED_TAG, parts.acked_seqs, stays, count, left, 8)
+    return rest
+
+
+cdef uint8_t* _put_staying(
+    uint8_t* to,
+    uint8_t tag,
+    const uint8_t* data,
+    const uint8_t* stays,
+    Py_ssize_t count,
+    Py_ssize_t left,
+    Py_ssize_t size,
+) noexcept:
+    cdef Py_ssize_t row
+    to = _put_head(to, tag, size * left)
+    for row in range(count):
+        if stays[row]:
+            memcpy(to, data + size * row, size)
+            to += size
+    return to
 
 
 cdef bint _cut(const uint8_t* start, Py_ssize_t size, Parts* parts) noexcept:
@@ -701,7 +819,7 @@ cdef bint _cut(const uint8_t* start, Py_ssize_t size, Parts* parts) noexcept:
         if not _varint(start, size, &at, &length):
             return False
         if tag == _TIMEOUT_TAG:
-            # How long it may wait: it does not.
+            parts.timeout_ms = length
             continue
         if length > size - at:
             return False
@@ -755,12 +873,6 @@ cdef uint8_t* _put_head(uint8_t* to, uint8_t tag, Py_ssize_t size) noexcept:
         to += 1
     to[0] = <uint8_t> size
     return to + 1
-
-
-cdef uint8_t* _put(uint8_t* to, uint8_t tag, const uint8_t* data, Py_ssize_t size) noexcept:
-    to = _put_head(to, tag, size)
-    memcpy(to, data, size)
-    return to + size
 
 
 cdef int64_t _row(object sender, int64_t handle) except -2:

@@ -5,15 +5,15 @@ handed to its own stream, which reads it alone, and so is all else of that strea
 session in the same turn may wait for the next turn, and goes with what arrives meanwhile.
 """
 
-import itertools
 from collections.abc import Sequence
+from functools import partial
+from itertools import compress, groupby
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from conveyor_proto.fingerprint import fingerprints
 from numpy.typing import NDArray
 
-from conveyor_server import compiled
 from conveyor_server.engine.engine import Engine
 from conveyor_server.inputs import all_finite
 from conveyor_server.metrics import Metrics
@@ -74,29 +74,51 @@ class Intake:
         """
         if not self._data:
             return False
-        turn = None if self._turns is None else self._turns.read(self._senders, self._data)
-        # What was tried in vain is not tried again: each step is judged by itself.
-        if turn is not None and self._run(turn):
-            return not self._data
-        self._hand_out(whole=turn is None)
-        return False
+        senders, data = self._taken()
+        if self._turns is None:
+            self._hand_out(senders, data, whole=True)
+            return False
+        return self._take_by(self._turns, senders, data)
 
     def flush(self) -> None:
         """Gives all steps to their sessions. A sender must call this before anything that comes after its steps."""
-        self._hand_out(whole=False)
+        self._hand_out(*self._taken(), whole=False)
 
     # ------------------------------------------------------------ within
 
-    def _run(self, turn: "compiled.Turn") -> bool:
-        """Runs and answers what the compiled part has read, which is all there is; False: nothing has happened."""
+    def _taken(self) -> tuple[list[Sender], list[bytes]]:
         senders, self._senders = self._senders, []
         data, self._data = self._data, []
-        if not self._core.run_turn(turn, lambda answers: _tell(turn.senders, answers)):
-            self._senders, self._data = [*senders, *self._senders], [*data, *self._data]
-            return False
-        if turn.later:
-            self._wait([senders[index] for index in turn.later], [data[index] for index in turn.later])
-        return True
+        return senders, data
+
+    def _take_by(self, turns: TurnReader, senders: list[Sender], data: list[bytes]) -> bool:
+        """Gives a turn to the compiled part, model by model, and what is left of it to arrays; see `take`."""
+        # What is set aside comes behind what its senders sent before it.
+        odd_senders: list[Sender] = []
+        odd: list[bytes] = []
+        first = answered = True
+        while data:
+            turn = turns.read(senders, data)
+            if turn is None or not self._core.run_turn(turn, partial(_tell, turn.senders)):
+                # What was tried in vain is not tried again: each step is judged by itself.
+                self._hand_out(senders, data, whole=first and turn is None)
+                answered = False
+                break
+            if turn.later[0]:
+                self._wait(*turn.later)
+            odd_senders += turn.aside[0]
+            odd += turn.aside[1]
+            senders, data = turn.others
+            first = False
+        if not odd:
+            return answered and not self._data
+        waiting = set(self._senders)
+        waits = [sender in waiting for sender in odd_senders]
+        self._senders += compress(odd_senders, waits)
+        self._data += compress(odd, waits)
+        goes = [not one for one in waits]
+        self._hand_out(list(compress(odd_senders, goes)), list(compress(odd, goes)), whole=False)
+        return False
 
     def _wait(self, senders: Sequence[Sender], data: Sequence[bytes]) -> None:
         """Has messages wait for the next turn, before those that come in it."""
@@ -104,15 +126,14 @@ class Intake:
         self._data = [*data, *self._data]
         self._core.kick()
 
-    def _hand_out(self, *, whole: bool) -> None:
-        senders, self._senders = self._senders, []
-        data, self._data = self._data, []
+    def _hand_out(self, senders: list[Sender], data: list[bytes], *, whole: bool) -> None:
+        """By arrays: steps by the hundred, frames by their streams."""
         parted = [message[0] == STEP_TAG for message in data]
         if all(parted):
             self._hand_out_steps(senders, data, whole=whole)
             return
         first = 0
-        for steps, group in itertools.groupby(parted):
+        for steps, group in groupby(parted):
             part = slice(first, first + len(list(group)))
             alone = whole and part == slice(0, len(data))
             hand_out = self._hand_out_steps if steps else self._hand_out_frames

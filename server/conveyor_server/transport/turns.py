@@ -22,8 +22,6 @@ from conveyor_server.transport.step_parts import Forms, Sender
 
 # Rows of a turn, whatever a run of its model takes.
 _MOST_ROWS = 4096
-# Forms that are learnt within one turn: what is read again each time is bounded by it.
-_MOST_LESSONS = 8
 # Messages of a size that taught nothing, after which those of that size are no longer looked at; and such sizes.
 _MOST_FAILURES = 64
 _MOST_SIZES = 256
@@ -48,26 +46,24 @@ class TurnReader:
         core.after_removal(self._forget)
 
     def read(self, senders: list[Sender], messages: list[bytes]) -> "compiled.Turn | None":
-        """The turn, ready to be tried (Core.run_turn); None: something about it is unusual."""
+        """What can be tried of a turn (Core.run_turn), and where the rest is to go; None: all is for arrays."""
         turn = self._turn
-        for _ in range(_MOST_LESSONS):
-            if turn.read(senders, messages):
-                return turn
-            if turn.stranger < 0 or not self._learn(senders[turn.stranger], messages[turn.stranger]):
-                return None
-        return None
+        some = turn.read(senders, messages)
+        if turn.stranger is not None:
+            # For the next turn; in this one, it goes by arrays.
+            self._learn(*turn.stranger)
+        return turn if some else None
 
-    def _learn(self, sender: Sender, message: bytes) -> bool:
+    def _learn(self, sender: Sender, message: bytes) -> None:
         size = len(message)
         if self._failures.get(size, 0) >= _MOST_FAILURES:
-            return False
+            return
         if self._learn_form(sender, message) if message[0] == STEP_TAG else self._learn_model(sender, message):
             self._failures.pop(size, None)
-            return True
+            return
         if len(self._failures) > _MOST_SIZES:
             self._failures.clear()
         self._failures[size] = self._failures.get(size, 0) + 1
-        return False
 
     def _learn_form(self, sender: Sender, message: bytes) -> bool:
         form = self._forms.new(sender, message)

@@ -50,7 +50,9 @@ def taken(arrays: list[np.ndarray], *, finite: bool = True) -> np.ndarray | None
         seqs=np.ones(ROWS, np.uint64).tobytes(),
         columns=[array.tobytes() for array in arrays],
     )
-    assert turn.read([Sender()], [pb.StreamRequest(frame=frame).SerializeToString()])
+    if not turn.read([Sender()], [pb.StreamRequest(frame=frame).SerializeToString()]):
+        assert [len(messages) for _, messages in (turn.aside, turn.later, turn.others)] == [1, 0, 0]
+        return None
     staging = compiled.Staging(
         ROWS,
         compiled.Columns([np.zeros((ROWS, size), np.uint8) for size in sizes], sizes),
@@ -62,10 +64,7 @@ def taken(arrays: list[np.ndarray], *, finite: bool = True) -> np.ndarray | None
         0,
         None,
     )
-    if not turn.fill(staging):
-        assert slots.free == 2 * ROWS
-        assert (table.applied_seq == 0).all()
-        return None
+    assert turn.fill(staging)
     assert turn.commit(staging, 1.0)
     assert book.outputs.tolist() == [[1], [2], [3]]
     return book.prints
