@@ -45,13 +45,11 @@ class Form:
         name: in the report.
         label: in words.
         spec: the load, closed, one step of a session at a time.
-        tick_s: of the open loop, see LoadSpec: a gateway sends what fell due in a millisecond as one frame.
     """
 
     name: str
     label: str
     spec: LoadSpec
-    tick_s: float | None
 
 
 def forms(sessions: int) -> list[Form]:
@@ -63,13 +61,11 @@ def forms(sessions: int) -> list[Form]:
             "gateway",
             f"{sessions} sessions in frames on 1 stream",
             dataclasses.replace(base, frames=True),
-            0.001,
         ),
         Form(
             "streams",
             f"{sessions} streams on {connections} connections",
             dataclasses.replace(base, streams=streams, connections=connections),
-            None,
         ),
     ]
 
@@ -173,7 +169,6 @@ def _measure_form(service: Service, form: Form, settings: argparse.Namespace) ->
             rate_per_s=share * peak,
             in_flight=settings.in_flight if share < 1 else settings.credit,
             shed=share > 1,
-            tick_s=form.tick_s,
         )
         (results[share],), cpu[share] = _load(service, spec, settings.seconds, 1)
         print(describe(share, results[share], cpu[share]), flush=True)

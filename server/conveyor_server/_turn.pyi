@@ -50,6 +50,7 @@ class Model:
         number: int,
         engine: object,
         most_rows: int,
+        most_later: int,
         held: NDArray[np.int64],
         slots: _Slots,
         record: _Record,

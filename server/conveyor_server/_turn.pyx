@@ -43,7 +43,7 @@ cdef enum:
     # Larger frames of results are split, which is for arrays to do (result_wire.MAX_FRAME_BYTES).
     _MOST_FRAME_BYTES = 1 << 20
     # Rows that wait for a later turn, for each that goes now: more are for the sessions to know of.
-    _MOST_LATER = 4
+    _MOST_LATER = 16
     # Layouts that are remembered for messages of one size, and sizes.
     _MOST_FORMS = 8
     _MOST_SIZES = 256
@@ -161,6 +161,7 @@ cdef class Model:
         number: of its Record.
         engine: what runs it, opaque.
         most_rows: of a run.
+        most_later: rows that may wait for later turns.
         held: int64, of its Lanes.
         slots: its SlotPool.
         record: its Record.
@@ -173,6 +174,7 @@ cdef class Model:
     cdef readonly object engine
     cdef int64_t number
     cdef Py_ssize_t most_rows
+    cdef Py_ssize_t most_later
     cdef int64_t[::1] held
     cdef int32_t[::1] stack
     cdef object slots
@@ -188,12 +190,12 @@ cdef class Model:
     cdef list planes
     cdef list prints
 
-    def __init__(self, number, engine, most_rows, held, slots, record, list inputs, list outputs, weights):
+    def __init__(self, number, engine, most_rows, most_later, held, slots, record, list inputs, list outputs, weights):
         cdef Py_ssize_t index
         if len(inputs) > _MOST or len(outputs) > _MOST:
             raise ValueError(f"more than {_MOST} inputs or outputs")
         self.number, self.engine, self.held, self.slots, self.record = number, engine, held, slots, record
-        self.most_rows = most_rows
+        self.most_rows, self.most_later = most_rows, most_later
         self.stack = slots.stack
         self.weights = weights
         self.input_count, self.output_count = len(inputs), len(outputs)
@@ -403,7 +405,9 @@ cdef class Turn:
                 self.put(self.aside, sender, messages[index])
             else:
                 self.read_one(sender, messages[index])
-            if self.later_rows > _MOST_LATER * self.rows:
+            if self.later_rows and (
+                self.later_rows > _MOST_LATER * self.rows or self.later_rows > self.model.most_later
+            ):
                 return False
         return self.rows > 0
 

@@ -22,6 +22,8 @@ from conveyor_server.transport.step_parts import Forms, Sender
 
 # Rows of a turn, whatever a run of its model takes.
 _MOST_ROWS = 4096
+# A model that runs nothing takes no time.
+_FASTEST_ROW_S = 1e-7
 # Messages of a size that taught nothing, after which those of that size are no longer looked at; and such sizes.
 _MOST_FAILURES = 64
 _MOST_SIZES = 256
@@ -109,6 +111,7 @@ class TurnReader:
             record.number,
             engine,
             min(engine.limits.max_batch, engine.limits.max_batch_time_steps),
+            self._most_later(engine),
             engine.lanes.held,
             engine.slots,
             record,
@@ -119,6 +122,12 @@ class TurnReader:
         self._turn.add_model(model)
         self._numbers[engine] = record.number
         return model
+
+    def _most_later(self, engine: Engine) -> int:
+        """Steps that may wait for a later turn, unknown to their sessions: no more than would be accepted (rules)."""
+        rows = engine.limits.max_batch
+        row_s = max(engine.full_run_s / rows, _FASTEST_ROW_S)
+        return max(2 * rows, int(self._core.directory.limits.pipeline_queue_s / row_s))
 
     def _forget(self, engine: Engine) -> None:
         number = self._numbers.pop(engine, None)

@@ -42,7 +42,7 @@ def taken(arrays: list[np.ndarray], *, finite: bool = True) -> np.ndarray | None
     sizes = [array.nbytes // ROWS for array in arrays]
     kinds = [array.dtype.itemsize if finite and array.dtype.kind == "f" else 0 for array in arrays]
     inputs, words = list(zip(sizes, kinds, strict=True)), weights(max(sizes) // 8 + 1)
-    model = compiled.Model(NUMBER, None, ROWS, np.zeros(ROWS, np.int64), slots, book, inputs, [1], words)
+    model = compiled.Model(NUMBER, None, ROWS, ROWS, np.zeros(ROWS, np.int64), slots, book, inputs, [1], words)
     turn = compiled.Turn(table.cells, ROWS)
     turn.add_model(model)
     frame = pb.StepFrame(
@@ -112,7 +112,9 @@ def test_places_outside_of_what_they_are_of_are_refused(make) -> None:
 
 
 def form(**changed) -> "compiled.Form":
-    model = compiled.Model(NUMBER, None, ROWS, np.zeros(ROWS, np.int64), SlotPool(8), Book(), [(8, 4)], [1], weights(1))
+    model = compiled.Model(
+        NUMBER, None, ROWS, ROWS, np.zeros(ROWS, np.int64), SlotPool(8), Book(), [(8, 4)], [1], weights(1)
+    )
     whole = {
         "message": bytes(40),
         "mask": b"\xff" * 8 + bytes(32),
