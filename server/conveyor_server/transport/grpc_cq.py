@@ -39,6 +39,9 @@ class CqServer:
         servicers: by service; Stream joins SessionService.
         options: what the transport grants.
         loop: the one that runs.
+
+    Raises:
+        Unusable: this grpcio, or this machine, lacks something that is needed; nothing was bound.
     """
 
     def __init__(
@@ -58,8 +61,8 @@ class CqServer:
         )
         self._server = grpc.server(self._threads, options=channel_options(options))
         self._completion = CompletionServer(self._server, max_unsent_bytes=options.max_outgoing_bytes)
-        self._max_message_bytes = options.max_message_bytes
-        self._selftest: SelfTest | None = None
+        # Before a port is bound, which would be taken when the other transport takes over.
+        self._selftest = SelfTest(self._server, options.max_message_bytes)
         self._names = [service.full_name for service in servicers]
         for service, servicer in servicers.items():
             handlers = threaded_handlers(service, servicer, self._calls, metrics, loop)
@@ -80,7 +83,6 @@ class CqServer:
         Raises:
             Unusable: this grpcio does not work that way. Nothing of this server can be used then.
         """
-        self._selftest = SelfTest(self._server, self._max_message_bytes)
         self._completion.start()
         self._loop.attach(self._completion)
         await asyncio.to_thread(self._selftest.run)
@@ -95,8 +97,7 @@ class CqServer:
 
     async def stop(self) -> None:
         """Ends what is left and lets go of the port."""
-        if self._selftest is not None:
-            await asyncio.to_thread(self._selftest.close)
+        await asyncio.to_thread(self._selftest.close)
         await asyncio.to_thread(self._completion.stop)
         self._threads.shutdown(wait=False, cancel_futures=True)
 

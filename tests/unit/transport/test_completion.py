@@ -414,3 +414,26 @@ async def test_deferred_calls_come_once_and_before_what_they_send(server) -> Non
     loop.defer(lambda: calls.append("second") or loop.defer(lambda: calls.append("third")))
     await until(lambda: len(calls) == 3)
     assert calls == ["first", "second", "third"]
+
+
+def test_where_no_folder_for_temporary_files_is_there_is_shared_memory(monkeypatch):
+    """As in a container whose files are read-only."""
+    make = selftest.tempfile.mkdtemp
+
+    def refuse_all_but(*places):
+        def mkdtemp(**where: str | None) -> str:
+            if where["dir"] not in places:
+                raise FileNotFoundError(2, "No usable temporary directory found")
+            return make(**where)
+
+        monkeypatch.setattr(selftest.tempfile, "mkdtemp", mkdtemp)
+
+    shared = "/dev/shm"  # noqa: S108 - where it is
+    refuse_all_but(shared)
+    folder = selftest._private_folder()
+    assert folder.parent == Path(shared)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.rmdir()
+    refuse_all_but()
+    with pytest.raises(Unusable, match=r"no folder .* No usable temporary directory found"):
+        selftest._private_folder()
