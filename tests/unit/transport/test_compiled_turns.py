@@ -1,9 +1,11 @@
 """The compiled part and arrays are one server: whatever comes, clients are told the same, and the same is left."""
 
 import asyncio
+import gc
 import itertools
 import math
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -288,3 +290,24 @@ async def test_the_same_is_told_and_left_behind(make_server, wire_options, monke
     assert twins[0].others == twins[1].others
     assert twins[0].counted() == twins[1].counted()
     assert sum(went) > 20, "the compiled part had next to nothing to do"
+
+
+async def test_a_model_that_is_gone_is_kept_by_nothing(make_server) -> None:
+    """Its state, its records and its weights would be."""
+    server = await make_server(inline_run_s=10.0)
+    twin = Twin(server)
+    twin.open(range(1), "sum")
+    await twin.settle()
+    for seq in range(1, 4):
+        twin.streams[0][0].receive(step(0, seq, 1.0))
+        await twin.settle()
+    assert [seq for seq, _, _ in twin.told[0]] == [1, 2, 3]
+    turns = server.grpc._streams._intake._turns
+    assert len(turns._numbers) == 1
+    gone = weakref.ref(server.engine)
+    assert await server.loader.unload("sum", "1", force=True) == 1
+    await twin.settle()
+    assert twin.others[-1] == "detached"
+    assert turns._numbers == {}
+    gc.collect()
+    assert gone() is None
