@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from conveyor_proto.v1 import model_pb2, session_pb2
 
+from conveyor_server import compiled
 from conveyor_server.engine.engine import Engine, EngineLimits
 from conveyor_server.errors import StartError
 from conveyor_server.http import MetricsServer
@@ -113,6 +114,11 @@ class App:
             not_ready=self._not_ready,
         )
         self.pages.start()
+        if not compiled.BUILT:
+            _log.warning(
+                "the compiled part was not built, so steps go by arrays, which costs up to twice as much CPU: install "
+                "the server where there is a C compiler, or from a wheel for this platform"
+            )
         await self._load()
         if self.shared_port:
             # Not before: the kernel would send it new connections that a ready process could serve.

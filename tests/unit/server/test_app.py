@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conveyor_proto.v1 import model_pb2, model_pb2_grpc, session_pb2, session_pb2_grpc, tensor_pb2
 from conveyor_server import app as app_module
+from conveyor_server import compiled
 from conveyor_server.app import App
 from conveyor_server.errors import StartError
 from conveyor_server.runner.base import RunnerUnavailable
@@ -261,6 +262,13 @@ def test_a_server_whose_fast_transport_fails_its_test_serves_all_the_same(models
     assert [record.levelname for record in said] == ["WARNING"]
     with pytest.raises(StartError, match="came back changed; take --transport aio"):
         run_with("cq", serve_once(models, loops))
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_a_server_without_its_compiled_part_says_so_and_serves(models, monkeypatch, caplog, built) -> None:
+    monkeypatch.setattr(compiled, "BUILT", built)
+    assert run_with("auto", serve_once(models, [])) == 0
+    assert ("the compiled part was not built" in caplog.text) is not built
 
 
 def test_the_fast_transport_is_taken_where_it_can_be(models, caplog) -> None:
