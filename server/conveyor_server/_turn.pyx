@@ -16,10 +16,12 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-# Inputs or outputs of a model; one that has more is served by arrays alone.
+# Inputs or outputs of a model, and bytes of a Step message that are no data; what has more goes by arrays alone.
 MOST_TENSORS = 16
+MOST_HEAD_BYTES = 256
 cdef enum:
     _MOST = 16
+    _MOST_HEAD = 256
     # Columns of SessionTable.cells; a test compares them.
     _GATE = 0
     _RECORD = 1
@@ -237,9 +239,9 @@ cdef class Form:
     cdef Model model
     cdef Py_ssize_t size
     cdef Py_ssize_t head
-    cdef int32_t at[256]
-    cdef uint8_t mask[256]
-    cdef uint8_t wanted[256]
+    cdef int32_t at[_MOST_HEAD]
+    cdef uint8_t mask[_MOST_HEAD]
+    cdef uint8_t wanted[_MOST_HEAD]
     cdef Py_ssize_t starts[3]
     cdef Py_ssize_t stops[3]
     cdef Py_ssize_t inputs[_MOST]
@@ -256,8 +258,8 @@ cdef class Form:
         self.head = 0
         for index in range(self.size):
             if mask[index]:
-                if self.head == 256:
-                    raise ValueError("a head of over 256 bytes")
+                if self.head == _MOST_HEAD:
+                    raise ValueError(f"a head of over {_MOST_HEAD} bytes")
                 self.at[self.head] = index
                 self.mask[self.head] = mask[index]
                 self.wanted[self.head] = message[index] & mask[index]
@@ -405,11 +407,11 @@ cdef class Turn:
                 self.put(self.aside, sender, messages[index])
             else:
                 self.read_one(sender, messages[index])
-            if self.later_rows and (
-                self.later_rows > _MOST_LATER * self.rows or self.later_rows > self.model.most_later
-            ):
-                return False
-        return self.rows > 0
+        return self.rows > 0 and self.later_rows <= min(_MOST_LATER * self.rows, self.model.most_later)
+
+    def done(self):
+        """Keeps nothing of the turn: senders and messages may be gone before the next one comes."""
+        self.begin([])
 
     cdef int begin(self, list messages) except -1:
         self.rows = self.later_rows = 0
@@ -444,6 +446,9 @@ cdef class Turn:
         elif taken == _OTHER:
             self.put(self.others, sender, message)
         elif taken >= _UNUSUAL:
+            if not self.rows and not self.later_rows:
+                # Whose model this turn is of is for others to say.
+                self.model = None
             if taken == _UNKNOWN and self.stranger is None:
                 self.stranger = (sender, message)
             if sender in self.behind:
@@ -709,8 +714,6 @@ cdef class Turn:
                 answers.append(self.answer_frame(staging, &self.messages[index]))
             else:
                 answers.append(self.answer_step(staging, &self.messages[index], form))
-        # The messages are of no more use, and are not to be kept until the next turn.
-        self.message_forms, self.held = [], []
         return answers
 
     cdef bytes answer_step(self, Staging staging, Message* message, Form form):

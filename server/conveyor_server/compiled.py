@@ -5,10 +5,10 @@ built when the package is installed where there is a C compiler, and left out el
 """
 
 try:
-    from conveyor_server._turn import CELLS, MOST_TENSORS, Columns, Form, Model, Staging, Turn
+    from conveyor_server._turn import CELLS, MOST_HEAD_BYTES, MOST_TENSORS, Columns, Form, Model, Staging, Turn
 
     BUILT = True
 except ImportError:
     BUILT = False
 
-__all__ = ["BUILT", "CELLS", "MOST_TENSORS", "Columns", "Form", "Model", "Staging", "Turn"]
+__all__ = ["BUILT", "CELLS", "MOST_HEAD_BYTES", "MOST_TENSORS", "Columns", "Form", "Model", "Staging", "Turn"]

@@ -78,7 +78,9 @@ class Intake:
         if self._turns is None:
             self._hand_out(senders, data, whole=True)
             return False
-        return self._take_by(self._turns, senders, data)
+        answered = self._take_by(self._turns, senders, data)
+        self._turns.done()
+        return answered
 
     def flush(self) -> None:
         """Gives all steps to their sessions. A sender must call this before anything that comes after its steps."""

@@ -56,6 +56,10 @@ class TurnReader:
             self._learn(*turn.stranger)
         return turn if some else None
 
+    def done(self) -> None:
+        """Keeps nothing of what was read."""
+        self._turn.done()
+
     def _learn(self, sender: Sender, message: bytes) -> None:
         size = len(message)
         if self._failures.get(size, 0) >= _MOST_FAILURES:
@@ -71,6 +75,8 @@ class TurnReader:
         form = self._forms.new(sender, message)
         layout = None if form is None else form.layout
         if form is None or layout is None or layout.length != 1 or layout.label_at is None:
+            return False
+        if len(layout.mask) - layout.mask.count(0) > compiled.MOST_HEAD_BYTES:
             return False
         model = self._model(form.engine, form.record)
         if model is None:

@@ -98,6 +98,7 @@ def test_what_is_not_finite_is_seen_wherever_it_is(dtype, value: float, at: tupl
         lambda: compiled.Columns([np.zeros((2, 4), np.uint8)], [5]),
         lambda: compiled.Columns([np.zeros((2, 4), np.uint8)], [0]),
         lambda: compiled.Columns([np.zeros((2, 4), np.uint8)] * 17, [4] * 17),
+        lambda: form(message=bytes(300), mask=b"\xff" * 257 + bytes(43)),
         lambda: form(inputs=[40]),
         lambda: form(numbers=[(0, 1), (1, 2), (3, 99)]),
         lambda: form(label=(4, 99)),

@@ -292,6 +292,65 @@ async def test_the_same_is_told_and_left_behind(make_server, wire_options, monke
     assert sum(went) > 20, "the compiled part had next to nothing to do"
 
 
+@pytest.fixture
+async def turns(make_server):
+    """A server with two streams of model sum and one of the other, which has seen a step of each model."""
+    server = await make_server(inline_run_s=10.0)
+    twin = Twin(server)
+    for number, model in enumerate(("sum", "sum", "other")):
+        twin.open(range(number, number + 1), model)
+    await twin.settle()
+    for number in (0, 1, 2, 0, 1, 2):
+        twin.streams[number][0].receive(step(number, 1 + len(twin.told[number]), 1.0))
+        await twin.settle()
+    return twin
+
+
+async def test_messages_with_too_long_a_head_go_by_arrays(make_server, monkeypatch) -> None:
+    """Names of inputs are in it, of any length."""
+    monkeypatch.setattr(compiled, "MOST_HEAD_BYTES", 4)
+    server = await make_server(inline_run_s=10.0)
+    twin = Twin(server)
+    twin.open(range(1), "sum")
+    for seq in range(1, 4):
+        twin.streams[0][0].receive(step(0, seq, 1.0))
+        await twin.settle()
+        twin.streams[0][0].receive(step(0, seq + 3, 1.0))
+        await twin.settle()
+    assert [told[0] for told in twin.told[0] if told[1] != "STEP_GAP"] == [1, 2, 3]
+    assert server.grpc._streams._intake._turns._numbers == {}
+
+
+async def test_an_odd_message_of_another_model_leaves_the_turn_to_the_others(turns, monkeypatch) -> None:
+    went = []
+    run_turn = turns.server.directory.run_turn
+
+    def noted(turn, now):
+        went.append(turn.rows)
+        return run_turn(turn, now)
+
+    monkeypatch.setattr(turns.server.directory, "run_turn", noted)
+    turns.streams[2][0].receive(step(2, 99, 1.0))
+    for number in (0, 1):
+        turns.streams[number][0].receive(step(number, 3, 1.0))
+    await turns.settle()
+    assert went == [2]
+    assert turns.told[2][-1] == (99, "STEP_GAP")
+    assert [turns.told[number][-1][0] for number in (0, 1)] == [3, 3]
+
+
+async def test_what_was_read_is_not_kept_beyond_its_turn(turns) -> None:
+    turns.streams[0][0].receive(step(0, 3, 1.0))
+    await turns.settle()
+    call, paper = turns.streams.pop(0)
+    gone = weakref.ref(paper)
+    call.broken()
+    turns.server.grpc._streams.leave(call)
+    del call, paper
+    gc.collect()
+    assert gone() is None
+
+
 async def test_a_model_that_is_gone_is_kept_by_nothing(make_server) -> None:
     """Its state, its records and its weights would be."""
     server = await make_server(inline_run_s=10.0)
