@@ -17,13 +17,14 @@ help: ## say what can be made
 env: $(VENV)/.ready ## build the environment in .venv
 
 # The compiled part of the server is built by the install, so its source is one of the reasons for one.
-$(VENV)/.ready: pyproject.toml hatch_build.py server/conveyor_server/_turn.pyx
+$(VENV)/.ready: pyproject.toml hatch_build.py $(wildcard server/conveyor_server/_turn*.p?[xi])
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Conveyor needs Python 3.11 or newer; set PYTHON=python3.x")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing packages (a few minutes the first time)"
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@$(BIN)/python -c 'from conveyor_server.compiled import BUILT; BUILT or print("no C compiler, or no headers of Python: the server does without its compiled part, and the tests that need it will fail")'
 	touch $@
 
 .PHONY: demo

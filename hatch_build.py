@@ -71,7 +71,9 @@ def _compile(root: Path, folder: Path) -> Path:
     from setuptools import Distribution, Extension
     from setuptools.command.build_ext import build_ext
 
-    source = shutil.copy(root / _SOURCE, folder)
+    for part in (root / _SOURCE).parent.glob("_turn*.p?[xi]"):
+        shutil.copy(part, folder)
+    source = folder / _SOURCE.name
     # Without symbols for a debugger, which would be six times the code.
     flags = {"extra_compile_args": ["-O3", "-g0"], "extra_link_args": ["-s"]}
     extension = Extension(_MODULE, [str(source)], **flags)
