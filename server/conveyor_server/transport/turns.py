@@ -24,8 +24,9 @@ from conveyor_server.transport.step_parts import Forms, Sender
 _MOST_ROWS = 4096
 # A model that runs nothing takes no time.
 _FASTEST_ROW_S = 1e-7
-# Messages of a size that taught nothing, after which those of that size are no longer looked at; and such sizes.
-_MOST_FAILURES = 64
+# Messages of a size that taught nothing, after which only one in so many of that size is looked at (some are as long as
+# others' that do teach); and such sizes.
+_MANY_FAILURES = 64
 _MOST_SIZES = 256
 
 
@@ -62,14 +63,16 @@ class TurnReader:
 
     def _learn(self, sender: Sender, message: bytes) -> None:
         size = len(message)
-        if self._failures.get(size, 0) >= _MOST_FAILURES:
+        failures = self._failures.get(size, 0)
+        if failures >= _MANY_FAILURES and failures % _MANY_FAILURES:
+            self._failures[size] = failures + 1
             return
         if self._learn_form(sender, message) if message[0] == STEP_TAG else self._learn_model(sender, message):
             self._failures.pop(size, None)
             return
         if len(self._failures) > _MOST_SIZES:
             self._failures.clear()
-        self._failures[size] = self._failures.get(size, 0) + 1
+        self._failures[size] = failures + 1
 
     def _learn_form(self, sender: Sender, message: bytes) -> bool:
         form = self._forms.new(sender, message)

@@ -321,6 +321,40 @@ async def test_messages_with_too_long_a_head_go_by_arrays(make_server, monkeypat
     assert server.grpc._streams._intake._turns._numbers == {}
 
 
+async def test_messages_that_teach_nothing_keep_no_others_of_their_size_from_it(make_server, monkeypatch) -> None:
+    server = await make_server(inline_run_s=10.0)
+    twin = Twin(server)
+    twin.open(range(1, 3), "sum")
+    await twin.settle()
+    went = []
+    run_turn = server.directory.run_turn
+
+    def noted(turn, now):
+        went.append(turn.rows)
+        return run_turn(turn, now)
+
+    monkeypatch.setattr(server.directory, "run_turn", noted)
+    looked = []
+    learn_form = server.grpc._streams._intake._turns._learn_form
+    monkeypatch.setattr(
+        server.grpc._streams._intake._turns, "_learn_form", lambda *of: looked.append(of) or learn_form(*of)
+    )
+    for seq in range(1, 101):
+        # As protobuf may be written too: the numbers behind the data.
+        usual = step(1, seq, 1.0)
+        odd = usual[:2] + usual[6:] + usual[2:6]
+        twin.streams[0][0].receive(odd)
+        await twin.settle()
+    assert twin.told[1][-1][:2] == (100, [np.float64(110.0).tobytes()] * 2)
+    assert len(looked) == 64 + 1
+    for seq in range(1, 101):
+        twin.streams[0][0].receive(step(2, seq, 1.0))
+        await twin.settle()
+    assert len(odd) == len(step(2, 100, 1.0))
+    assert twin.told[2][-1][:2] == (100, [np.float64(110.0).tobytes()] * 2)
+    assert len(went) > 50
+
+
 async def test_an_odd_message_of_another_model_leaves_the_turn_to_the_others(turns, monkeypatch) -> None:
     went = []
     run_turn = turns.server.directory.run_turn
