@@ -123,9 +123,9 @@ cdef class Turn(Reading):
             False: a new state is not finite, and nothing has moved.
         """
         cdef Model model = self.model
-        cdef Py_ssize_t index, tensor, free_slots, most = 0
+        cdef Py_ssize_t index, tensor, free_slots, most = 0, position = -1
         cdef int64_t* cell
-        cdef int64_t held, base
+        cdef int64_t held
         cdef Row* mine
         cdef Columns plane
         cdef uint64_t[::1] prints
@@ -162,7 +162,10 @@ cdef class Turn(Reading):
             cell[_APPLIED_TIME_STEPS] += 1
             cell[_FAILED_SEQ] = 0
             (<double*> cell)[_LAST_USED_AT] = now
-            plane, prints = model.planes[mine.position], model.prints[mine.position]
+            if mine.position != position:
+                # Nearly all rows have the same one, and to ask an array for its memory costs more than a row.
+                position = mine.position
+                plane, prints = model.planes[position], model.prints[position]
             prints[mine.row] = mine.fingerprint
             for tensor in range(model.output_count):
                 memcpy(

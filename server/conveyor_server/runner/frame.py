@@ -82,7 +82,6 @@ class Frame:
             binding.bind_ortvalue_input(graph.slab_input(index), slab)
             binding.bind_ortvalue_output(graph.slab_output(index), slab)
         self._batch = shape.batch
-        self._staging: compiled.Staging | None = None
         self._rebind = not shares_memory  # binding is then what copies to the device
         for name, buffer in self._fed.items():
             binding.bind_cpu_input(name, buffer)
@@ -110,20 +109,20 @@ class Frame:
                 self.binding.bind_cpu_input(name, buffer)
             self.binding.synchronize_inputs()
 
-    @property
     def staging(self) -> "compiled.Staging":
-        """The buffers, to be filled in place. Of a frame of one time step."""
-        if self._staging is None:
-            self._staging = stage(
-                self._spec,
-                [self._fed[item.name] for item in self._spec.inputs],
-                self._outputs,
-                self._control,
-                self._finite[0] if graph.has_finite(self._spec) else None,
-                initial_slot=self._initial_slot,
-                frame=self,
-            )
-        return self._staging
+        """The buffers, to be filled in place. Of a frame of one time step.
+
+        It holds the frame, which must not hold it: what is evicted or closed is to be free at once.
+        """
+        return stage(
+            self._spec,
+            [self._fed[item.name] for item in self._spec.inputs],
+            self._outputs,
+            self._control,
+            self._finite[0] if graph.has_finite(self._spec) else None,
+            initial_slot=self._initial_slot,
+            frame=self,
+        )
 
     def take(self) -> RunResult:
         """What the run gave, in arrays of its own."""

@@ -69,7 +69,7 @@ class NullRunner:
                 for items in (self._spec.inputs, self._spec.outputs)
             )
             control = np.ones(rows, np.int32), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
-            known = stage(self._spec, inputs, outputs, control, None, initial_slot=0, frame=self)
+            known = stage(self._spec, inputs, outputs, control, None, initial_slot=0, frame=None)
             self._stagings[rows] = known
         return known
 

@@ -85,6 +85,8 @@ class OnnxRunner:
         self._first_with_time = next(index for index, item in enumerate(file.spec.inputs) if item.has_time)
         self._can_be_staged = can_be_staged(file.spec)
         self._frames: dict[tuple[int, int], Frame] = {}
+        # By rows, of frames of one time step.
+        self._stagings: dict[int, compiled.Staging] = {}
         self._buffer_bytes = 0
 
     @property
@@ -122,9 +124,11 @@ class OnnxRunner:
 
     def staging(self, rows: int) -> "compiled.Staging | None":
         """See base.Runner."""
-        if not self._can_be_staged:
-            return None
-        return (self._frames.get((rows, 1)) or self._add_frame(rows, 1)).staging
+        known = self._stagings.get(rows)
+        if known is None and self._can_be_staged:
+            frame = self._frames.get((rows, 1)) or self._add_frame(rows, 1)
+            known = self._stagings[rows] = frame.staging()
+        return known
 
     def run_staged(self, staging: "compiled.Staging") -> None:
         """See base.Runner."""
@@ -163,6 +167,7 @@ class OnnxRunner:
     def close(self) -> None:
         """Frees the session and the slab. The runner is not used again."""
         self._frames.clear()
+        self._stagings.clear()
         del self._session, self._slabs
 
     def _run(self, frame: Frame, batch: int, time: int) -> None:
@@ -181,6 +186,7 @@ class OnnxRunner:
     def _add_frame(self, batch: int, time: int) -> Frame:
         if self._buffer_bytes > _MAX_BUFFER_BYTES:
             self._frames.clear()
+            self._stagings.clear()
             self._buffer_bytes = 0
         rows, steps = max(batch, self._min_rows), max(time, self._min_time)
         frame = Frame(
