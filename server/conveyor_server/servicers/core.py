@@ -37,6 +37,10 @@ class Core(Protocol):
     def max_time_steps(self) -> int:
         """Time steps that one step may hold."""
 
+    @property
+    def pressed(self) -> bool:
+        """A run is to come before the next turn, in which nobody is answered: a part of a long step, say."""
+
     def add(self, engine: Engine, step_s: Mapping[tuple[int, int], float]) -> None:
         """Runs an engine's steps from now on; `step_s`: seconds that a run of (rows, time steps) took."""
 

@@ -75,7 +75,8 @@ class _Selector(selectors.BaseSelector):
         longest = _LOOK_S if server.can_be_woken else _DEAF_LOOK_S
         busy = self.deferred or self.called or server.touched
         wait_s = 0.0 if busy else longest if timeout is None else min(timeout, longest)
-        server.turn(wait_s, self.run)
+        # What was put off before the turn began is a run, which what arrives meanwhile waits for.
+        server.turn(wait_s, self.run, thorough=bool(self.deferred))
         if self.late:
             self.run_late()
         now = time.monotonic()

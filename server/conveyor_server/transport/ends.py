@@ -25,7 +25,9 @@ class Served(Protocol):
         eager: the next message is wanted before this one is answered.
     """
 
-    eager: bool
+    @property
+    def eager(self) -> bool:
+        """See above."""
 
     def receive(self, data: bytes) -> None:
         """Takes a message."""

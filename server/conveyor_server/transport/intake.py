@@ -6,7 +6,6 @@ session in the same turn may wait for the next turn, and goes with what arrives 
 """
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import compress, groupby
 from weakref import WeakKeyDictionary
 
@@ -78,13 +77,17 @@ class Intake:
         if self._turns is None:
             self._hand_out(senders, data, whole=True)
             return False
-        answered = self._take_by(self._turns, senders, data)
-        self._turns.done()
-        return answered
+        return self._take_by(self._turns, senders, data)
 
-    def flush(self) -> None:
-        """Gives all steps to their sessions. A sender must call this before anything that comes after its steps."""
-        self._hand_out(*self._taken(), whole=False)
+    def flush(self, sender: Sender) -> None:
+        """Gives a sender's steps to their sessions: it must call this before anything that comes after them."""
+        if sender not in self._senders:
+            return
+        senders, data = self._taken()
+        mine = [other is sender for other in senders]
+        others = [not one for one in mine]
+        self._senders, self._data = list(compress(senders, others)), list(compress(data, others))
+        self._hand_out(list(compress(senders, mine)), list(compress(data, mine)), whole=False)
 
     # ------------------------------------------------------------ within
 
@@ -94,32 +97,21 @@ class Intake:
         return senders, data
 
     def _take_by(self, turns: TurnReader, senders: list[Sender], data: list[bytes]) -> bool:
-        """Gives a turn to the compiled part, model by model, and what is left of it to arrays; see `take`."""
+        """Gives a turn to the compiled part, and what is left of it to arrays; see `take`."""
+        left = turns.take(senders, data)
+        if left.later[0]:
+            self._wait(*left.later)
+        if left.rest[0]:
+            self._hand_out(*left.rest, whole=left.whole)
+        if not left.aside[0]:
+            return not left.rest[0] and not self._data
         # What is set aside comes behind what its senders sent before it.
-        odd_senders: list[Sender] = []
-        odd: list[bytes] = []
-        first = answered = True
-        while data:
-            turn = turns.read(senders, data)
-            if turn is None or not self._core.run_turn(turn, partial(_tell, turn.senders)):
-                # What was tried in vain is not tried again: each step is judged by itself.
-                self._hand_out(senders, data, whole=first and turn is None)
-                answered = False
-                break
-            if turn.later[0]:
-                self._wait(*turn.later)
-            odd_senders += turn.aside[0]
-            odd += turn.aside[1]
-            senders, data = turn.others
-            first = False
-        if not odd:
-            return answered and not self._data
         waiting = set(self._senders)
-        waits = [sender in waiting for sender in odd_senders]
-        self._senders += compress(odd_senders, waits)
-        self._data += compress(odd, waits)
+        waits = [sender in waiting for sender in left.aside[0]]
         goes = [not one for one in waits]
-        self._hand_out(list(compress(odd_senders, goes)), list(compress(odd, goes)), whole=False)
+        self._senders += compress(left.aside[0], waits)
+        self._data += compress(left.aside[1], waits)
+        self._hand_out(list(compress(left.aside[0], goes)), list(compress(left.aside[1], goes)), whole=False)
         return False
 
     def _wait(self, senders: Sequence[Sender], data: Sequence[bytes]) -> None:
@@ -247,11 +239,6 @@ class Intake:
                 layout.label_sizes,
             ),
         )
-
-
-def _tell(senders: Sequence[Sender], answers: Sequence[bytes]) -> None:
-    for sender, answer in zip(senders, answers, strict=True):
-        sender.outlet.put(answer)
 
 
 def _together(parts: list[Part]) -> list[list[Part]]:

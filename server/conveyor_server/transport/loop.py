@@ -32,15 +32,18 @@ from conveyor_server.sessions.session import Submission
 if TYPE_CHECKING:
     from conveyor_server.compiled import Turn
 
+# Batches that a run at once may let go first: one of another length may have its turn before what it waits for.
+_BEFORE = 2
+
 
 class _Lane:
     """What the driver keeps for an engine: its thread and its figures."""
 
     def __init__(self, engine: Engine, figures: ModelFigures) -> None:
         self.figures = figures
+        # Its next run was put off once, for what came during a turn.
+        self.waived = False
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{engine.model}-{engine.version}")
-        # The last turn left something over.
-        self.left = False
         # Set while no batch is out and nothing is ready.
         self.idle = asyncio.Event()
         self.idle.set()
@@ -85,7 +88,9 @@ class Driver:
         # Runs at once that are answered and not counted yet.
         self._uncounted: list[Callable[[], None]] = []
         self._forgets: list[Callable[[Engine], None]] = []
-        self._kicked = False
+        self._kicked = self.pressed = False
+        # Steps of this turn were run at once.
+        self._ran = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         # Done when the core has broken an invariant of its own: nothing it says can be trusted any more.
@@ -171,6 +176,7 @@ class Driver:
 
     def _count(self, engine: Engine, rows: int, train: int, length: int, at: tuple[float, float, float]) -> None:
         """Counts a run at once; it began, ended, and was answered at these moments."""
+        self._ran = True
         began, ran, told = at
         figures = self.metrics.of(engine)
         figures.ran(engine, rows, train=train, length=length, took_s=ran - began)
@@ -181,10 +187,11 @@ class Driver:
         # A stream may not have been told yet that a model is gone, and its sessions with it.
         if lane is None or engine.run_times.expected_s(rows, length) > self.inline_run_s:
             return False
-        if lane.left and engine.waits(length):
-            # Were it not run first, what comes would fly behind it, and leave something over again, as long as there
-            # is much to do.
-            self._run_next(engine, lane)
+        for _ in range(_BEFORE):
+            # Left over from the last turn, or before something else that its stream sent in this one. Were it not run
+            # first, what comes would fly behind it, and leave something over again, as long as there is much to do.
+            if engine.waits(length):
+                self._run_next(engine, lane)
         if not engine.fits(rows, length):
             return False
         # What happened to the sessions before is told before.
@@ -267,9 +274,17 @@ class Driver:
         if now >= self.directory.next_expiry_at():
             self.directory.expire(now)
             self.route()
+        ran, self._ran = self._ran, False
+        pressed = False
         for engine, lane in self._lanes.items():
-            self._run_next(engine, lane)
-            lane.left = engine.ready > 0
+            lane.waived = ran and not lane.waived and engine.ready > 0 and not engine.busy
+            if lane.waived:
+                # What arrived during the turn was not in it, and would wait for this run and for the turn after it.
+                self.kick()
+            else:
+                self._run_next(engine, lane)
+            pressed = pressed or engine.ready > 0
+        self.pressed = pressed
         self._watch()
 
     def _run_next(self, engine: Engine, lane: _Lane) -> None:

@@ -49,21 +49,19 @@ class StreamCall:
         rows: of the session table, by handle: the sessions that it holds.
         handle: of the only session that it holds; -1: it holds none, or several.
         row: that one's.
-        eager: the next message is wanted before this one is answered: it may be another session's, for the same run.
         outlet: where messages to the client go. What comes for a whole turn's streams at once goes there straight: it
             has been put in order before.
     """
 
     __slots__ = (
         *("_broken", "_core", "_ending", "_frames", "_intake", "_lingering", "_metrics", "_replies"),
-        *("_routed", "_seats", "eager", "handle", "number", "outlet", "row", "rows"),
+        *("_routed", "_seats", "handle", "number", "outlet", "row", "rows"),
     )
 
     def __init__(self, core: Core, outlet: Outlet, metrics: Metrics, intake: Intake) -> None:
         self.number = next(_numbers)
         self.rows: dict[int, int] = {}
         self.handle = self.row = -1
-        self.eager = False
         self.outlet = outlet
         self._core = core
         self._metrics = metrics
@@ -78,6 +76,14 @@ class StreamCall:
         self._broken = False
 
     # ------------------------------------------------------------ from the client
+
+    @property
+    def eager(self) -> bool:
+        """The next message is wanted before this one is answered.
+
+        It may be another session's, for the same run; or its turn would come after a longer run only.
+        """
+        return self.handle < 0 or self._core.pressed
 
     def receive(self, data: bytes) -> None:
         """Takes one message; bytes that are none end the stream with INVALID_ARGUMENT."""
@@ -191,7 +197,6 @@ class StreamCall:
 
     def _held(self) -> None:
         """The stream holds other sessions than before."""
-        self.eager = len(self.rows) > 1
         self.handle, self.row = next(iter(self.rows.items())) if len(self.rows) == 1 else (-1, -1)
 
     def _holds(self, seat: Attachment) -> bool:
@@ -211,9 +216,9 @@ class StreamCall:
     # ------------------------------------------------------------ requests
 
     def _catch_up(self) -> None:
-        """Hands out the steps of this turn that came before what comes now."""
+        """Hands out the stream's steps of this turn that came before what comes now."""
         if len(self._intake):
-            self._intake.flush()
+            self._intake.flush(self)
 
     def _read(self, data: bytes, *, whole: bool = False) -> None:
         request = self._parsed(data)

@@ -1,9 +1,12 @@
-"""What the compiled turn knows of models and of the forms of messages: told when it meets one that it does not know.
+"""Turns as the compiled part takes them, which is told of models and forms of messages when it meets a new one.
 
 Invariant: it knows no engine that takes part no more, whose memory it would keep.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 from conveyor_proto.codec import WireError, to_numpy_dtype
 from conveyor_proto.fingerprint import weights
@@ -29,9 +32,29 @@ _FASTEST_ROW_S = 1e-7
 _MANY_FAILURES = 64
 _MOST_SIZES = 256
 
+# Senders, and a message of each.
+Mail: TypeAlias = tuple[list[Sender], list[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What of a turn was not answered.
+
+    Attributes:
+        later: waits for the next turn, before what comes in it.
+        aside: for arrays, behind all else of its senders.
+        rest: for arrays, behind nothing.
+        whole: `rest` is all that there was.
+    """
+
+    later: Mail
+    aside: Mail
+    rest: Mail
+    whole: bool
+
 
 class TurnReader:
-    """Reads whole turns for the compiled part, and teaches it. Core thread only.
+    """Has the compiled part take whole turns, and teaches it. Core thread only.
 
     Args:
         core: knows the sessions.
@@ -48,18 +71,39 @@ class TurnReader:
         self._failures: dict[int, int] = {}
         core.after_removal(self._forget)
 
-    def read(self, senders: list[Sender], messages: list[bytes]) -> "compiled.Turn | None":
-        """What can be tried of a turn (Core.run_turn), and where the rest is to go; None: all is for arrays."""
+    def take(self, senders: list[Sender], messages: list[bytes]) -> Remains:
+        """Runs and answers what can be of a turn's messages, model by model; nothing of them is kept."""
+        later: Mail = ([], [])
+        aside: Mail = ([], [])
+        whole = True
+        # Rows that may go at once although others of their sessions went: as many again.
+        again: int | None = None
+        while messages:
+            turn = self._read(senders, messages)
+            if turn is None or not self._core.run_turn(turn, partial(_tell, turn.senders)):
+                # What was tried in vain is not tried again: each step is judged by itself.
+                whole = whole and turn is None
+                break
+            whole = False
+            _add(aside, turn.aside)
+            mail, (senders, messages) = turn.later, turn.others
+            again = turn.rows if again is None else again - turn.rows
+            if 0 < len(mail[0]) <= again and self._core.pressed:
+                # The next turn comes after a run that takes as long as several of these.
+                senders, messages = mail[0] + senders, mail[1] + messages
+            else:
+                _add(later, mail)
+        self._turn.done()
+        return Remains(later, aside, (senders, messages), whole=whole)
+
+    def _read(self, senders: list[Sender], messages: list[bytes]) -> "compiled.Turn | None":
+        """What can be tried of a turn, and where the rest is to go; None: all is for arrays."""
         turn = self._turn
         some = turn.read(senders, messages)
         if turn.stranger is not None:
             # For the next turn; in this one, it goes by arrays.
             self._learn(*turn.stranger)
         return turn if some else None
-
-    def done(self) -> None:
-        """Keeps nothing of what was read."""
-        self._turn.done()
 
     def _learn(self, sender: Sender, message: bytes) -> None:
         size = len(message)
@@ -148,3 +192,13 @@ def _float_bytes(item: spec_pb2.TensorSpec, spec: spec_pb2.ModelSpec) -> int:
     """Bytes of a number that must be finite; 0: anything may come."""
     dtype = to_numpy_dtype(item.dtype)
     return dtype.itemsize if dtype.kind == "f" and not spec.allow_non_finite_inputs else 0
+
+
+def _tell(senders: Sequence[Sender], answers: Sequence[bytes]) -> None:
+    for sender, answer in zip(senders, answers, strict=True):
+        sender.outlet.put(answer)
+
+
+def _add(mail: Mail, more: Mail) -> None:
+    mail[0].extend(more[0])
+    mail[1].extend(more[1])

@@ -56,7 +56,12 @@ def sum_spec(digest: str, *, timed: bool) -> spec_pb2.ModelSpec:
 
 
 class SumRunner(Staged):
-    """Adds up. POISON fails a run, BUG raises what no runner should; `gate` holds runs while it is clear."""
+    """Adds up. POISON fails a run, BUG raises what no runner should; `gate` holds runs while it is clear.
+
+    Attributes:
+        shapes: rows and time steps of each run.
+        during: called in each run with its time steps.
+    """
 
     POISON = 666.0
     BUG = 667.0
@@ -67,6 +72,8 @@ class SumRunner(Staged):
         self.capacity = capacity
         self.slab = np.full((capacity, 1), np.nan)
         self.rows: list[int] = []
+        self.shapes: list[tuple[int, int]] = []
+        self.during: Callable[[int], None] = lambda time_steps: None
         self.threads: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -78,6 +85,8 @@ class SumRunner(Staged):
         assert self.gate.wait(20)
         x = run.inputs[0]
         self.rows.append(len(x))
+        self.shapes.append(x.shape[:2])
+        self.during(x.shape[1])
         self.threads.append(threading.current_thread().name)
         if (x == self.BUG).any():
             raise ValueError("secret")
@@ -93,6 +102,7 @@ class SumRunner(Staged):
         """Forgets the runs that warmed it."""
         self.entered.clear()
         self.rows.clear()
+        self.shapes.clear()
         self.threads.clear()
 
     def read_rows(self, slots: Sequence[int]) -> list[np.ndarray]:
