@@ -229,6 +229,9 @@ _CLASSES: dict[e.ErrorReason.ValueType, type[ConveyorError]] = {
     e.ERROR_REASON_SESSIONS_EXHAUSTED: SessionsExhausted,
     e.ERROR_REASON_OVERLOADED: Overloaded,
     e.ERROR_REASON_DRAINING: Draining,
+    e.ERROR_REASON_SEQUENCE_INVALID: ProtocolError,
+    e.ERROR_REASON_OUTPUT_UNKNOWN: ProtocolError,
+    e.ERROR_REASON_NOT_OFFERED: ProtocolError,
 }
 # What a status says that carries no reason: it comes from gRPC itself or from a proxy.
 _BARE: dict[grpc.StatusCode, type[ConveyorError]] = {

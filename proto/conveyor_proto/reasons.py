@@ -44,6 +44,8 @@ _REASONS_BY_CODE: dict[int, tuple[e.ErrorReason.ValueType, ...]] = {
         e.ERROR_REASON_HANDLE_IN_USE,
         e.ERROR_REASON_MESSAGE_INVALID,
         e.ERROR_REASON_SNAPSHOT_INVALID,
+        e.ERROR_REASON_SEQUENCE_INVALID,
+        e.ERROR_REASON_OUTPUT_UNKNOWN,
     ),
     code_pb2.FAILED_PRECONDITION: (
         e.ERROR_REASON_MODEL_MISMATCH,
@@ -58,6 +60,7 @@ _REASONS_BY_CODE: dict[int, tuple[e.ErrorReason.ValueType, ...]] = {
     ),
     code_pb2.UNAVAILABLE: (e.ERROR_REASON_MODEL_NOT_READY, e.ERROR_REASON_DRAINING),
     code_pb2.INTERNAL: (e.ERROR_REASON_MODEL_FAILED,),
+    code_pb2.UNIMPLEMENTED: (e.ERROR_REASON_NOT_OFFERED,),
 }
 
 # google.rpc.Code of each reason.

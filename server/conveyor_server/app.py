@@ -12,12 +12,14 @@ import logging
 import signal
 from collections.abc import Iterator
 
+from conveyor_proto.inference import service_pb2
 from conveyor_proto.v1 import model_pb2, session_pb2
 
 from conveyor_server import compiled
 from conveyor_server.engine.engine import Engine, EngineLimits
 from conveyor_server.errors import StartError
 from conveyor_server.http import MetricsServer
+from conveyor_server.inference.service import InferenceServicer
 from conveyor_server.metrics import Metrics
 from conveyor_server.repository import Overrides, Prepared, Repository
 from conveyor_server.repository.policy import INLINE_RUN_S, MAX_BATCH
@@ -34,6 +36,7 @@ from conveyor_server.transport.port import Tls, WireOptions
 
 _log = logging.getLogger("conveyor")
 _SESSIONS = session_pb2.DESCRIPTOR.services_by_name["SessionService"]
+_INFERENCE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _MODELS = model_pb2.DESCRIPTOR.services_by_name["ModelService"]
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # What the ports and threads get for their own end, at most, out of drain_s.
@@ -208,7 +211,11 @@ class App:
         self._stop.set()
 
     def _grpc(self) -> Transport:
-        servicers = {_SESSIONS: SessionServicer(self.driver), _MODELS: ModelServicer(self.driver, self.loader)}
+        servicers = {
+            _SESSIONS: SessionServicer(self.driver),
+            _MODELS: ModelServicer(self.driver, self.loader),
+            _INFERENCE: InferenceServicer(self.driver, self.loader, self.metrics, self._not_ready),
+        }
         options = WireOptions(
             max_message_bytes=self.settings.max_message_bytes,
             max_outgoing_bytes=self.settings.max_outgoing_bytes,

@@ -66,6 +66,8 @@ class ModelFigures:
     resident_bytes: int = 0
     slab_bytes: int = 0
     queued: int = 0
+    # By rows: how many runs, and their seconds together.
+    runs_by_rows: dict[int, tuple[int, float]] = field(default_factory=dict)
     batch_rows: Tally = field(default_factory=lambda: Tally(BATCH_BUCKETS))
     batch_share: Tally = field(default_factory=lambda: Tally(SHARE_BUCKETS))
     batch_run: Tally = field(default_factory=lambda: Tally(LATENCY_BUCKETS_S))
@@ -79,6 +81,7 @@ class ModelFigures:
         self.batch_rows.observe(batch.rows)
         self.batch_share.observe(batch.rows / batch.ready)
         self.batch_run.observe(batch.run_s)
+        self._ran_rows(batch.rows, batch.run_s)
         whole = 0
         for step in batch.steps:
             if step.finished_at != now or step.fault is not None:
@@ -115,10 +118,15 @@ class ModelFigures:
         self.batch_rows.observe(rows)
         self.batch_share.observe(rows / (rows + engine.ready))
         self.batch_run.observe(engine.ran_s)
+        self._ran_rows(rows, engine.ran_s)
         self.steps += steps
         self.time_steps += rows * length
         self.queue.observe(0.0, steps)
         self.run.observe(took_s, steps)
+
+    def _ran_rows(self, rows: int, run_s: float) -> None:
+        count, seconds = self.runs_by_rows.get(rows, (0, 0.0))
+        self.runs_by_rows[rows] = (count + 1, seconds + run_s)
 
 
 class Metrics:

@@ -92,6 +92,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED with RetryInfo. metadata: model, queue_s. Refused before it is latency."""
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 122
     """UNAVAILABLE with RetryInfo. The server is draining: connect to another, or again."""
+    ERROR_REASON_SEQUENCE_INVALID: _ErrorReason.ValueType  # 140
+    """INVALID_ARGUMENT. metadata: model, sequence_id. Of the Open Inference Protocol: a request that does not say which
+    sequence it is of, or not as that sequence's next.
+    """
+    ERROR_REASON_OUTPUT_UNKNOWN: _ErrorReason.ValueType  # 141
+    """INVALID_ARGUMENT. metadata: model, output. The model has no such output."""
+    ERROR_REASON_NOT_OFFERED: _ErrorReason.ValueType  # 142
+    """UNIMPLEMENTED. metadata: feature. A part of a protocol that this server does not offer."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call or a step was refused. The value's name without its prefix is google.rpc.ErrorInfo.reason, the domain is
@@ -168,4 +176,12 @@ ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 121
 """RESOURCE_EXHAUSTED with RetryInfo. metadata: model, queue_s. Refused before it is latency."""
 ERROR_REASON_DRAINING: ErrorReason.ValueType  # 122
 """UNAVAILABLE with RetryInfo. The server is draining: connect to another, or again."""
+ERROR_REASON_SEQUENCE_INVALID: ErrorReason.ValueType  # 140
+"""INVALID_ARGUMENT. metadata: model, sequence_id. Of the Open Inference Protocol: a request that does not say which
+sequence it is of, or not as that sequence's next.
+"""
+ERROR_REASON_OUTPUT_UNKNOWN: ErrorReason.ValueType  # 141
+"""INVALID_ARGUMENT. metadata: model, output. The model has no such output."""
+ERROR_REASON_NOT_OFFERED: ErrorReason.ValueType  # 142
+"""UNIMPLEMENTED. metadata: feature. A part of a protocol that this server does not offer."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

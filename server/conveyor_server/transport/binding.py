@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import grpc
 import grpc.aio
 from conveyor_proto.codec import WireError
-from conveyor_proto.reasons import DOMAIN, to_status
+from conveyor_proto.reasons import DOMAIN, Fault, to_status
 from google.protobuf.any_pb2 import Any as PackedAny
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
@@ -21,10 +21,12 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from conveyor_server.errors import Refused
 from conveyor_server.incidents import record
 from conveyor_server.metrics import Metrics
+from conveyor_server.transport.ends import Opener
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 
 Method: TypeAlias = Callable[[Any], Awaitable[Any]]
+Wording: TypeAlias = Callable[[Fault], status_pb2.Status]
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -59,7 +61,7 @@ def unary_handlers(
 
     def guard(method: Method) -> Callable[[Any, Context], Awaitable[Any]]:
         async def call(request: Any, context: Context) -> Any:
-            answer = await _answer(method, request, calls, metrics)
+            answer = await _answer(method, request, calls, metrics, wording(servicer))
             return await abort(context, answer) if isinstance(answer, status_pb2.Status) else answer
 
         return call
@@ -74,7 +76,7 @@ def threaded_handlers(
 
     def guard(method: Method) -> Callable[[Any, grpc.ServicerContext], Any]:
         def call(request: Any, context: grpc.ServicerContext) -> Any:
-            future = asyncio.run_coroutine_threadsafe(_answer(method, request, calls, metrics), loop)
+            future = asyncio.run_coroutine_threadsafe(_answer(method, request, calls, metrics, wording(servicer)), loop)
             # A caller that is gone waits for nothing; once there is an answer, this does nothing.
             context.add_callback(lambda: _forget(future))
             answer = future.result()
@@ -88,6 +90,25 @@ def threaded_handlers(
     return _handlers(service, servicer, guard)
 
 
+def wording(servicer: object) -> Wording:
+    """How a service says no: its servicer's own `to_status`, or everyone's."""
+    words: Wording = getattr(servicer, "to_status", to_status)
+    return words
+
+
+def openers(service: ServiceDescriptor, servicer: object) -> dict[str, Opener]:
+    """What serves each method of a service that streams both ways: `ModelStreamInfer` is `model_stream_infer`."""
+    return {
+        method.name: getattr(servicer, _snake(method.name))
+        for method in service.methods
+        if method.client_streaming and method.server_streaming and hasattr(servicer, _snake(method.name))
+    }
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
 def _handlers(
     service: ServiceDescriptor, servicer: object, guard: Callable[[Method], Callable[..., Any]]
 ) -> dict[str, "grpc.RpcMethodHandler[Any, Any]"]:
@@ -95,9 +116,8 @@ def _handlers(
     for method in service.methods:
         if method.client_streaming or method.server_streaming:
             continue
-        name = re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()
         handlers[method.name] = grpc.unary_unary_rpc_method_handler(
-            guard(getattr(servicer, name)),
+            guard(getattr(servicer, _snake(method.name))),
             request_deserializer=GetMessageClass(method.input_type).FromString,
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
@@ -108,13 +128,13 @@ def _forget(future: "futures.Future[Any]") -> None:
     future.cancel()
 
 
-async def _answer(method: Method, request: Any, calls: Calls, metrics: Metrics) -> Any:
+async def _answer(method: Method, request: Any, calls: Calls, metrics: Metrics, words: Wording) -> Any:
     """What the method answers, or the Status of its refusal."""
     with calls:
         try:
             return await method(request)
         except (Refused, WireError) as refusal:
-            status = to_status(refusal.fault)
+            status = words(refusal.fault)
         except Exception as error:  # a defect: logged whole, told by its id
             status = incident_status(error)
     metrics.refused(status)

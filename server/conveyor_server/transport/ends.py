@@ -1,6 +1,7 @@
 """The two ends of a stream call: what a transport gives to whoever serves it, and what it asks in return."""
 
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeAlias
 
 from google.rpc import status_pb2
 
@@ -11,8 +12,8 @@ class Outlet(Protocol):
     def put(self, message: bytes) -> None:
         """Queues a message behind the others; after `close`, it is dropped."""
 
-    def close(self) -> None:
-        """Nothing follows; what is queued is still sent."""
+    def close(self, status: status_pb2.Status | None = None) -> None:
+        """Nothing follows; what is queued is still sent, and the call ends with that status, or well."""
 
     def fail(self, status: status_pb2.Status) -> None:
         """Ends the call with that status; what is queued is not sent."""
@@ -37,3 +38,17 @@ class Served(Protocol):
 
     def broken(self) -> None:
         """The call is gone, in whatever way."""
+
+
+class Lingering(Served, Protocol):
+    """What can be sent away when the server stops. Core thread only."""
+
+    def go_away(self, grace_s: float) -> None:
+        """The server stops in `grace_s` seconds."""
+
+    def stop_lingering(self) -> None:
+        """The client had the time to end the call by itself: it ends with the last answer."""
+
+
+# Serves a call that begins, given where its messages go and what its client sent ahead, by lower-case key.
+Opener: TypeAlias = Callable[[Outlet, Mapping[str, str]], Lingering]

@@ -8,6 +8,7 @@ is closed by a message alone, and a stream that ended in order says so with Stre
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import grpc
@@ -20,11 +21,11 @@ from grpc_reflection.v1alpha import reflection
 from conveyor_server import compiled
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
-from conveyor_server.transport.binding import Calls, abort, incident_status, unary_handlers
-from conveyor_server.transport.echo import EchoCall
+from conveyor_server.transport.binding import Calls, abort, incident_status, openers, unary_handlers
+from conveyor_server.transport.ends import Opener, Served
 from conveyor_server.transport.outbox import Outbox, StreamFailed
 from conveyor_server.transport.port import Tls, WireOptions, channel_options, listen
-from conveyor_server.transport.stream import StreamCall
+from conveyor_server.transport.reflection import descriptors
 from conveyor_server.transport.streams import Streams
 
 _SESSIONS = session_pb2.DESCRIPTOR.services_by_name["SessionService"]
@@ -36,7 +37,7 @@ class AioServer:
     Args:
         core: what drives the sessions.
         metrics: what is counted.
-        servicers: by service; Stream joins SessionService.
+        servicers: by service; Stream joins SessionService, and a method that streams both ways is an Opener.
         options: what the transport grants.
     """
 
@@ -51,13 +52,18 @@ class AioServer:
         self._server = grpc.aio.server(options=channel_options(options))
         for service, servicer in servicers.items():
             handlers = unary_handlers(service, servicer, self._calls, metrics)
+            streaming = openers(service, servicer)
             if service is _SESSIONS:
-                handlers["Stream"] = grpc.stream_stream_rpc_method_handler(self._serve)
+                streaming["Stream"] = self._streams.sessions
+            for name, opener in streaming.items():
+                handlers[name] = grpc.stream_stream_rpc_method_handler(partial(self._serve, opener))
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
         self._names = [service.full_name for service in servicers]
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        reflection.enable_server_reflection(
+            (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server, pool=descriptors(servicers)
+        )
 
     def listen(self, host: str, port: int, tls: Tls | None) -> int:
         """Binds the port and returns it; see port.listen."""
@@ -81,12 +87,12 @@ class AioServer:
         """Ends what is left and lets go of the port."""
         await self._server.stop(grace_s)
 
-    async def _serve(self, _: object, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
-        """Serves one Stream call. Requests are read beside, answers written here: the call ends with the last."""
+    async def _serve(self, opener: Opener, _: object, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+        """Serves one streaming call. Requests are read beside, answers written here: the call ends with the last."""
         outbox = Outbox(self._options.max_outgoing_bytes)
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         try:
-            call = self._streams.enter(outbox, metadata)
+            call = self._streams.enter(outbox, metadata, opener)
         except Exception as error:  # as below
             await abort(context, incident_status(error))
             return
@@ -109,7 +115,7 @@ class AioServer:
             self._streams.leave(call)
 
 
-async def _read(context: "grpc.aio.ServicerContext[Any, Any]", call: StreamCall | EchoCall, outbox: Outbox) -> None:
+async def _read(context: "grpc.aio.ServicerContext[Any, Any]", call: Served, outbox: Outbox) -> None:
     try:
         while True:
             await outbox.room()

@@ -6,6 +6,7 @@ Unary calls keep threads of their own; each hands its work to the core's loop an
 import asyncio
 from collections.abc import Mapping
 from concurrent import futures
+from functools import partial
 
 import grpc
 from conveyor_proto.v1 import session_pb2
@@ -16,12 +17,13 @@ from grpc_reflection.v1alpha import reflection
 from conveyor_server import compiled
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
-from conveyor_server.transport.binding import Calls, threaded_handlers
+from conveyor_server.transport.binding import Calls, openers, threaded_handlers
 from conveyor_server.transport.completion import CompletionServer, Stream
 from conveyor_server.transport.completion_loop import CompletionLoop
-from conveyor_server.transport.ends import Served
+from conveyor_server.transport.ends import Opener, Served
 from conveyor_server.transport.health import Health
 from conveyor_server.transport.port import Tls, WireOptions, channel_options, listen
+from conveyor_server.transport.reflection import descriptors
 from conveyor_server.transport.selftest import SelfTest
 from conveyor_server.transport.streams import Streams
 
@@ -36,7 +38,7 @@ class CqServer:
     Args:
         core: what drives the sessions.
         metrics: what is counted.
-        servicers: by service; Stream joins SessionService.
+        servicers: by service; Stream joins SessionService, and a method that streams both ways is an Opener.
         options: what the transport grants.
         loop: the one that runs.
 
@@ -66,12 +68,17 @@ class CqServer:
         self._names = [service.full_name for service in servicers]
         for service, servicer in servicers.items():
             handlers = threaded_handlers(service, servicer, self._calls, metrics, loop)
+            streaming = openers(service, servicer)
             if service is _SESSIONS:
-                handlers["Stream"] = self._completion.handler(self._arrived)
+                streaming["Stream"] = self._streams.sessions
+            for name, opener in streaming.items():
+                handlers[name] = self._completion.handler(partial(self._arrived, opener))
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
         self._health = Health(self._completion, (service.full_name for service in servicers))
         self._server.add_generic_rpc_handlers((self._health.handlers(),))
-        reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        reflection.enable_server_reflection(
+            (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server, pool=descriptors(servicers)
+        )
 
     def listen(self, host: str, port: int, tls: Tls | None) -> int:
         """Binds the port and returns it; see port.listen."""
@@ -101,8 +108,8 @@ class CqServer:
         await asyncio.to_thread(self._completion.stop)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _arrived(self, stream: Stream) -> Served:
-        call = self._streams.enter(stream, stream.metadata)
+    def _arrived(self, opener: Opener, stream: Stream) -> Served:
+        call = self._streams.enter(stream, stream.metadata, opener)
         self._completion.alone = len(self._streams) == 1
 
         def ended() -> None:

@@ -37,7 +37,9 @@ class Outbox:
         self._room = asyncio.Event()
         self._room.set()
         self._closed = False
+        # How the call ends: at once, and after what is queued.
         self._failure: StreamFailed | None = None
+        self._end: StreamFailed | None = None
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -52,8 +54,10 @@ class Outbox:
             self._room.clear()
         self._some.set()
 
-    def close(self) -> None:
-        """Nothing follows; what is queued is still sent."""
+    def close(self, status: status_pb2.Status | None = None) -> None:
+        """Nothing follows; what is queued is still sent, and the call ends with that status, or well."""
+        if status is not None and self._end is None:
+            self._end = StreamFailed(status)
         self._closed = True
         self._some.set()
 
@@ -74,6 +78,8 @@ class Outbox:
         if self._failure is not None:
             raise self._failure
         if not self._queue:
+            if self._end is not None:
+                raise self._end
             return None
         message = self._queue.popleft()
         self.bytes -= len(message)

@@ -1,4 +1,4 @@
-"""The Stream calls that are open, whatever transport they came over.
+"""The streaming calls that are open, whatever transport they came over, and of whatever service.
 
 Invariant: once the server drains, every stream is told so, those that still come included.
 """
@@ -10,7 +10,7 @@ from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
 from conveyor_server.transport.binding import Calls
 from conveyor_server.transport.echo import EchoCall
-from conveyor_server.transport.ends import Outlet
+from conveyor_server.transport.ends import Lingering, Opener, Outlet
 from conveyor_server.transport.intake import Intake
 from conveyor_server.transport.stream import StreamCall
 
@@ -36,7 +36,7 @@ class Streams:
         self._diagnostics = diagnostics
         self._intake = Intake(core, metrics, use_compiled=compiled)
         core.before_turns(self._intake.take)
-        self._open: set[StreamCall | EchoCall] = set()
+        self._open: set[Lingering] = set()
         self._none = asyncio.Event()
         self._none.set()
         # When the server stops, in the driver's seconds, once it drains.
@@ -46,13 +46,21 @@ class Streams:
         """Calls that are open."""
         return len(self._open)
 
-    def enter(self, outlet: Outlet, metadata: Mapping[str, str]) -> StreamCall | EchoCall:
-        """A call begins; `metadata` is what its client sent ahead."""
-        call: StreamCall | EchoCall
+    def sessions(self, outlet: Outlet, metadata: Mapping[str, str]) -> StreamCall | EchoCall:
+        """An Opener: of SessionService.Stream."""
         if self._diagnostics and metadata.get(DIAGNOSTICS_KEY) == "echo":
-            call = EchoCall(outlet)
-        else:
-            call = StreamCall(self._core, outlet, self._metrics, self._intake)
+            return EchoCall(outlet)
+        return StreamCall(self._core, outlet, self._metrics, self._intake)
+
+    def enter(self, outlet: Outlet, metadata: Mapping[str, str], opener: Opener | None = None) -> Lingering:
+        """A call begins.
+
+        Args:
+            outlet: where its messages go.
+            metadata: what its client sent ahead.
+            opener: what serves it; None: `sessions`.
+        """
+        call = (opener or self.sessions)(outlet, metadata)
         self._open.add(call)
         self._metrics.streams = len(self._open)
         self._none.clear()
@@ -60,7 +68,7 @@ class Streams:
             self._send_away(call, self._stops_at)
         return call
 
-    def leave(self, call: StreamCall | EchoCall) -> None:
+    def leave(self, call: Lingering) -> None:
         """A call is gone."""
         self._open.discard(call)
         self._metrics.streams = len(self._open)
@@ -84,7 +92,7 @@ class Streams:
             return False
         return True
 
-    def _send_away(self, call: StreamCall | EchoCall, stops_at: float) -> None:
+    def _send_away(self, call: Lingering, stops_at: float) -> None:
         left_s = max(0.0, stops_at - self._core.now())
         call.go_away(left_s)
         asyncio.get_running_loop().call_later(min(_LINGER_S, left_s / 2), call.stop_lingering)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 from conveyor_proto.codec import decode
 from conveyor_proto.reasons import Fault, from_status
+from conveyor_proto.inference import service_pb2
 from conveyor_proto.v1 import model_pb2, model_pb2_grpc, session_pb2_grpc, spec_pb2, tensor_pb2
 from conveyor_proto.v1 import session_pb2 as pb
 from conveyor_server.engine.engine import Engine, EngineLimits
+from conveyor_server.inference.service import InferenceServicer
 from conveyor_server.metrics import Metrics
 from conveyor_server.repository import Repository
 from conveyor_server.runner.base import Run, RunFailed, RunnerUnavailable, RunResult
@@ -115,6 +118,10 @@ class SumRunner(Staged):
         self.closed = True
 
 
+# Of models by their name, where they are no SumRunners.
+RUNNERS: dict[str, type[SumRunner]] = {}
+
+
 class Server:
     """The server under test and one channel to it.
 
@@ -140,7 +147,8 @@ class Server:
             name = path.parts[-3]
             if path.read_text() == "broken":
                 raise RunnerUnavailable("the file is broken")
-            runner = self.runners[name] = SumRunner(capacity, f"digest of {name}", timed=timed)
+            kind = RUNNERS.get(name, SumRunner)
+            runner = self.runners[name] = kind(capacity, f"digest of {name}", timed=timed)
             return runner
 
         repository: Repository[Engine] = Repository(
@@ -166,6 +174,9 @@ class Server:
         servicers = {
             pb.DESCRIPTOR.services_by_name["SessionService"]: SessionServicer(self.driver),
             model_pb2.DESCRIPTOR.services_by_name["ModelService"]: ModelServicer(self.driver, self.loader),
+            service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]: InferenceServicer(
+                self.driver, self.loader, self.metrics, lambda: "draining" if self.directory.draining else ""
+            ),
         }
         self.grpc = open_transport(self.driver, self.metrics, servicers, wire)
         self.port = self.grpc.listen("127.0.0.1", 0, None)
@@ -178,10 +189,16 @@ class Server:
         return self.runners["sum"]
 
     def connect(self) -> grpc.aio.Channel:
-        return grpc.aio.insecure_channel(
-            f"127.0.0.1:{self.port}",
-            options=(("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)),
-        )
+        # A channel that is made holds a lock of grpc.aio's while the loop starts a thread, and one that is collected
+        # waits for it: so none may be collected in that thread.
+        gc.disable()
+        try:
+            return grpc.aio.insecure_channel(
+                f"127.0.0.1:{self.port}",
+                options=(("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)),
+            )
+        finally:
+            gc.enable()
 
     def stream(self, channel: grpc.aio.Channel | None = None) -> "Stream":
         stub = session_pb2_grpc.SessionServiceStub(channel or self.channel)  # type: ignore[no-untyped-call]

@@ -99,8 +99,9 @@ class Stream:
         if not self._touched:
             self._touch()
 
-    def close(self) -> None:
-        """Nothing follows; what is queued is still sent."""
+    def close(self, status: status_pb2.Status | None = None) -> None:
+        """Nothing follows; what is queued is still sent, and the call ends with that status, or well."""
+        self._failure = self._failure or status
         self._closing = True
         self._touch()
 

@@ -1,0 +1,149 @@
+"""The protocol's tensors: names of datatypes, raw and typed contents.
+
+Invariant: what is read is a read-only array of exactly the shape that the request says, or a Fault naming the input.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from conveyor_proto.codec import Array, WireError, to_numpy_dtype
+from conveyor_proto.inference import model_config_pb2, service_pb2
+from conveyor_proto.reasons import Fault
+from conveyor_proto.v1 import errors_pb2 as e
+from conveyor_proto.v1 import spec_pb2
+
+# The protocol's name of each dtype, and the field of InferTensorContents that carries it; FP16 goes as raw bytes only.
+_NAMES = {
+    "bool": ("BOOL", "bool_contents"),
+    "int8": ("INT8", "int_contents"),
+    "int16": ("INT16", "int_contents"),
+    "int32": ("INT32", "int_contents"),
+    "int64": ("INT64", "int64_contents"),
+    "uint8": ("UINT8", "uint_contents"),
+    "uint16": ("UINT16", "uint_contents"),
+    "uint32": ("UINT32", "uint_contents"),
+    "uint64": ("UINT64", "uint64_contents"),
+    "float16": ("FP16", ""),
+    "float32": ("FP32", "fp32_contents"),
+    "float64": ("FP64", "fp64_contents"),
+}
+
+
+def datatype(item: spec_pb2.TensorSpec | spec_pb2.StateSpec) -> str:
+    """The protocol's name of a tensor's dtype: `FP32`."""
+    return _NAMES[to_numpy_dtype(item.dtype).name][0]
+
+
+def config_type(item: spec_pb2.TensorSpec | spec_pb2.StateSpec) -> model_config_pb2.DataType.ValueType:
+    """The same as ModelConfig has it: `TYPE_FP32`."""
+    return model_config_pb2.DataType.Value(f"TYPE_{datatype(item)}")
+
+
+def read_tensor(
+    tensor: service_pb2.ModelInferRequest.InferInputTensor,
+    raw: bytes | None,
+    item: spec_pb2.TensorSpec,
+    model: str,
+) -> Array:
+    """An input as the request shapes it.
+
+    Args:
+        tensor: its description, and its contents where there is no `raw`.
+        raw: its entry of raw_input_contents; None: there are none.
+        item: what the model takes.
+        model: for the text of a refusal.
+
+    Raises:
+        WireError: INPUT_DTYPE, INPUT_SHAPE or INPUT_SIZE.
+    """
+    dtype = to_numpy_dtype(item.dtype)
+    wanted = datatype(item)
+    if tensor.datatype != wanted:
+        raise _refusal(
+            e.ERROR_REASON_INPUT_DTYPE,
+            f"inference input '{item.name}' data-type is '{tensor.datatype}', but model '{model}' expects '{wanted}'",
+            item,
+            wanted,
+            tensor.datatype,
+        )
+    shape = tuple(tensor.shape)
+    if min(shape, default=0) < 0:
+        raise bad_shape(item, model, shape, "sizes of 0 or more")
+    count = math.prod(shape)
+    if raw is None:
+        return _typed(tensor, item, shape, model)
+    if len(raw) != count * dtype.itemsize:
+        raise _refusal(
+            e.ERROR_REASON_INPUT_SIZE,
+            f"unexpected total byte size {len(raw)} for input '{item.name}' of model '{model}', expecting "
+            f"{count * dtype.itemsize} for {wanted} {list(shape)}",
+            item,
+            str(count * dtype.itemsize),
+            str(len(raw)),
+        )
+    return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def bad_shape(item: spec_pb2.TensorSpec, model: str, shape: Sequence[int], expected: str) -> WireError:
+    """The refusal of a shape, to be raised by the caller."""
+    got = "[" + ",".join(map(str, shape)) + "]"
+    return _refusal(
+        e.ERROR_REASON_INPUT_SHAPE,
+        f"unexpected shape for input '{item.name}' for model '{model}'. Expected {expected}, got {got}",
+        item,
+        expected,
+        got,
+    )
+
+
+def _typed(
+    tensor: service_pb2.ModelInferRequest.InferInputTensor,
+    item: spec_pb2.TensorSpec,
+    shape: tuple[int, ...],
+    model: str,
+) -> Array:
+    dtype = to_numpy_dtype(item.dtype)
+    field = _NAMES[dtype.name][1]
+    filled = {descriptor.name for descriptor, _ in tensor.contents.ListFields()}
+    if filled - {field} or not field:
+        raise _refusal(
+            e.ERROR_REASON_INPUT_DTYPE,
+            f"input '{item.name}' of model '{model}' is {tensor.datatype}: send it in "
+            + (f"contents.{field}, or in raw_input_contents" if field else "raw_input_contents"),
+            item,
+            field or "raw_input_contents",
+            ", ".join(sorted(filled)) or "no contents",
+        )
+    values = getattr(tensor.contents, field)
+    if len(values) != math.prod(shape):
+        raise _refusal(
+            e.ERROR_REASON_INPUT_SIZE,
+            f"unexpected number of elements {len(values)} for input '{item.name}' of model '{model}', expecting "
+            f"{math.prod(shape)} for {list(shape)}",
+            item,
+            str(math.prod(shape)),
+            str(len(values)),
+        )
+    if dtype.kind in "iu" and len(values) and not _fit(values, dtype):
+        raise _refusal(
+            e.ERROR_REASON_INPUT_DTYPE,
+            f"input '{item.name}' of model '{model}' holds numbers that are no {tensor.datatype}",
+            item,
+            tensor.datatype,
+            f"{min(values)} to {max(values)}",
+        )
+    array = np.array(values, dtype).reshape(shape)
+    array.flags.writeable = False
+    return array
+
+
+def _fit(values: Sequence[int], dtype: np.dtype[np.generic]) -> bool:
+    bounds = np.iinfo(dtype)  # type: ignore[type-var]
+    return int(bounds.min) <= min(values) and max(values) <= int(bounds.max)
+
+
+def _refusal(
+    reason: e.ErrorReason.ValueType, message: str, item: spec_pb2.TensorSpec, expected: str, got: str
+) -> WireError:
+    return WireError(Fault(reason, message, {"input": item.name, "expected": expected, "got": got[:200]}))

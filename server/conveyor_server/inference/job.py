@@ -1,0 +1,59 @@
+"""One request on its way, from what was read of it to its answer."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from conveyor_proto.inference import service_pb2 as pb
+from conveyor_proto.reasons import Fault
+
+from conveyor_server.engine.engine import Engine
+from conveyor_server.inference.parameters import Parameters
+from conveyor_server.inference.requests import Content, read_content
+from conveyor_server.inference.statistics import Statistics
+from conveyor_server.servicers.core import Core
+from conveyor_server.sessions.session import Session
+
+Reply: TypeAlias = Callable[[pb.ModelInferResponse | Fault], None]
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request that is to be answered exactly once.
+
+    Attributes:
+        request: as it came.
+        parameters: what it says beside its tensors.
+        reply: gets the response, or why there is none. Core thread.
+        notes: parameters of its response.
+    """
+
+    request: pb.ModelInferRequest
+    parameters: Parameters
+    reply: Reply
+    notes: dict[str, bool | int | str] = field(default_factory=dict)
+
+    def read(self, engine: Engine, statistics: Statistics, *, max_time_steps: int) -> Content:
+        """Its tensors, as that model takes them; see requests.read_content."""
+        began = time.perf_counter()
+        content = read_content(self.request, engine.spec, self.request.model_name, max_time_steps=max_time_steps)
+        statistics.of(engine).read(time.perf_counter() - began)
+        return content
+
+
+def take_back(core: Core, session: Session, seq: int, reply_to: object) -> bool:
+    """Takes back an accepted step that has not begun and has nothing behind it; False: it will be answered."""
+    waiting = session.pending
+    if session.accepted_seq != seq or not waiting or waiting[-1].step.running:
+        return False
+    core.directory.cancel(session, seq, reply_to)
+    core.kick()
+    return session.accepted_seq < seq
+
+
+class Underway(Protocol):
+    """A request that is not answered yet."""
+
+    def cancel(self) -> None:
+        """The caller is gone: what has not run is taken back where that harms no other request. Core thread."""

@@ -1,0 +1,81 @@
+"""Every datatype, as raw bytes and as typed contents."""
+
+import numpy as np
+import pytest
+from conveyor_proto.codec import WireError, to_data_type
+from conveyor_proto.inference import model_config_pb2
+from conveyor_proto.inference import service_pb2 as pb
+from conveyor_proto.v1 import spec_pb2
+from conveyor_server.inference.datatypes import config_type, datatype, read_tensor
+
+# dtype, its name, and the field of typed contents; FP16 has none.
+TYPES = [
+    (np.bool_, "BOOL", "bool_contents"),
+    (np.int8, "INT8", "int_contents"),
+    (np.int16, "INT16", "int_contents"),
+    (np.int32, "INT32", "int_contents"),
+    (np.int64, "INT64", "int64_contents"),
+    (np.uint8, "UINT8", "uint_contents"),
+    (np.uint16, "UINT16", "uint_contents"),
+    (np.uint32, "UINT32", "uint_contents"),
+    (np.uint64, "UINT64", "uint64_contents"),
+    (np.float16, "FP16", ""),
+    (np.float32, "FP32", "fp32_contents"),
+    (np.float64, "FP64", "fp64_contents"),
+]
+
+
+def item_of(dtype: type) -> spec_pb2.TensorSpec:
+    return spec_pb2.TensorSpec(name="x", dtype=to_data_type(np.dtype(dtype)), shape=[3])
+
+
+def extremes(dtype: type) -> np.ndarray:
+    kind = np.dtype(dtype).kind
+    if kind == "b":
+        return np.array([[True, False, True], [False, False, True]])
+    bounds = np.finfo(dtype) if kind == "f" else np.iinfo(dtype)
+    return np.array([[bounds.min, 0, 1], [2, 3, bounds.max]], dtype)
+
+
+@pytest.mark.parametrize(("dtype", "name", "field"), TYPES, ids=[name for _, name, _ in TYPES])
+def test_raw_and_typed_contents_are_the_same_to_the_bit(dtype, name, field) -> None:
+    item, values = item_of(dtype), extremes(dtype)
+    assert datatype(item) == name
+    assert model_config_pb2.DataType.Name(config_type(item)) == f"TYPE_{name}"
+    tensor = pb.ModelInferRequest.InferInputTensor(name="x", datatype=name, shape=[2, 3])
+    raw = read_tensor(tensor, values.tobytes(), item, "m")
+    assert (raw.dtype, raw.shape, raw.tobytes()) == (values.dtype, (2, 3), values.tobytes())
+    assert not raw.flags.writeable
+    if not field:
+        with pytest.raises(WireError, match="send it in raw_input_contents"):
+            read_tensor(tensor, None, item, "m")
+        return
+    getattr(tensor.contents, field).extend(values.reshape(-1).tolist())
+    typed = read_tensor(tensor, None, item, "m")
+    assert (typed.dtype, typed.shape, typed.tobytes()) == (values.dtype, (2, 3), values.tobytes())
+    assert not typed.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("dtype", "field", "value"),
+    [
+        (np.int8, "int_contents", 128),
+        (np.int8, "int_contents", -129),
+        (np.int16, "int_contents", 1 << 15),
+        (np.uint8, "uint_contents", 256),
+        (np.uint16, "uint_contents", 1 << 16),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused_and_never_cut(dtype, field, value) -> None:
+    item = item_of(dtype)
+    tensor = pb.ModelInferRequest.InferInputTensor(name="x", datatype=datatype(item), shape=[1])
+    getattr(tensor.contents, field).append(value)
+    with pytest.raises(WireError, match=f"holds numbers that are no {datatype(item)}"):
+        read_tensor(tensor, None, item, "m")
+
+
+def test_contents_of_another_type_are_refused() -> None:
+    tensor = pb.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1])
+    tensor.contents.fp64_contents.append(1.0)
+    with pytest.raises(WireError, match=r"send it in contents\.fp32_contents, or in raw_input_contents"):
+        read_tensor(tensor, None, item_of(np.float32), "m")
