@@ -58,6 +58,7 @@ class CqServer:
         self._loop = loop
         self._threads = futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="unary")
         self._calls = Calls()
+        self._open: set[Stream] = set()
         self._streams = Streams(
             core, metrics, diagnostics=options.diagnostics, compiled=options.compiled and compiled.BUILT
         )
@@ -110,11 +111,16 @@ class CqServer:
 
     def _arrived(self, opener: Opener, stream: Stream) -> Served:
         call = self._streams.enter(stream, stream.metadata, opener)
-        self._completion.alone = len(self._streams) == 1
+        self._open.add(stream)
+        self._look()
 
         def ended() -> None:
             self._streams.leave(call)
-            self._completion.alone = len(self._streams) == 1
+            self._open.discard(stream)
+            self._look()
 
         stream.ended = ended
         return call
+
+    def _look(self) -> None:
+        self._completion.lone = next(iter(self._open)) if len(self._open) == 1 else None

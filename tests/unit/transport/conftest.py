@@ -11,8 +11,8 @@ import grpc.aio
 import numpy as np
 import pytest
 from conveyor_proto.codec import decode
-from conveyor_proto.reasons import Fault, from_status
 from conveyor_proto.inference import service_pb2
+from conveyor_proto.reasons import Fault, from_status
 from conveyor_proto.v1 import model_pb2, model_pb2_grpc, session_pb2_grpc, spec_pb2, tensor_pb2
 from conveyor_proto.v1 import session_pb2 as pb
 from conveyor_server.engine.engine import Engine, EngineLimits

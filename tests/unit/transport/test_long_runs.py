@@ -3,15 +3,10 @@
 Times are not measured: the order of the runs is what counts.
 """
 
-from types import SimpleNamespace
-
 import pytest
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2 as pb
-from conveyor_server.transport.completion.server import CompletionServer
-from grpc._cython import cygrpc
 
-from tests.unit.transport.test_completion import grpc_server
 from tests.unit.transport.test_intake import FIRST, Streams, attach, step, told
 from tests.unit.transport.test_turns_at_once import Single, Spy, use_arrays
 
@@ -155,29 +150,3 @@ async def test_what_a_stream_says_behind_its_steps_parts_no_other_stream_from_it
         assert len(answers) == 1 or (0, e.ERROR_REASON_HANDLE_UNKNOWN) in answers
     assert spy.at_once == [STREAMS, STREAMS, STREAMS - 1]
     assert spy.flew == [1]
-
-
-class Queue:
-    """Sockets in turn, of which only the last has something."""
-
-    def __init__(self, sockets: int, tag) -> None:
-        self.looks = 0
-        self._sockets = sockets
-        self._tag = tag
-
-    def poll(self, deadline: float):
-        self.looks += 1
-        found = self.looks == self._sockets
-        kind = cygrpc.CompletionType.operation_complete if found else cygrpc.CompletionType.queue_timeout
-        return SimpleNamespace(completion_type=kind, tag=self._tag)
-
-
-@pytest.mark.parametrize(("thorough", "found"), [(True, True), (False, False)])
-@pytest.mark.asyncio(loop_factories=["aio"])
-async def test_before_a_part_more_sockets_are_looked_at(thorough, found) -> None:
-    server = CompletionServer(grpc_server(), max_unsent_bytes=1)
-    taken: list[object] = []
-    server._queue = Queue(9, taken.append)
-    ran: list[bool] = []
-    server.turn(0.0, lambda: ran.append(bool(taken)), thorough=thorough)
-    assert ran == [found]

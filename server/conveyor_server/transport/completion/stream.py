@@ -81,6 +81,11 @@ class Stream:
         self._touch()
 
     @property
+    def eager(self) -> bool:
+        """More messages may come before this one is answered."""
+        return self._served is None or self._served.eager
+
+    @property
     def has_more(self) -> bool:
         """A message is to be sent."""
         return self._next is not None
@@ -152,8 +157,11 @@ class Stream:
 
     def _sent(self, _: Any) -> None:
         self._sending = False
-        # Else the next message will: it has been waited for since before this was sent.
-        if self._next is not None or self._closing or not self._reading:
+        if self._next is not None:
+            # Not at the end of the turn: many answers of one stream would take a turn each.
+            self.advance()
+        elif self._closing or not self._reading:
+            # Else the next message will: it has been waited for since before this was sent.
             self._touch()
 
     # ------------------------------------------------------------ within
