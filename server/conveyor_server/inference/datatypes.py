@@ -11,28 +11,28 @@ from conveyor_proto.codec import Array, WireError, to_numpy_dtype
 from conveyor_proto.inference import model_config_pb2, service_pb2
 from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
-from conveyor_proto.v1 import spec_pb2
+from conveyor_proto.v1 import spec_pb2, tensor_pb2
 
-# The protocol's name of each dtype, and the field of InferTensorContents that carries it; FP16 goes as raw bytes only.
-_NAMES = {
-    "bool": ("BOOL", "bool_contents"),
-    "int8": ("INT8", "int_contents"),
-    "int16": ("INT16", "int_contents"),
-    "int32": ("INT32", "int_contents"),
-    "int64": ("INT64", "int64_contents"),
-    "uint8": ("UINT8", "uint_contents"),
-    "uint16": ("UINT16", "uint_contents"),
-    "uint32": ("UINT32", "uint_contents"),
-    "uint64": ("UINT64", "uint64_contents"),
-    "float16": ("FP16", ""),
-    "float32": ("FP32", "fp32_contents"),
-    "float64": ("FP64", "fp64_contents"),
+# By data type: the protocol's name of it, and the field of InferTensorContents that carries it; FP16 goes raw only.
+_NAMES: dict[tensor_pb2.DataType.ValueType, tuple[str, str]] = {
+    tensor_pb2.DATA_TYPE_BOOL: ("BOOL", "bool_contents"),
+    tensor_pb2.DATA_TYPE_INT8: ("INT8", "int_contents"),
+    tensor_pb2.DATA_TYPE_INT16: ("INT16", "int_contents"),
+    tensor_pb2.DATA_TYPE_INT32: ("INT32", "int_contents"),
+    tensor_pb2.DATA_TYPE_INT64: ("INT64", "int64_contents"),
+    tensor_pb2.DATA_TYPE_UINT8: ("UINT8", "uint_contents"),
+    tensor_pb2.DATA_TYPE_UINT16: ("UINT16", "uint_contents"),
+    tensor_pb2.DATA_TYPE_UINT32: ("UINT32", "uint_contents"),
+    tensor_pb2.DATA_TYPE_UINT64: ("UINT64", "uint64_contents"),
+    tensor_pb2.DATA_TYPE_FLOAT16: ("FP16", ""),
+    tensor_pb2.DATA_TYPE_FLOAT32: ("FP32", "fp32_contents"),
+    tensor_pb2.DATA_TYPE_FLOAT64: ("FP64", "fp64_contents"),
 }
 
 
 def datatype(item: spec_pb2.TensorSpec | spec_pb2.StateSpec) -> str:
-    """The protocol's name of a tensor's dtype: `FP32`."""
-    return _NAMES[to_numpy_dtype(item.dtype).name][0]
+    """The protocol's name of a tensor's data type: `FP32`."""
+    return _NAMES[item.dtype][0]
 
 
 def config_type(item: spec_pb2.TensorSpec | spec_pb2.StateSpec) -> model_config_pb2.DataType.ValueType:
@@ -104,7 +104,7 @@ def _typed(
     model: str,
 ) -> Array:
     dtype = to_numpy_dtype(item.dtype)
-    field = _NAMES[dtype.name][1]
+    field = _NAMES[item.dtype][1]
     filled = {descriptor.name for descriptor, _ in tensor.contents.ListFields()}
     if filled - {field} or not field:
         raise _refusal(

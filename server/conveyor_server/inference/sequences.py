@@ -153,10 +153,11 @@ class _Sequence:
             self._waiting.remove(turn)
             self.advance()
         elif turn.seq and turn.result is None and self._session is not None:
-            if take_back(self._all.core, self._session, turn.seq, turn):
-                self._turns.remove(turn)
-                self._ending = False
-                self.advance()
+            if not take_back(self._all.core, self._session, turn.seq, turn):
+                return
+            self._turns.remove(turn)
+            self._ending = False
+            self.advance()
 
     def answered(self, turn: Turn) -> None:
         """A step is answered; if it was the last and did what it should, the session ends with it."""
