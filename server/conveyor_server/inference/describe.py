@@ -99,4 +99,5 @@ def _tensor(item: spec_pb2.TensorSpec) -> pb.ModelMetadataResponse.TensorMetadat
 
 
 def _dims(item: spec_pb2.TensorSpec) -> list[int]:
-    return [*([-1] if item.has_time else []), *item.shape]
+    """A row's shape, behind a time axis where the model's file has one: a client knows the file."""
+    return [*([-1] if item.has_time and not item.time_added else []), *item.shape]

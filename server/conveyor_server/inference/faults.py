@@ -19,11 +19,16 @@ _SAY: dict[e.ErrorReason.ValueType, str] = {
     e.ERROR_REASON_CREDIT_EXCEEDED: "Exceeds maximum queue size: ",
     e.ERROR_REASON_SESSIONS_EXHAUSTED: "no free sequence slot is available: ",
 }
+# Steps have numbers that these clients do not know.
+_INSTEAD: dict[e.ErrorReason.ValueType, str] = {
+    e.ERROR_REASON_STEP_ABORTED: "the request was not applied because one before it failed: send both again"
+}
 
 
 def to_status(fault: Fault) -> status_pb2.Status:
     """The status of a fault, for this protocol's clients."""
     status = reasons.to_status(fault)
     status.code = _CODES.get(fault.reason, status.code)
+    status.message = _INSTEAD.get(fault.reason, status.message)
     status.message = _SAY.get(fault.reason, "").format(model=fault.metadata.get("model", "")) + status.message
     return status

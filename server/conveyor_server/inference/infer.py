@@ -79,10 +79,11 @@ def _counted(reply: Reply, statistics: Statistics, engine: Engine) -> Reply:
 
     def told(answer: pb.ModelInferResponse | Fault) -> None:
         reading = statistics.of(engine)
+        took_s = time.perf_counter() - began
         if isinstance(answer, Fault):
-            reading.failed(time.perf_counter() - began)
+            reading.failed(took_s)
         else:
-            reading.answered()
+            reading.answered(took_s)
         reply(answer)
 
     return told

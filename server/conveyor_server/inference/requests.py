@@ -85,6 +85,7 @@ class _Reading:
     def rows(self, item: spec_pb2.TensorSpec, array: Array) -> Array:
         """The input as `[batch, time, *shape]`, or `[batch, *shape]` without time."""
         batched, timed = self._axes(item, array)
+        came = array.shape
         if not batched:
             array = array[None]
         if item.has_time and not timed:
@@ -99,9 +100,9 @@ class _Reading:
                 sequence_id="",
             )
         if self.batch and batch != self.batch:
-            raise bad_shape(item, self._model, array.shape, f"the batch of {self.batch} that the inputs before it have")
+            raise bad_shape(item, self._model, came, f"the batch of {self.batch} that the inputs before it have")
         if batch == 0:
-            raise bad_shape(item, self._model, array.shape, "a batch of at least 1")
+            raise bad_shape(item, self._model, came, "a batch of at least 1")
         self.batch = batch
         if item.has_time:
             self._agree(item, array.shape[1])

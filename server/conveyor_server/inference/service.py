@@ -13,6 +13,7 @@ from google.rpc import status_pb2
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused, refuse
 from conveyor_server.inference import describe, faults
+from conveyor_server.inference.call import InferCall
 from conveyor_server.inference.infer import Inference
 from conveyor_server.inference.parameters import not_offered
 from conveyor_server.inference.statistics import Statistics
@@ -76,6 +77,10 @@ class InferenceServicer:
         if isinstance(answer, Fault):
             raise Refused(answer)
         return answer
+
+    def model_infer_call(self, outlet: Outlet, _: Mapping[str, str]) -> InferCall:
+        """`model_infer`, for a transport that serves calls as tags."""
+        return InferCall(self._inference, self._metrics, outlet)
 
     def model_stream_infer(self, outlet: Outlet, metadata: Mapping[str, str]) -> InferStream:
         """A stream of requests begins."""

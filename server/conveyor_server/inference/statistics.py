@@ -18,12 +18,15 @@ class Reading:
 
     Attributes:
         reads, read_s: requests whose tensors were read, and seconds that it took.
-        failures, failure_s: requests that were refused or failed, and seconds from their arrival until they were.
+        answers, answer_s: requests that were answered, and seconds from their arrival until they were.
+        failures, failure_s: requests that were refused or failed, likewise.
         last_ms: Unix time of the last request that was answered, in milliseconds; 0: none was.
     """
 
     reads: int = 0
     read_s: float = 0.0
+    answers: int = 0
+    answer_s: float = 0.0
     failures: int = 0
     failure_s: float = 0.0
     last_ms: int = 0
@@ -33,8 +36,10 @@ class Reading:
         self.reads += 1
         self.read_s += took_s
 
-    def answered(self) -> None:
+    def answered(self, took_s: float) -> None:
         """A request was answered."""
+        self.answers += 1
+        self.answer_s += took_s
         self.last_ms = time.time_ns() // 1_000_000
 
     def failed(self, took_s: float) -> None:
@@ -58,6 +63,10 @@ class Statistics:
         """The statistics of a model version: of all its steps, whatever protocol they came by."""
         figures, reading = self._metrics.of(engine), self.of(engine)
         queue, run, reply = (_sum(tally) for tally in (figures.queue, figures.run, figures.reply))
+        success = _duration(figures.steps, figures.queue.total + figures.run.total + figures.reply.total)
+        if not engine.spec.states:
+            # A step is a row there, and a request has many.
+            success = _duration(reading.answers, reading.answer_s)
         return pb.ModelStatistics(
             name=engine.model,
             version=engine.version,
@@ -65,7 +74,7 @@ class Statistics:
             inference_count=figures.steps,
             execution_count=sum(figures.batch_rows.counts),
             inference_stats=pb.InferStatistics(
-                success=_duration(figures.steps, figures.queue.total + figures.run.total + figures.reply.total),
+                success=success,
                 fail=_duration(reading.failures, reading.failure_s),
                 queue=queue,
                 compute_input=_duration(reading.reads, reading.read_s),

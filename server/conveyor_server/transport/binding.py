@@ -105,6 +105,18 @@ def openers(service: ServiceDescriptor, servicer: object) -> dict[str, Opener]:
     }
 
 
+def call_openers(service: ServiceDescriptor, servicer: object) -> dict[str, Opener]:
+    """What serves unary methods that need no thread of their own: `ModelInfer` is `model_infer_call`, where it is one.
+
+    On the wire such a call is a stream of one message each way.
+    """
+    return {
+        method.name: getattr(servicer, f"{_snake(method.name)}_call")
+        for method in service.methods
+        if not (method.client_streaming or method.server_streaming) and hasattr(servicer, f"{_snake(method.name)}_call")
+    }
+
+
 def _snake(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from conveyor_server import compiled
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
-from conveyor_server.transport.binding import Calls, openers, threaded_handlers
+from conveyor_server.transport.binding import Calls, call_openers, openers, threaded_handlers
 from conveyor_server.transport.completion import CompletionServer, Stream
 from conveyor_server.transport.completion_loop import CompletionLoop
 from conveyor_server.transport.ends import Opener, Served
@@ -69,7 +69,7 @@ class CqServer:
         self._names = [service.full_name for service in servicers]
         for service, servicer in servicers.items():
             handlers = threaded_handlers(service, servicer, self._calls, metrics, loop)
-            streaming = openers(service, servicer)
+            streaming = {**openers(service, servicer), **call_openers(service, servicer)}
             if service is _SESSIONS:
                 streaming["Stream"] = self._streams.sessions
             for name, opener in streaming.items():

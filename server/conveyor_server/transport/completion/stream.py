@@ -124,7 +124,11 @@ class Stream:
         if not self._statused:
             # A call that is over takes batches too; they just come back.
             if not self._sending and (self._next is not None or self._closing):
-                self._begin(self._end() if self._next is None else self._send(self._next), self._sent)
+                operations: Sequence[Any] = () if self._next is None else self._send(self._next)
+                if self._next is None and self._closing:
+                    # With the last message, or after it.
+                    operations = (*operations, *self._end())
+                self._begin(operations, self._sent)
                 self._sending = True
             if self._wants and not self._reading and not self._statused and self.unsent_bytes <= self._max_unsent_bytes:
                 self._begin(self._receive, self._received)
