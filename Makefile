@@ -56,7 +56,7 @@ format: env ## format and fix what can be fixed
 bench: env ## the figures of docs/performance.md, as ratios of one run (some 12 minutes)
 	$(BIN)/python -m benchmarks.bench
 
-.PHONY: bench-open bench-idle bench-ragged bench-churn bench-workers bench-all
+.PHONY: bench-open bench-idle bench-ragged bench-churn bench-workers bench-inference bench-all
 bench-open: env ## open loop: latency at shares of the closed loop's rate, refusals beyond it
 	$(BIN)/python -m benchmarks.open_loop
 bench-idle: env ## memory of 100,000 idle sessions and of 10,000 silent streams
@@ -67,7 +67,9 @@ bench-churn: env ## half an hour of cut connections: memory over time
 	$(BIN)/python -m benchmarks.churn
 bench-workers: env ## one, two and more workers
 	$(BIN)/python -m benchmarks.workers
-bench-all: bench bench-open bench-idle bench-ragged bench-workers bench-churn ## all of them
+bench-inference: env ## what a request of the Open Inference Protocol costs
+	$(BIN)/python -m benchmarks.inference
+bench-all: bench bench-open bench-idle bench-ragged bench-workers bench-inference bench-churn ## all of them
 
 # A load as make bench names it: GROUP/TARGET.
 CASE ?= streams/full

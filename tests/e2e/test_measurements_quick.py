@@ -104,6 +104,14 @@ def test_workers(measure):
             assert (load["unsent"], load["shed"], load["refused"]) == (0, 0, {})
 
 
+def test_inference(measure):
+    figures = measure("inference", goals=2)
+    for form in ("stream", "calls"):
+        (us,), (rate,) = figures[form]["server_us"], figures[form]["requests_per_s"]
+        assert 0 < us < 1e6
+        assert rate > 1
+
+
 def test_churn(measure, tmp_path):
     figures = measure("churn", goals=2)
     assert list(figures) == ["cq", "aio"]
