@@ -75,7 +75,7 @@ def models(arguments: argparse.Namespace) -> int:
 
 
 def _policies(found: Iterable[conveyor.Model]) -> str:
-    """The bounds of each model's runs, those that the settings gave marked, and the times that chose the others."""
+    """The bounds of each model's runs, those that settings or model gave marked, and what chose the others."""
     rows = []
     for model in found:
         if (policy := model.batch_policy) is None:
@@ -86,7 +86,12 @@ def _policies(found: Iterable[conveyor.Model]) -> str:
             "max_batch_time_steps": policy.max_batch_time_steps,
             "inline_run_s": f"up to {policy.inline_rows}" if policy.inline_rows else "none",
         }
-        marked = [f"{value} (given)" if name in policy.given else f"{value}" for name, value in bounds.items()]
+        marks = dict.fromkeys(policy.given, " (given)")
+        if policy.max_batch == model.spec.max_rows:
+            marks["max_batch"] = " (its most)"
+        if policy.quantum == model.spec.max_time_steps_per_run:
+            marks["quantum"] = " (its most)"
+        marked = [f"{value}{marks.get(name, '')}" for name, value in bounds.items()]
         took = [f"{item.rows}: {duration(item.run_s)}" for item in policy.measured if item.time_steps == 1]
         rows.append((model.name, model.version, *marked, ", ".join(took)))
     headings = ("MODEL", "VERSION", "MAX BATCH", "QUANTUM", "TIME STEPS", "INLINE", "SESSIONS: ONE RUN")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from conveyor_proto.v1 import tensor_pb2 as conveyor__proto_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63onveyor_proto/v1/spec.proto\x12\x0b\x63onveyor.v1\x1a\x1e\x63onveyor_proto/v1/tensor.proto\"\x93\x04\n\tModelSpec\x12\x14\n\x0cspec_version\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\'\n\x06inputs\x18\x03 \x03(\x0b\x32\x17.conveyor.v1.TensorSpec\x12(\n\x07outputs\x18\x04 \x03(\x0b\x32\x17.conveyor.v1.TensorSpec\x12&\n\x06states\x18\x05 \x03(\x0b\x32\x16.conveyor.v1.StateSpec\x12\x15\n\rlengths_input\x18\x06 \x01(\t\x12&\n\x06layers\x18\x07 \x03(\x0b\x32\x16.conveyor.v1.LayerSpec\x12:\n\noperations\x18\x08 \x03(\x0b\x32&.conveyor.v1.ModelSpec.OperationsEntry\x12+\n\nprovenance\x18\t \x01(\x0b\x32\x17.conveyor.v1.Provenance\x12/\n\x0cverification\x18\n \x01(\x0b\x32\x19.conveyor.v1.Verification\x12\x0e\n\x06\x64igest\x18\x0b \x01(\t\x12\x13\n\x0bstate_bytes\x18\x0c \x01(\x04\x12\x1f\n\x17\x61llow_non_finite_inputs\x18\r \x01(\x08\x12\x15\n\rexternal_data\x18\x0e \x01(\t\x1a\x31\n\x0fOperationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"a\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05\x64type\x18\x02 \x01(\x0e\x32\x15.conveyor.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x10\n\x08has_time\x18\x04 \x01(\x08\"\xbd\x01\n\tStateSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ninput_name\x18\x02 \x01(\t\x12\x13\n\x0boutput_name\x18\x03 \x01(\t\x12$\n\x05\x64type\x18\x04 \x01(\x0e\x32\x15.conveyor.v1.DataType\x12\r\n\x05shape\x18\x05 \x03(\x03\x12\x0f\n\x07initial\x18\x06 \x01(\x0c\x12$\n\x04role\x18\x07 \x01(\x0e\x32\x16.conveyor.v1.StateRole\x12\r\n\x05layer\x18\x08 \x01(\t\"\x89\x01\n\tLayerSpec\x12\x0c\n\x04path\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.conveyor.v1.LayerKind\x12\x12\n\ninput_size\x18\x03 \x01(\r\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x11\n\tproj_size\x18\x05 \x01(\r\x12\x0c\n\x04node\x18\x06 \x01(\t\"\xbd\x01\n\nProvenance\x12\x18\n\x10\x63onveyor_version\x18\x01 \x01(\t\x12\x15\n\rtorch_version\x18\x02 \x01(\t\x12\x14\n\x0connx_version\x18\x03 \x01(\t\x12\r\n\x05opset\x18\x04 \x01(\r\x12\x12\n\nir_version\x18\x05 \x01(\r\x12\x0e\n\x06module\x18\x06 \x01(\t\x12\x13\n\x0b\x65xported_at\x18\x07 \x01(\t\x12\x12\n\nparameters\x18\x08 \x01(\x04\x12\x0c\n\x04\x66orm\x18\t \x01(\t\"l\n\x0cVerification\x12\x11\n\ttolerance\x18\x01 \x01(\x01\x12\x1b\n\x13onnxruntime_version\x18\x02 \x01(\t\x12,\n\x05\x63\x61ses\x18\x03 \x03(\x0b\x32\x1d.conveyor.v1.VerificationCase\"p\n\x10VerificationCase\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\x0e\n\x06tensor\x18\x02 \x01(\t\x12\x1a\n\x12max_abs_difference\x18\x03 \x01(\x01\x12\x12\n\ntime_steps\x18\x04 \x01(\x04\x12\x0e\n\x06inputs\x18\x05 \x01(\t*\x82\x01\n\tStateRole\x12\x1a\n\x16STATE_ROLE_UNSPECIFIED\x10\x00\x12\x15\n\x11STATE_ROLE_HIDDEN\x10\x01\x12\x13\n\x0fSTATE_ROLE_CELL\x10\x02\x12\x16\n\x12STATE_ROLE_CONTEXT\x10\x03\x12\x15\n\x11STATE_ROLE_CUSTOM\x10\x04*\x82\x01\n\tLayerKind\x12\x1a\n\x16LAYER_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13LAYER_KIND_RNN_TANH\x10\x01\x12\x17\n\x13LAYER_KIND_RNN_RELU\x10\x02\x12\x13\n\x0fLAYER_KIND_LSTM\x10\x03\x12\x12\n\x0eLAYER_KIND_GRU\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63onveyor_proto/v1/spec.proto\x12\x0b\x63onveyor.v1\x1a\x1e\x63onveyor_proto/v1/tensor.proto\"\xd7\x04\n\tModelSpec\x12\x14\n\x0cspec_version\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\'\n\x06inputs\x18\x03 \x03(\x0b\x32\x17.conveyor.v1.TensorSpec\x12(\n\x07outputs\x18\x04 \x03(\x0b\x32\x17.conveyor.v1.TensorSpec\x12&\n\x06states\x18\x05 \x03(\x0b\x32\x16.conveyor.v1.StateSpec\x12\x15\n\rlengths_input\x18\x06 \x01(\t\x12&\n\x06layers\x18\x07 \x03(\x0b\x32\x16.conveyor.v1.LayerSpec\x12:\n\noperations\x18\x08 \x03(\x0b\x32&.conveyor.v1.ModelSpec.OperationsEntry\x12+\n\nprovenance\x18\t \x01(\x0b\x32\x17.conveyor.v1.Provenance\x12/\n\x0cverification\x18\n \x01(\x0b\x32\x19.conveyor.v1.Verification\x12\x0e\n\x06\x64igest\x18\x0b \x01(\t\x12\x13\n\x0bstate_bytes\x18\x0c \x01(\x04\x12\x1f\n\x17\x61llow_non_finite_inputs\x18\r \x01(\x08\x12\x15\n\rexternal_data\x18\x0e \x01(\t\x12\x10\n\x08max_rows\x18\x0f \x01(\r\x12\x1e\n\x16max_time_steps_per_run\x18\x10 \x01(\r\x12\x10\n\x08min_rows\x18\x11 \x01(\r\x1a\x31\n\x0fOperationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"u\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05\x64type\x18\x02 \x01(\x0e\x32\x15.conveyor.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x10\n\x08has_time\x18\x04 \x01(\x08\x12\x12\n\ntime_added\x18\x05 \x01(\x08\"\xbd\x01\n\tStateSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ninput_name\x18\x02 \x01(\t\x12\x13\n\x0boutput_name\x18\x03 \x01(\t\x12$\n\x05\x64type\x18\x04 \x01(\x0e\x32\x15.conveyor.v1.DataType\x12\r\n\x05shape\x18\x05 \x03(\x03\x12\x0f\n\x07initial\x18\x06 \x01(\x0c\x12$\n\x04role\x18\x07 \x01(\x0e\x32\x16.conveyor.v1.StateRole\x12\r\n\x05layer\x18\x08 \x01(\t\"\x89\x01\n\tLayerSpec\x12\x0c\n\x04path\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.conveyor.v1.LayerKind\x12\x12\n\ninput_size\x18\x03 \x01(\r\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x11\n\tproj_size\x18\x05 \x01(\r\x12\x0c\n\x04node\x18\x06 \x01(\t\"\xbd\x01\n\nProvenance\x12\x18\n\x10\x63onveyor_version\x18\x01 \x01(\t\x12\x15\n\rtorch_version\x18\x02 \x01(\t\x12\x14\n\x0connx_version\x18\x03 \x01(\t\x12\r\n\x05opset\x18\x04 \x01(\r\x12\x12\n\nir_version\x18\x05 \x01(\r\x12\x0e\n\x06module\x18\x06 \x01(\t\x12\x13\n\x0b\x65xported_at\x18\x07 \x01(\t\x12\x12\n\nparameters\x18\x08 \x01(\x04\x12\x0c\n\x04\x66orm\x18\t \x01(\t\"l\n\x0cVerification\x12\x11\n\ttolerance\x18\x01 \x01(\x01\x12\x1b\n\x13onnxruntime_version\x18\x02 \x01(\t\x12,\n\x05\x63\x61ses\x18\x03 \x03(\x0b\x32\x1d.conveyor.v1.VerificationCase\"p\n\x10VerificationCase\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\x0e\n\x06tensor\x18\x02 \x01(\t\x12\x1a\n\x12max_abs_difference\x18\x03 \x01(\x01\x12\x12\n\ntime_steps\x18\x04 \x01(\x04\x12\x0e\n\x06inputs\x18\x05 \x01(\t*\x82\x01\n\tStateRole\x12\x1a\n\x16STATE_ROLE_UNSPECIFIED\x10\x00\x12\x15\n\x11STATE_ROLE_HIDDEN\x10\x01\x12\x13\n\x0fSTATE_ROLE_CELL\x10\x02\x12\x16\n\x12STATE_ROLE_CONTEXT\x10\x03\x12\x15\n\x11STATE_ROLE_CUSTOM\x10\x04*\x82\x01\n\tLayerKind\x12\x1a\n\x16LAYER_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13LAYER_KIND_RNN_TANH\x10\x01\x12\x17\n\x13LAYER_KIND_RNN_RELU\x10\x02\x12\x13\n\x0fLAYER_KIND_LSTM\x10\x03\x12\x12\n\x0eLAYER_KIND_GRU\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,24 +34,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELSPEC_OPERATIONSENTRY']._loaded_options = None
   _globals['_MODELSPEC_OPERATIONSENTRY']._serialized_options = b'8\001'
-  _globals['_STATEROLE']._serialized_start=1459
-  _globals['_STATEROLE']._serialized_end=1589
-  _globals['_LAYERKIND']._serialized_start=1592
-  _globals['_LAYERKIND']._serialized_end=1722
+  _globals['_STATEROLE']._serialized_start=1547
+  _globals['_STATEROLE']._serialized_end=1677
+  _globals['_LAYERKIND']._serialized_start=1680
+  _globals['_LAYERKIND']._serialized_end=1810
   _globals['_MODELSPEC']._serialized_start=78
-  _globals['_MODELSPEC']._serialized_end=609
-  _globals['_MODELSPEC_OPERATIONSENTRY']._serialized_start=560
-  _globals['_MODELSPEC_OPERATIONSENTRY']._serialized_end=609
-  _globals['_TENSORSPEC']._serialized_start=611
-  _globals['_TENSORSPEC']._serialized_end=708
-  _globals['_STATESPEC']._serialized_start=711
-  _globals['_STATESPEC']._serialized_end=900
-  _globals['_LAYERSPEC']._serialized_start=903
-  _globals['_LAYERSPEC']._serialized_end=1040
-  _globals['_PROVENANCE']._serialized_start=1043
-  _globals['_PROVENANCE']._serialized_end=1232
-  _globals['_VERIFICATION']._serialized_start=1234
-  _globals['_VERIFICATION']._serialized_end=1342
-  _globals['_VERIFICATIONCASE']._serialized_start=1344
-  _globals['_VERIFICATIONCASE']._serialized_end=1456
+  _globals['_MODELSPEC']._serialized_end=677
+  _globals['_MODELSPEC_OPERATIONSENTRY']._serialized_start=628
+  _globals['_MODELSPEC_OPERATIONSENTRY']._serialized_end=677
+  _globals['_TENSORSPEC']._serialized_start=679
+  _globals['_TENSORSPEC']._serialized_end=796
+  _globals['_STATESPEC']._serialized_start=799
+  _globals['_STATESPEC']._serialized_end=988
+  _globals['_LAYERSPEC']._serialized_start=991
+  _globals['_LAYERSPEC']._serialized_end=1128
+  _globals['_PROVENANCE']._serialized_start=1131
+  _globals['_PROVENANCE']._serialized_end=1320
+  _globals['_VERIFICATION']._serialized_start=1322
+  _globals['_VERIFICATION']._serialized_end=1430
+  _globals['_VERIFICATIONCASE']._serialized_start=1432
+  _globals['_VERIFICATIONCASE']._serialized_end=1544
 # @@protoc_insertion_point(module_scope)

@@ -109,6 +109,9 @@ class ModelSpec(_message.Message):
     STATE_BYTES_FIELD_NUMBER: _builtins.int
     ALLOW_NON_FINITE_INPUTS_FIELD_NUMBER: _builtins.int
     EXTERNAL_DATA_FIELD_NUMBER: _builtins.int
+    MAX_ROWS_FIELD_NUMBER: _builtins.int
+    MAX_TIME_STEPS_PER_RUN_FIELD_NUMBER: _builtins.int
+    MIN_ROWS_FIELD_NUMBER: _builtins.int
     spec_version: _builtins.int
     """Version of this description; 1."""
     name: _builtins.str
@@ -125,6 +128,16 @@ class ModelSpec(_message.Message):
     """Accept NaN and infinities in inputs. Default: refused before they can poison a session."""
     external_data: _builtins.str
     """The graph writes its external weights to this file beside model.onnx. Empty: all weights are inline."""
+    max_rows: _builtins.int
+    """Most rows of one run of the graph; 0: any number. A graph whose batch is fixed at one row has 1."""
+    max_time_steps_per_run: _builtins.int
+    """Most time steps of one run of the graph; 0: any number. 1: every run is one time step of each of its rows, so that
+    rows need no lengths. A graph that was not exported by Conveyor has 1.
+    """
+    min_rows: _builtins.int
+    """Fewest rows of one run of the graph: a run of fewer is filled up with empty ones, where a row alone would get other
+    bits than in company. 0: whoever runs it decides by its operators.
+    """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorSpec]:
         """User inputs, in the order of the module's forward()."""
@@ -166,10 +179,13 @@ class ModelSpec(_message.Message):
         state_bytes: _builtins.int = ...,
         allow_non_finite_inputs: _builtins.bool = ...,
         external_data: _builtins.str = ...,
+        max_rows: _builtins.int = ...,
+        max_time_steps_per_run: _builtins.int = ...,
+        min_rows: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "verification", b"verification"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_non_finite_inputs", b"allow_non_finite_inputs", "digest", b"digest", "external_data", b"external_data", "inputs", b"inputs", "layers", b"layers", "lengths_input", b"lengths_input", "name", b"name", "operations", b"operations", "outputs", b"outputs", "provenance", b"provenance", "spec_version", b"spec_version", "state_bytes", b"state_bytes", "states", b"states", "verification", b"verification"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_non_finite_inputs", b"allow_non_finite_inputs", "digest", b"digest", "external_data", b"external_data", "inputs", b"inputs", "layers", b"layers", "lengths_input", b"lengths_input", "max_rows", b"max_rows", "max_time_steps_per_run", b"max_time_steps_per_run", "min_rows", b"min_rows", "name", b"name", "operations", b"operations", "outputs", b"outputs", "provenance", b"provenance", "spec_version", b"spec_version", "state_bytes", b"state_bytes", "states", b"states", "verification", b"verification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -185,11 +201,16 @@ class TensorSpec(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     HAS_TIME_FIELD_NUMBER: _builtins.int
+    TIME_ADDED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     dtype: _tensor_pb2.DataType.ValueType
     has_time: _builtins.bool
     """True: the graph's tensor is `[batch, time, *shape]`. False: `[batch, *shape]`, one value per step (for an output,
     the value at the row's last valid time step; for an input, one value that holds for the whole chunk).
+    """
+    time_added: _builtins.bool
+    """True: the file that the model was adopted from has no time axis there, and takes or gives one time step. Chunks are
+    run one time step after the other.
     """
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -202,10 +223,11 @@ class TensorSpec(_message.Message):
         dtype: _tensor_pb2.DataType.ValueType = ...,
         shape: _abc.Iterable[_builtins.int] | None = ...,
         has_time: _builtins.bool = ...,
+        time_added: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "has_time", b"has_time", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "has_time", b"has_time", "name", b"name", "shape", b"shape", "time_added", b"time_added"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -326,7 +348,9 @@ class Provenance(_message.Message):
     """RFC 3339, UTC."""
     parameters: _builtins.int
     form: _builtins.str
-    """How time is computed: `sequence` (one operator per layer over the whole chunk) or `scan` (the step graph inside an ONNX Scan)."""
+    """How time is computed: `sequence` (one operator per layer over the whole chunk), `scan` (the step graph inside an ONNX
+    Scan), or `adopted` (a file that was not exported by Conveyor, one time step a run).
+    """
     def __init__(
         self,
         *,

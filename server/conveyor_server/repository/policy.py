@@ -1,13 +1,14 @@
 """How large a model's runs may be: chosen by what its runs took when it was loaded. Pure.
 
-Invariant: what was given is taken as it is, and everything else follows from it and the measured times; the same times
-always give the same policy.
+Invariant: what was given is taken as it is, within what the model can run at all, and everything else follows from it
+and the measured times; the same times always give the same policy.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
+from conveyor_proto.v1 import spec_pb2
 
 from conveyor_server.engine.run_times import at_most_s
 
@@ -45,6 +46,24 @@ class Overrides:
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a model can run at all, whatever was given and measured; None: any number.
+
+    Attributes:
+        rows: of one run.
+        time_steps: of one row in one run.
+    """
+
+    rows: int | None = None
+    time_steps: int | None = None
+
+    @classmethod
+    def of(cls, spec: spec_pb2.ModelSpec) -> "Bounds":
+        """Those that a model's description says."""
+        return cls(spec.max_rows or None, spec.max_time_steps_per_run or None)
+
+
+@dataclass(frozen=True, slots=True)
 class BatchPolicy:
     """Bounds of one model's runs.
 
@@ -54,7 +73,8 @@ class BatchPolicy:
         max_batch_time_steps: rows times padded time steps of one run.
         inline_run_s: a run expected to take at most this long runs on the core thread, a longer one on the engine's.
         inline_rows: rows of a run of one time step that are expected to run on the core thread; 0: not even one.
-        given: names of those fields that the settings gave; the others were chosen.
+        given: names of those fields that the settings gave; the others were chosen, or are bound.
+        bound: names of those fields that are as large as the model lets them be.
     """
 
     max_batch: int
@@ -63,6 +83,7 @@ class BatchPolicy:
     inline_run_s: float
     inline_rows: int
     given: frozenset[str] = frozenset()
+    bound: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         """One clause, for the log."""
@@ -70,7 +91,12 @@ class BatchPolicy:
         said["inline_run_s"] = (
             f"{self.inline_run_s:g} ({f'up to {self.inline_rows}' if self.inline_rows else 'no'} sessions)"
         )
-        return ", ".join(f"{name} {value}{' given' if name in self.given else ''}" for name, value in said.items())
+        return ", ".join(f"{name} {value}{self._why(name)}" for name, value in said.items())
+
+    def _why(self, name: str) -> str:
+        if name in self.bound:
+            return " (the model's most)"
+        return " given" if name in self.given else ""
 
     def allows(self, rows: int, time_steps: int) -> bool:
         """True for a run that the scheduler may form; a single row may always have its quantum."""
@@ -78,7 +104,9 @@ class BatchPolicy:
         return rows <= self.max_batch and time_steps <= self.quantum and within
 
 
-def choose(step_s: Mapping[tuple[int, int], float], overrides: Overrides | None = None) -> BatchPolicy:
+def choose(
+    step_s: Mapping[tuple[int, int], float], overrides: Overrides | None = None, bounds: Bounds | None = None
+) -> BatchPolicy:
     """The policy for a model whose runs took so long.
 
     The server never waits for a batch to fill, so a large `max_batch` delays nobody while load is low; it is reached
@@ -101,22 +129,31 @@ def choose(step_s: Mapping[tuple[int, int], float], overrides: Overrides | None 
         step_s: (rows, time steps) -> seconds of one run, the fastest seen; at least that of (1, 1). The largest batch
             of one time step in it bounds the `max_batch` that is chosen.
         overrides: what was given.
+        bounds: what the model can run at all; a larger number that was given is brought down to it.
     """
-    overrides = overrides or Overrides()
+    overrides, bounds = overrides or Overrides(), bounds or Bounds()
     by_rows = {rows: run_s for (rows, steps), run_s in step_s.items() if steps == 1}
     by_steps = {steps: run_s for (rows, steps), run_s in step_s.items() if rows == 1}
-    max_batch = overrides.max_batch or _max_batch(by_rows)
+    max_batch = _within(overrides.max_batch or _max_batch(by_rows), bounds.rows)
     held_s = max(_at(by_rows, max_batch), _SHORT_RUN_S)
-    quantum = overrides.quantum or _largest(by_steps, MAX_QUANTUM, held_s, least=1)
+    quantum = _within(overrides.quantum or _largest(by_steps, MAX_QUANTUM, held_s, least=1), bounds.time_steps)
     inline_run_s = INLINE_RUN_S if overrides.inline_run_s is None else overrides.inline_run_s
+    given = frozenset(item.name for item in fields(Overrides) if getattr(overrides, item.name) is not None)
+    reached = {"max_batch": max_batch == bounds.rows, "quantum": quantum == bounds.time_steps}
+    bound = frozenset(name for name, is_most in reached.items() if is_most)
     return BatchPolicy(
         max_batch=max_batch,
         quantum=quantum,
         max_batch_time_steps=overrides.max_batch_time_steps or _time_steps(step_s, max_batch, quantum, held_s),
         inline_run_s=inline_run_s,
         inline_rows=_largest(by_rows, max_batch, inline_run_s, least=0),
-        given=frozenset(item.name for item in fields(Overrides) if getattr(overrides, item.name) is not None),
+        given=given - bound,
+        bound=bound,
     )
+
+
+def _within(size: int, most: int | None) -> int:
+    return size if most is None else min(size, most)
 
 
 def _max_batch(by_rows: Mapping[int, float]) -> int:

@@ -14,7 +14,7 @@ from conveyor_proto.codec import to_numpy_dtype
 from conveyor_proto.v1 import spec_pb2
 
 from conveyor_server.engine.run_times import at_most_s
-from conveyor_server.repository.policy import MAX_BATCH, MAX_QUANTUM, BatchPolicy, Overrides, choose
+from conveyor_server.repository.policy import MAX_BATCH, MAX_QUANTUM, BatchPolicy, Bounds, Overrides, choose
 from conveyor_server.runner.base import Run, Runner
 
 # What a version runs before it is ready: batches of one time step, chunks of one session, and chunks beside each other.
@@ -71,7 +71,8 @@ def prepare(
         version: repository version.
         path: the model's file.
         open_runner: opens it.
-        overrides: what is given of the policy; what is not is chosen by measurement.
+        overrides: what is given of the policy; what is not is chosen by measurement. Neither is ever more than the
+            model's description allows.
 
     Raises:
         RunnerUnavailable: the file, the device or the provider.
@@ -82,16 +83,17 @@ def prepare(
     runner = open_runner(path)
     with contextlib.ExitStack() as undo:
         undo.callback(runner.close)
-        step_s = _measured(runner, overrides)
-        policy = choose(step_s, overrides)
+        bounds = Bounds.of(runner.spec)
+        step_s = _measured(runner, overrides, bounds)
+        policy = choose(step_s, overrides, bounds)
         undo.pop_all()
     return Prepared(name, version, runner, time.perf_counter() - began, time.time(), step_s, policy)
 
 
-def _measured(runner: Runner, overrides: Overrides) -> dict[tuple[int, int], float]:
+def _measured(runner: Runner, overrides: Overrides, bounds: Bounds) -> dict[tuple[int, int], float]:
     """Runs growing sizes, no larger than the model will see, until one is slow. Some 0.1 s for a small model."""
-    most_rows = min(runner.capacity, overrides.max_batch or MAX_BATCH, MAX_BATCH)
-    most_steps = min(overrides.quantum or MAX_QUANTUM, MAX_QUANTUM)
+    most_rows = min(runner.capacity, overrides.max_batch or MAX_BATCH, bounds.rows or MAX_BATCH, MAX_BATCH)
+    most_steps = min(overrides.quantum or MAX_QUANTUM, bounds.time_steps or MAX_QUANTUM, MAX_QUANTUM)
     step_s = {(1, 1): _measure(runner, 1, 1)}
     # Whether rows are cheaper together has to be seen even where one alone is slow.
     slow_s = max(_SLOW_S, 2 * step_s[1, 1])

@@ -8,16 +8,17 @@ Invariant: a wrapped graph's outputs for the user are those of the step model; i
 
 import math
 from collections.abc import Callable, MutableSequence, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import onnx
-from conveyor_proto.codec import Array, to_numpy_dtype
+from conveyor_proto.codec import to_numpy_dtype
 from conveyor_proto.v1 import spec_pb2
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from conveyor_server.runner.guard import live, unguarded
-from conveyor_server.runner.step_file import StepFile, graphs
+from conveyor_server.runner.nodes import Nodes, graphs
+from conveyor_server.runner.step_file import StepFile
 
 _Message = TypeVar("_Message")
 _PREFIX = "conveyor."
@@ -94,7 +95,7 @@ def wrap(file: StepFile) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(file.proto)
     graph, states = model.graph, file.spec.states
-    before, after = _Nodes("gather"), _Nodes("scatter")
+    before, after = Nodes(_PREFIX + "gather"), Nodes(_PREFIX + "scatter")
     new_rows = unguarded(graph, file.spec)
     for index, (state, new) in enumerate(zip(states, new_rows, strict=True)):
         before.add("Gather", slab_input(index), SOURCES, output=state.input_name)
@@ -131,7 +132,7 @@ def has_finite(spec: spec_pb2.ModelSpec) -> bool:
 
 def gather_rows(spec: spec_pb2.ModelSpec) -> onnx.ModelProto:
     """Row graph: the slabs and SLOTS `[rows]` in, the rows of each state out."""
-    nodes = _Nodes("rows")
+    nodes = Nodes(_PREFIX + "rows")
     for index in range(len(spec.states)):
         nodes.add("Gather", slab_input(index), SLOTS, output=row_value(index))
     inputs = [*_slabs(spec.states, slab_input), _info(SLOTS, TensorProto.INT64, ["rows"])]
@@ -140,33 +141,14 @@ def gather_rows(spec: spec_pb2.ModelSpec) -> onnx.ModelProto:
 
 def scatter_rows(spec: spec_pb2.ModelSpec) -> onnx.ModelProto:
     """Row graph: the slabs, SLOTS `[rows, 1]` and the rows of each state in, the slabs out."""
-    nodes = _Nodes("rows")
+    nodes = Nodes(_PREFIX + "rows")
     for index in range(len(spec.states)):
         nodes.add("ScatterND", slab_input(index), SLOTS, row_value(index), output=slab_output(index))
     inputs = [*_slabs(spec.states, slab_input), _info(SLOTS, TensorProto.INT64, ["rows", 1]), *_rows(spec.states)]
     return _model(nodes, inputs, _slabs(spec.states, slab_output))
 
 
-class _Nodes:
-    """Nodes and constants in the making."""
-
-    def __init__(self, part: str) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-        self._part = part
-
-    def add(self, op_type: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        name = f"{_PREFIX}{self._part}.{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op_type, inputs, [output or name], name=name, **attributes))
-        return output or name
-
-    def constant(self, value: Array) -> str:
-        name = f"{_PREFIX}{self._part}.constant.{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(value, name))
-        return name
-
-
-def _add_finite(nodes: _Nodes, states: Sequence[spec_pb2.StateSpec], new_rows: Sequence[str]) -> bool:
+def _add_finite(nodes: Nodes, states: Sequence[spec_pb2.StateSpec], new_rows: Sequence[str]) -> bool:
     """Adds FINITE: 0 * x summed over a row is 0 where x is finite, and NaN where it is not.
 
     As the product of a row of zeros with the rows it costs 2 to 5 us for 256 rows of 256, an eighth of isfinite.
@@ -205,7 +187,7 @@ def _element(state: spec_pb2.StateSpec) -> int:
 
 
 def _model(
-    nodes: _Nodes, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
+    nodes: Nodes, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
 ) -> onnx.ModelProto:
     graph = helper.make_graph(nodes.nodes, "rows", inputs, outputs, nodes.constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

@@ -2,6 +2,7 @@
 
 Invariant: a run changes the rows `destinations` and the runner's own scratch row, and no other. A row's outputs and
 new state do not depend on its neighbours or on their number (bit for bit, on the CPU, for the operators in `graph`).
+An adopted file runs with as many rows as there are: what it gives a row in company is what `conveyor adopt` has proved.
 """
 
 import logging
@@ -69,9 +70,10 @@ class OnnxRunner:
         self._spec = file.spec
         self._host = host
         self._capacity = capacity
-        self._min_rows = 2 if graph.needs_company(file.proto) else 1
-        self._min_time = 2 if graph.needs_two_time_steps(file.proto) else 1
-        inexact = graph.inexact_operators(file.proto)
+        self._min_rows = file.spec.min_rows or (2 if graph.needs_company(file.proto) else 1)
+        one_step = file.spec.max_time_steps_per_run == 1
+        self._min_time = 2 if graph.needs_two_time_steps(file.proto) and not one_step else 1
+        inexact = [] if file.spec.max_rows == 1 else graph.inexact_operators(file.proto)
         if inexact:
             _log.warning("%s: %s may change the last bit of a row with its company", file.spec.name, ", ".join(inexact))
         model = graph.wrap(file) if file.spec.states else file.proto

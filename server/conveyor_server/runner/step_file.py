@@ -1,10 +1,11 @@
 """A step model's file, read and checked without running it.
 
 Invariant: a StepFile's graph has exactly the inputs and outputs that its ModelSpec describes, with a dynamic batch
-and time axis, and refers to no file outside its own folder.
+and time axis, and refers to no file outside its own folder. A file that says nothing of itself is described by the
+model.yaml of its model, and made a step model as that says.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -14,7 +15,9 @@ from conveyor_proto import spec as specs
 from conveyor_proto.v1 import spec_pb2, tensor_pb2
 from google.protobuf.message import DecodeError
 
+from conveyor_server.runner.adopting import adopt
 from conveyor_server.runner.base import RunnerUnavailable
+from conveyor_server.runner.nodes import tensors
 
 # Below it ScatterND, Where and the recurrent operators lack forms that the wrapping relies on.
 MIN_OPSET = 13
@@ -41,7 +44,27 @@ def read_step_file(path: Path) -> StepFile:
     """Reads and checks a step model's file. Any thread; blocks on the disk.
 
     Raises:
-        RunnerUnavailable: the file cannot be read, has no ModelSpec, disagrees with it, or points outside its folder.
+        RunnerUnavailable: the file cannot be read, points outside its folder, disagrees with its ModelSpec or its
+            model.yaml, or has neither and may have state.
+    """
+    proto, opset = read_graph(path)
+    texts = [item.value for item in proto.metadata_props if item.key == specs.METADATA_KEY]
+    if texts:
+        spec = _spec(texts[0], path)
+    else:
+        proto, spec = adopt(proto, path)
+    differences = _differences(proto, spec)
+    if differences:
+        told = "; ".join(differences)
+        raise RunnerUnavailable(f"{path.name} is not what its ModelSpec says: {told}. Export the model again")
+    return StepFile(path, proto, spec, opset)
+
+
+def read_graph(path: Path) -> tuple[onnx.ModelProto, int]:
+    """The graph of any ONNX file, without weights that are not inline, and its opset. Any thread; blocks on the disk.
+
+    Raises:
+        RunnerUnavailable: the file cannot be read, is of too old an opset, or points outside its folder.
     """
     try:
         proto = onnx.load(path, load_external_data=False)
@@ -52,38 +75,33 @@ def read_step_file(path: Path) -> StepFile:
     except DecodeError as error:
         raise RunnerUnavailable(f"{path.name} is not an ONNX file, or is cut short: export the model again") from error
     opset = _opset(proto, path)
-    spec = _spec(proto, path)
     _check_external_data(proto, path.parent)
-    differences = _differences(proto, spec)
-    if differences:
-        told = "; ".join(differences)
-        raise RunnerUnavailable(f"{path.name} is not what its ModelSpec says: {told}. Export the model again")
-    return StepFile(path, proto, spec, opset)
+    return proto, opset
 
 
 def _opset(proto: onnx.ModelProto, path: Path) -> int:
     versions = [item.version for item in proto.opset_import if item.domain in ("", "ai.onnx")]
     if not versions or max(versions) < MIN_OPSET:
         found = f"opset {max(versions)}" if versions else "no standard opset"
-        raise RunnerUnavailable(f"{path.name} has {found}; {MIN_OPSET} or newer is needed: export the model again")
+        raise RunnerUnavailable(
+            f"{path.name} has {found}; {MIN_OPSET} or newer is needed: export the model again, or convert "
+            "it with onnx.version_converter"
+        )
     return max(versions)
 
 
-def _spec(proto: onnx.ModelProto, path: Path) -> spec_pb2.ModelSpec:
-    texts = [item.value for item in proto.metadata_props if item.key == specs.METADATA_KEY]
-    if not texts:
-        raise RunnerUnavailable(f"{path.name} has no {specs.METADATA_KEY}: make it with `conveyor export`")
+def _spec(text: str, path: Path) -> spec_pb2.ModelSpec:
     try:
-        spec = specs.parse_spec(texts[0])
+        spec = specs.parse_spec(text)
     except (specs.SpecError, codec.WireError) as error:
         raise RunnerUnavailable(f"{path.name}: {error}") from error
-    if spec.states and not spec.lengths_input:
+    if spec.states and not spec.lengths_input and spec.max_time_steps_per_run != 1:
         raise RunnerUnavailable(f"{path.name} has state but no lengths input: rows of a batch could not differ in time")
     return spec
 
 
 def _check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
-    for tensor in _tensors(proto):
+    for tensor in tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         location = next((item.value for item in tensor.external_data if item.key == "location"), "")
@@ -97,35 +115,6 @@ def _check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
             raise RunnerUnavailable(f"weights {tensor.name!r} lie at {location!r}, a link out of the model's folder")
         if not target.is_file():
             raise RunnerUnavailable(f"weights file {location!r} is missing: copy it beside the model")
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every stored tensor of a model: those of attributes, subgraphs and functions too."""
-    for graph in graphs(proto.graph):
-        yield from graph.initializer
-        yield from _attribute_tensors(graph.node)
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-    for function in proto.functions:
-        yield from _tensors(onnx.ModelProto(graph=onnx.GraphProto(node=function.node)))
-
-
-def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                yield from (sparse.values, sparse.indices)
-
-
-def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and every subgraph of its nodes."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node or inner.initializer:
-                    yield from graphs(inner)
 
 
 @dataclass(frozen=True, slots=True)

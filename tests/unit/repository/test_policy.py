@@ -1,7 +1,7 @@
 """What is chosen for which run times, and that what is given stays."""
 
 import pytest
-from conveyor_server.repository.policy import INLINE_RUN_S, BatchPolicy, Overrides, choose
+from conveyor_server.repository.policy import INLINE_RUN_S, BatchPolicy, Bounds, Overrides, choose
 
 US, MS = 1e-6, 1e-3
 # Rows of one time step, then chunks of one row, then chunks beside each other.
@@ -55,6 +55,19 @@ def test_a_run_stays_under_5_ms_where_that_costs_little():
 def test_a_run_grows_beyond_5_ms_while_doubling_it_costs_less_than_half_as_much_again():
     weights = {(1, 1): 2.2 * MS, (8, 1): 4.6 * MS, (32, 1): 8.6 * MS, (128, 1): 25 * MS, (256, 1): 49 * MS}
     assert choose(weights).max_batch == 32
+
+
+def test_no_setting_goes_beyond_what_the_model_can_run():
+    one_row = choose({(1, 1): 80 * US}, Overrides(max_batch=64, quantum=8), Bounds(rows=1, time_steps=1))
+    assert (one_row.max_batch, one_row.quantum) == (1, 1)
+    assert (one_row.given, one_row.bound) == (set(), {"max_batch", "quantum"})
+    assert str(one_row).startswith("max_batch 1 (the model's most), quantum 1 (the model's most), ")
+    steps_only = choose(LSTM_256, Overrides(max_batch=64), Bounds(time_steps=1))
+    assert (steps_only.max_batch, steps_only.quantum, steps_only.allows(64, 1)) == (64, 1, True)
+    assert (steps_only.given, steps_only.bound) == ({"max_batch"}, {"quantum"})
+    assert choose(LSTM_256, None, Bounds()) == choose(LSTM_256)
+    within = choose(LSTM_256, Overrides(max_batch=4), Bounds(rows=8))
+    assert (within.max_batch, within.given, within.bound) == (4, {"max_batch"}, set())
 
 
 def test_of_sizes_that_are_about_as_good_the_smallest():

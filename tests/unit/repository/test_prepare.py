@@ -44,8 +44,11 @@ class TimedRunner(Staged):
 
 @pytest.fixture
 def prepared(monkeypatch) -> Callable[..., tuple[Prepared, TimedRunner]]:
-    def make(takes_s: TakesS, capacity: int = 1000, **given) -> tuple[Prepared, TimedRunner]:
+    def make(
+        takes_s: TakesS, capacity: int = 1000, *, max_rows: int = 0, max_steps: int = 0, **given
+    ) -> tuple[Prepared, TimedRunner]:
         runner = TimedRunner(takes_s, capacity)
+        runner.spec.max_rows, runner.spec.max_time_steps_per_run = max_rows, max_steps
         clock = SimpleNamespace(perf_counter=lambda: runner.now, time=lambda: 1e9)
         monkeypatch.setattr(prepare_module, "time", clock)
         made = prepare_module.prepare("timed", "1", Path("none"), lambda path: runner, Overrides(**given))
@@ -91,6 +94,15 @@ def test_sizes_that_the_settings_exclude_are_not_run(prepared):
     assert set(runner.runs) == {(1, 1), (4, 1), (1, 2), (4, 2)}
     assert (made.policy.max_batch, made.policy.quantum, made.policy.given) == (4, 2, {"max_batch", "quantum"})
     assert set(prepared(small, max_batch=1, quantum=1)[1].runs) == {(1, 1)}
+
+
+def test_sizes_that_the_model_cannot_run_are_not_run(prepared):
+    made, runner = prepared(small, max_rows=1, max_steps=1, max_batch=64, quantum=16)
+    assert set(runner.runs) == set(made.usual_s) == {(1, 1)}
+    assert (made.policy.max_batch, made.policy.quantum) == (1, 1)
+    made, runner = prepared(small, max_steps=1)
+    assert set(runner.runs) == ROWS
+    assert (made.policy.max_batch, made.policy.quantum) == (256, 1)
 
 
 def test_a_huge_setting_is_not_run(prepared):
