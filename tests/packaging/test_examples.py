@@ -1,4 +1,4 @@
-"""The demo and the quickstart, whole, with a training that is too short to be any good."""
+"""The demo and the small examples, whole, with a training that is too short to be any good."""
 
 import re
 import runpy
@@ -102,3 +102,26 @@ def test_the_quickstart_streams_from_a_running_server(
         runpy.run_module("examples.quickstart")
     difference = float(capfd.readouterr().out.strip().split()[-1])
     assert difference <= 1e-5
+
+
+def test_another_servers_client_streams_from_a_running_server(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from examples._demo.server import Server
+
+    connect = conveyor.connect
+    (folder / "models").mkdir()
+    with Server(folder / "models", folder / "server.log") as server:
+        monkeypatch.setattr(conveyor, "connect", lambda _: connect(server.target))
+        runpy.run_module("examples.quickstart")
+        capfd.readouterr()
+        monkeypatch.setattr("sys.argv", ["triton_client", server.target])
+        runpy.run_module("examples.triton_client")
+    counts, *sequences = capfd.readouterr().out.splitlines()
+    # The quickstart's steps, and 50 of each sequence.
+    assert counts.startswith("tagger has answered 250 steps in ")
+    # Untrained, an LSTM: in company and alone, its answers are the same bits.
+    assert sequences == [
+        f"sequence {name!r}: 50 steps, largest difference from Conveyor's own client 0.0e+00"
+        for name in ("kitchen", "garage", 7)
+    ]

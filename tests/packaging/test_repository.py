@@ -92,11 +92,13 @@ def test_every_conveyor_command_that_is_named_is_understood(root: Path) -> None:
     from conveyor.cli.main import _parser
     from conveyor_export.cli import _export_parser, _inspect_parser
     from conveyor_server import settings
+    from conveyor_server.adopt.command import parser as adopt_parser
 
     understood = 0
     for name in (
         "README.md",
         "docs/export.md",
+        "docs/adopt.md",
         "examples/_demo/next_steps.py",
         "examples/charlm.py",
         "examples/co2.py",
@@ -106,8 +108,9 @@ def test_every_conveyor_command_that_is_named_is_understood(root: Path) -> None:
             command, *arguments = re.split(r"\s{2,}|\s+#", line)[0].split()
             if command == "serve":
                 settings.load(arguments, {})
-            elif command in {"export", "inspect"}:
-                {"export": _export_parser, "inspect": _inspect_parser}[command]().parse_args(arguments)
+            elif command in {"export", "inspect", "adopt"}:
+                parsers = {"export": _export_parser, "inspect": _inspect_parser, "adopt": adopt_parser}
+                parsers[command]().parse_args(arguments)
             else:
                 assert isinstance(_parser({}).parse_args([command, *arguments]), argparse.Namespace)
             understood += 1

@@ -57,7 +57,12 @@ def test_base_is_the_sdk_and_light(wheel: Path, new_environment) -> None:
     assert helped.returncode == 0
     assert "models" in helped.stdout
     # What another extra brings is named, in one line, by a command that needs it.
-    commands = {"serve": [], "inspect": ["models/m/1"], "export": ["m:f", "--out", "models/m/1"]}
+    commands = {
+        "serve": [],
+        "adopt": ["model.onnx"],
+        "inspect": ["models/m/1"],
+        "export": ["m:f", "--out", "models/m/1"],
+    }
     for command, arguments in commands.items():
         refused = environment.run("conveyor", command, *arguments)
         assert refused.returncode == 2, refused
@@ -69,7 +74,7 @@ def test_server_brings_no_torch(wheel: Path, new_environment) -> None:
     environment = new_environment()
     environment.install(f"{wheel}[server]")
     found = environment.distributions()
-    assert {"onnx", "onnxruntime", "prometheus-client"} <= found
+    assert {"onnx", "onnxruntime", "prometheus-client", "pyyaml"} <= found
     assert found.isdisjoint({"torch", "onnxscript", "onnxruntime-gpu"})
     helped = environment.run("conveyor", "serve", "--help")
     assert helped.returncode == 0, helped.stderr
