@@ -28,6 +28,8 @@ from conveyor_server.transport.port import Tls, WireOptions, channel_options, li
 from conveyor_server.transport.reflection import descriptors
 from conveyor_server.transport.streams import Streams
 
+# What was answered just now is still on its way through grpc.aio, and would be cut off with its call.
+_LAST_WORDS_S = 0.2
 _SESSIONS = session_pb2.DESCRIPTOR.services_by_name["SessionService"]
 
 
@@ -83,9 +85,9 @@ class AioServer:
         """Sends streams away and waits until they and the unary calls are done; False: time ran out."""
         return await self._streams.drain(self._calls, stops_at, now)
 
-    async def stop(self, grace_s: float | None = None) -> None:
+    async def stop(self) -> None:
         """Ends what is left and lets go of the port."""
-        await self._server.stop(grace_s)
+        await self._server.stop(_LAST_WORDS_S)
 
     async def _serve(self, opener: Opener, _: object, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
         """Serves one streaming call. Requests are read beside, answers written here: the call ends with the last."""
