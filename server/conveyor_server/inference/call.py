@@ -25,7 +25,7 @@ class InferCall:
     """
 
     # Other calls' requests may have come with it, for the same run.
-    eager = True
+    eager = gathers = True
 
     def __init__(self, inference: Inference, metrics: Metrics, outlet: Outlet) -> None:
         self._inference = inference

@@ -28,6 +28,9 @@ _NAMES: dict[tensor_pb2.DataType.ValueType, tuple[str, str]] = {
     tensor_pb2.DATA_TYPE_FLOAT32: ("FP32", "fp32_contents"),
     tensor_pb2.DATA_TYPE_FLOAT64: ("FP64", "fp64_contents"),
 }
+_BYTES = "BYTES"
+# In front of each element of BYTES that comes raw: its length, little-endian.
+_LENGTH_BYTES = 4
 
 
 def datatype(item: spec_pb2.TensorSpec | spec_pb2.StateSpec) -> str:
@@ -59,6 +62,8 @@ def read_tensor(
     """
     dtype = to_numpy_dtype(item.dtype)
     wanted = datatype(item)
+    if tensor.datatype == _BYTES and _takes_text(item):
+        return _text(tensor, raw, item, model)
     if tensor.datatype != wanted:
         raise _refusal(
             e.ERROR_REASON_INPUT_DTYPE,
@@ -95,6 +100,35 @@ def bad_shape(item: spec_pb2.TensorSpec, model: str, shape: Sequence[int], expec
         expected,
         got,
     )
+
+
+def _takes_text(item: spec_pb2.TensorSpec) -> bool:
+    """Time steps are single numbers that hold a byte: what a model of bytes reads."""
+    dtype = to_numpy_dtype(item.dtype)
+    return item.has_time and not item.shape and dtype.kind in "iu" and dtype != np.int8
+
+
+def _text(
+    tensor: service_pb2.ModelInferRequest.InferInputTensor, raw: bytes | None, item: spec_pb2.TensorSpec, model: str
+) -> Array:
+    """One element of BYTES as time steps, `[time]` or `[1, time]`: each of its bytes is one."""
+    shape = tuple(tensor.shape)
+    elements = list(tensor.contents.bytes_contents)
+    if raw is not None:
+        size = int.from_bytes(raw[:_LENGTH_BYTES], "little")
+        elements = [raw[_LENGTH_BYTES:]] if len(raw) == _LENGTH_BYTES + size else []
+    if shape not in {(1,), (1, 1)} or len(elements) != 1:
+        raise _refusal(
+            e.ERROR_REASON_INPUT_SHAPE,
+            f"input '{item.name}' of model '{model}' takes one element of BYTES, of shape [1] or [1,1], each of whose "
+            "bytes is a time step; raw, its length in four bytes comes before it",
+            item,
+            "[1] or [1,1]",
+            f"{list(shape)} with {len(elements)} elements",
+        )
+    array = np.frombuffer(elements[0], np.uint8).astype(to_numpy_dtype(item.dtype))
+    array.flags.writeable = False
+    return array.reshape((*shape[1:], -1))
 
 
 def _typed(

@@ -13,9 +13,10 @@ from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused, refuse
 from conveyor_server.inference.job import Job, Reply, Underway
+from conveyor_server.inference.names import session_id
 from conveyor_server.inference.parameters import read_parameters
 from conveyor_server.inference.plain import Plain
-from conveyor_server.inference.sequences import Sequences, session_id
+from conveyor_server.inference.sequences import Sequences
 from conveyor_server.inference.statistics import Statistics
 from conveyor_server.servicers.core import Core
 

@@ -34,7 +34,7 @@ class InferStream:
     """
 
     # A message may be another sequence's, for the same run.
-    eager = True
+    eager = gathers = True
 
     def __init__(self, inference: Inference, metrics: Metrics, outlet: Outlet, metadata: Mapping[str, str]) -> None:
         self._inference = inference

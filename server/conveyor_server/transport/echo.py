@@ -9,7 +9,7 @@ from conveyor_server.transport.ends import Outlet
 class EchoCall:
     """Sends each message back as it came. Core thread only; see StreamCall for the methods."""
 
-    eager = False
+    eager = gathers = False
 
     def __init__(self, outlet: Outlet) -> None:
         self._outlet = outlet

@@ -24,10 +24,15 @@ class Served(Protocol):
 
     Attributes:
         eager: the next message is wanted before this one is answered.
+        gathers: a run is better for what follows its messages: their steps are few each.
     """
 
     @property
     def eager(self) -> bool:
+        """See above."""
+
+    @property
+    def gathers(self) -> bool:
         """See above."""
 
     def receive(self, data: bytes) -> None:

@@ -73,7 +73,7 @@ class Health:
 class _Watcher:
     """A Watch call; see ends.Served."""
 
-    eager = False
+    eager = gathers = False
 
     def __init__(self, board: Health, stream: Stream) -> None:
         self._board = board

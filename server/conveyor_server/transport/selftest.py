@@ -29,7 +29,7 @@ class Unusable(Exception):  # noqa: N818 - it says what is so
 class Mirror:
     """The server's side of the call: sends every message back. See ends.Served."""
 
-    eager = False
+    eager = gathers = False
 
     def __init__(self, outlet: Outlet) -> None:
         self._outlet = outlet

@@ -54,7 +54,7 @@ class StreamCall:
     """
 
     __slots__ = (
-        *("_broken", "_core", "_ending", "_frames", "_intake", "_lingering", "_metrics", "_replies"),
+        *("_broken", "_core", "_ending", "_frames", "_frames_last", "_intake", "_lingering", "_metrics", "_replies"),
         *("_routed", "_seats", "handle", "number", "outlet", "row", "rows"),
     )
 
@@ -70,6 +70,8 @@ class StreamCall:
         self._seats: dict[int, Attachment] = {}
         self._replies = Replies(self._send, outlet.put, intake.writer)
         self._routed = False
+        # The last message held a frame.
+        self._frames_last = False
         self._ending = False
         # Told to go away, and listened to until it half-closes.
         self._lingering = False
@@ -85,9 +87,15 @@ class StreamCall:
         """
         return self.handle < 0 or self._core.pressed
 
+    @property
+    def gathers(self) -> bool:
+        """Of many sessions, whose steps come one by one. A frame is a run by itself, and the next frame the next run."""
+        return self.eager and not self._frames_last
+
     def receive(self, data: bytes) -> None:
         """Takes one message; bytes that are none end the stream with INVALID_ARGUMENT."""
         if data and data[0] in _GATHERED:
+            self._frames_last = data[0] == FRAME_TAG
             self._intake.add(self, data)
             return
         self._catch_up()

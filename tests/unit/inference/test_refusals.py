@@ -208,6 +208,26 @@ async def test_more_than_a_sequence_may_have_unanswered_is_refused(make_server, 
     await stream.end()
 
 
+async def test_what_is_kept_of_a_sender_that_does_not_listen_is_bounded(make_server, connect_to) -> None:
+    server = await make_server(max_in_flight=4)
+    client = connect_to(server)
+    stream = client.stream()
+    server.runner.gate.clear()
+    await stream.send(1.0, sequence=5, start=True, id="first")
+    await server.run_entered()
+    # Each would begin the sequence anew, once the one before it is answered.
+    for number in range(20):
+        await stream.send(1.0, sequence=5, start=True, id=str(number))
+    early = [await stream.answer() for _ in range(13)]
+    assert [identifier for identifier, _ in early] == [str(number) for number in range(7, 20)]
+    assert all("has over 8 requests unanswered" in told for _, told in early)
+    server.runner.gate.set()
+    assert [await stream.answer() for _ in range(8)] == [
+        (identifier, [FIRST + 1]) for identifier in ("first", *map(str, range(7)))
+    ]
+    await stream.end()
+
+
 async def test_a_caller_that_goes_away_takes_back_what_has_not_run(client, server) -> None:
     for sequence in (5, 6):
         await client.infer(1.0, sequence=sequence, start=True)

@@ -3,7 +3,7 @@
 import grpc
 import pytest
 from conveyor_proto.v1 import session_pb2 as sessions
-from conveyor_server.inference.sequences import session_id
+from conveyor_server.inference.names import session_id
 
 from tests.unit.inference.conftest import request, totals, until
 from tests.unit.transport.test_intake import FIRST

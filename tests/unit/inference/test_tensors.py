@@ -79,3 +79,48 @@ def test_contents_of_another_type_are_refused() -> None:
     tensor.contents.fp64_contents.append(1.0)
     with pytest.raises(WireError, match=r"send it in contents\.fp32_contents, or in raw_input_contents"):
         read_tensor(tensor, None, item_of(np.float32), "m")
+
+
+def text_item(dtype: type = np.int64, **fields: object) -> spec_pb2.TensorSpec:
+    item = spec_pb2.TensorSpec(name="x", dtype=to_data_type(np.dtype(dtype)), has_time=True)
+    item.MergeFrom(spec_pb2.TensorSpec(**fields))
+    return item
+
+
+def text_of(*shape: int) -> pb.ModelInferRequest.InferInputTensor:
+    return pb.ModelInferRequest.InferInputTensor(name="x", datatype="BYTES", shape=shape)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.int64, np.uint64])
+def test_a_text_is_a_time_step_for_each_of_its_bytes(dtype) -> None:
+    said = "gr\u00fcn".encode()
+    item = text_item(dtype)
+    for shape, expected in (((1,), (5,)), ((1, 1), (1, 5))):
+        raw = read_tensor(text_of(*shape), len(said).to_bytes(4, "little") + said, item, "m")
+        tensor = text_of(*shape)
+        tensor.contents.bytes_contents.append(said)
+        for array in (raw, read_tensor(tensor, None, item, "m")):
+            assert (array.dtype, array.shape, array.ravel().tolist()) == (np.dtype(dtype), expected, list(said))
+            assert not array.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("shape", "raw"),
+    [
+        ((1,), b"\x03\0\0\0ab"),
+        ((1,), b"\x01\0\0\0ab"),
+        ((1,), b"ab"),
+        ((2,), b"\x01\0\0\0a\x01\0\0\0b"),
+        ((1, 2), b"\x01\0\0\0a"),
+        ((), b"\x01\0\0\0a"),
+    ],
+)
+def test_a_text_that_is_cut_or_one_of_several_is_refused(shape, raw) -> None:
+    with pytest.raises(WireError, match="takes one element of BYTES"):
+        read_tensor(text_of(*shape), raw, text_item(), "m")
+
+
+@pytest.mark.parametrize("item", [text_item(np.int8), text_item(np.float32), text_item(shape=[2]), item_of(np.int64)])
+def test_no_text_goes_where_time_steps_are_no_bytes(item) -> None:
+    with pytest.raises(WireError, match="data-type is 'BYTES', but model 'm' expects"):
+        read_tensor(text_of(1), b"\x01\0\0\0a", item, "m")

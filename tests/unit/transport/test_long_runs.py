@@ -133,6 +133,22 @@ async def test_streams_read_ahead_while_a_part_is_next(server) -> None:
     assert one.eager, "the next message may be the other session's, for the same run"
 
 
+async def test_steps_one_by_one_are_gathered_and_a_frame_is_a_run_by_itself(server, make_frame) -> None:
+    busy = Busy(server, lambda number, time_steps: 0)
+    one, paper = busy.streams.calls[0], busy.streams.papers[0]
+    one.receive(step(1, 1, 1.0))
+    assert not one.gathers, "its client waits for the answer"
+    attach(one, paper, 2, "sum", "another")
+    for handle in (1, 2):
+        one.receive(step(handle, 2 if handle == 1 else 1, 1.0))
+        assert one.gathers
+    one.receive(pb.StreamRequest(frame=make_frame([1, 2], [3, 2], [[1.0], [1.0]])).SerializeToString())
+    assert not one.gathers
+    one.receive(step(1, 4, 1.0))
+    assert one.gathers
+    await paper.take(4)
+
+
 async def test_what_a_stream_says_behind_its_steps_parts_no_other_stream_from_its_turn(server, monkeypatch) -> None:
     spy, streams = Spy(server, monkeypatch), Streams(server, STREAMS)
     for seq in (1, 2, 3):

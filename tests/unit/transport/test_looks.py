@@ -51,10 +51,10 @@ def test_a_turn_that_finds_nothing_does_not_look_twice() -> None:
     assert queue.looks == 1
 
 
-@pytest.mark.parametrize(("eager", "taken"), [(False, 1), (True, 5)])
-def test_a_lone_stream_is_answered_at_once_unless_more_may_come_before(eager, taken) -> None:
+@pytest.mark.parametrize(("gathers", "taken"), [(False, 1), (True, 5)])
+def test_a_lone_stream_is_answered_at_once_unless_what_follows_belongs_into_the_run(gathers, taken) -> None:
     queue = Queue(*[True] * 5)
-    assert taken_in_a_turn(queue, lone=SimpleNamespace(eager=eager)) == taken
+    assert taken_in_a_turn(queue, lone=SimpleNamespace(gathers=gathers)) == taken
 
 
 def test_before_a_part_of_a_long_step_every_socket_is_looked_at() -> None:

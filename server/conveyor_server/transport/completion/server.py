@@ -51,7 +51,7 @@ class CompletionServer:
         max_unsent_bytes: a stream with more than this unsent reads no request.
 
     Attributes:
-        lone: the only stream there is, of which nothing follows a message before its answer: a turn need not look.
+        lone: the only stream there is. If it does not gather, a turn need not look for what follows its message.
 
     Raises:
         Unusable: this grpcio lacks something that is used of it.
@@ -118,7 +118,7 @@ class CompletionServer:
         # Names of this function's own are found faster than the module's, and this goes round for every event.
         poll, timeout, shutdown = self._queue.poll, _TIMEOUT, _server._SHUTDOWN_TAG
         # What a lone stream sent is all there is.
-        most = 1 if self.lone is not None and not self.lone.eager else _MOST_EVENTS
+        most = 1 if self.lone is not None and not self.lone.gathers else _MOST_EVENTS
         event = poll(time.time() + timeout_s if timeout_s > 0 else 0)
         taken, quiet, looks = 0, 0, _THOROUGH_LOOKS if thorough else _QUIET_LOOKS
         while True:

@@ -81,9 +81,9 @@ class Stream:
         self._touch()
 
     @property
-    def eager(self) -> bool:
-        """More messages may come before this one is answered."""
-        return self._served is None or self._served.eager
+    def gathers(self) -> bool:
+        """What follows its messages belongs into the same run."""
+        return self._served is None or self._served.gathers
 
     @property
     def has_more(self) -> bool:

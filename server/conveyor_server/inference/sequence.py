@@ -1,0 +1,276 @@
+"""One sequence: its requests that are under way, in the order in which they came.
+
+Invariants: a request that cannot be used moves nothing, and the sequence goes on; one that would begin a live sequence
+anew, or that follows its end, waits for what is before it; what is kept of a sender that does not listen is bounded.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as Several
+
+from conveyor_proto.codec import Array, WireError
+from conveyor_proto.fingerprint import fingerprint
+from conveyor_proto.reasons import Fault
+from conveyor_proto.v1 import errors_pb2 as e
+
+from conveyor_server.engine.engine import Engine
+from conveyor_server.errors import Refused
+from conveyor_server.inference.answers import respond
+from conveyor_server.inference.job import Job, take_back
+from conveyor_server.inference.requests import Content
+from conveyor_server.inference.statistics import Statistics
+from conveyor_server.servicers.core import Core
+from conveyor_server.sessions.events import Answer, Closed
+from conveyor_server.sessions.rules import stopping
+from conveyor_server.sessions.session import Session, Submission
+
+# Requests of one sequence that are kept, in multiples of a session's credit: steps, and what waits or was refused.
+_MOST_CREDITS = 2
+# Of a START on a live sequence: how many steps the sequence had that it begins anew.
+RESTARTED = "conveyor_restarted_after_steps"
+
+
+class Place:
+    """A request in its sequence's order. As a `reply_to`, it gets its step's answer.
+
+    Attributes:
+        job: the request.
+        engine: of its session; None: not known yet.
+        content: its tensors; None: not read yet, or they cannot be used.
+        seq: of its step; 0: it is not submitted.
+        result: outputs, or why there are none; None: not yet.
+    """
+
+    __slots__ = ("_sequence", "content", "engine", "job", "result", "seq")
+
+    def __init__(self, sequence: "Sequence", job: Job) -> None:
+        self._sequence = sequence
+        self.job = job
+        self.engine: Engine | None = None
+        self.content: Content | None = None
+        self.seq = 0
+        self.result: Several[Array] | Fault | None = None
+
+    def answered(self, answer: Answer) -> None:
+        """Its step is answered."""
+        self.result = answer.outputs if answer.fault is None else answer.fault
+        self._sequence.answered(self)
+
+    def closed(self, _: Closed) -> None:
+        """The session that ends with it is gone."""
+        self._sequence.gone()
+
+    def cancel(self) -> None:
+        """The caller is gone. What has not run and has nothing behind it is taken back; else it is run for nobody."""
+        self._sequence.cancel(self)
+
+
+class Sequence:
+    """The requests of one sequence that are under way. Core thread only.
+
+    Args:
+        core: what drives the sessions.
+        statistics: counts what is read.
+        sequence: its correlation id.
+        name: of its session.
+        done: called with the name, once nothing is under way.
+    """
+
+    __slots__ = ("_core", "_done", "_ending", "_id", "_name", "_places", "_session", "_statistics", "_waiting")
+
+    def __init__(
+        self, core: Core, statistics: Statistics, sequence: int | str, name: str, done: Callable[[str], None]
+    ) -> None:
+        self._core = core
+        self._statistics = statistics
+        self._done = done
+        self._name = name
+        self._id = sequence
+        self._session: Session | None = None
+        # Unanswered, in the order in which they came; and behind them those that wait for the end of the session.
+        self._places: deque[Place] = deque()
+        self._waiting: deque[Place] = deque()
+        self._ending = False
+
+    def add(self, job: Job) -> Place:
+        """Takes a request, or has it wait for what is before it.
+
+        Raises:
+            Refused: CREDIT_EXCEEDED, where too much of the sequence is under way.
+        """
+        place = Place(self, job)
+        if len(self._places) + len(self._waiting) >= _MOST_CREDITS * self._core.directory.limits.max_in_flight:
+            raise Refused(self._too_many(job))
+        if self._must_wait(place):
+            self._waiting.append(place)
+        else:
+            self._take(place)
+            self.advance()
+        return place
+
+    def advance(self) -> None:
+        """Tells what is answered, in order, and takes what waited for that."""
+        while True:
+            while self._places and self._places[0].result is not None:
+                _tell(self._places.popleft())
+            if not self._waiting or self._ending or (self._places and self._waiting[0].job.parameters.start):
+                break
+            self._take(self._waiting.popleft())
+        if not self._places and not self._waiting and not self._ending:
+            self._done(self._name)
+
+    def gone(self) -> None:
+        """The session that was to end is gone."""
+        self._ending = False
+        self._session = None
+        self.advance()
+        self._core.kick()
+
+    def cancel(self, place: Place) -> None:
+        """See Place.cancel."""
+        if place in self._waiting:
+            self._waiting.remove(place)
+            self.advance()
+        elif place.seq and place.result is None and self._session is not None:
+            if not take_back(self._core, self._session, place.seq, place):
+                return
+            self._places.remove(place)
+            self._ending = False
+            self.advance()
+
+    def answered(self, place: Place) -> None:
+        """A step is answered; if it was the last and did what it should, the session ends with it."""
+        if place.job.parameters.end:
+            if isinstance(place.result, Fault) or self._session is None:
+                self._ending = False
+            else:
+                self._core.directory.close(self._session, place, self._core.now())
+                self._core.kick()
+        self.advance()
+
+    # ------------------------------------------------------------ within
+
+    def _must_wait(self, place: Place) -> bool:
+        return bool(self._waiting) or self._ending or bool(place.job.parameters.start and self._places)
+
+    def _take(self, place: Place) -> None:
+        self._places.append(place)
+        try:
+            self._submit(place)
+        except (Refused, WireError) as refusal:
+            place.result = refusal.fault
+
+    def _submit(self, place: Place) -> None:
+        job, core = place.job, self._core
+        live = None if job.parameters.start else self._live(job)
+        engine = place.engine = live.engine if live is not None else self._served(job)
+        # Before anything moves: a request that cannot be used does not begin the sequence anew either.
+        content = place.content = job.read(engine, self._statistics, max_time_steps=core.max_time_steps)
+        session = self._session = self._begin(job, engine) if live is None else live
+        place.seq = session.accepted_seq + 1
+        (inputs,) = content.rows
+        limits = core.directory.limits
+        core.directory.submit(
+            session,
+            Submission(
+                place.seq,
+                place,
+                inputs,
+                content.length,
+                fingerprint(inputs),
+                timeout_s=job.parameters.timeout_s or limits.step_timeout_s,
+                # The answers before are told, and nobody will ask for them again.
+                acked_seq=session.applied_seq,
+            ),
+            core.now(),
+        )
+        self._ending = job.parameters.end
+
+    def _begin(self, job: Job, engine: Engine) -> Session:
+        directory, now = self._core.directory, self._core.now()
+        former = directory.sessions.get(self._name)
+        if former is not None and former.closing is None:
+            if directory.draining:
+                # It is not ended for one that cannot begin.
+                raise Refused(stopping(directory.limits.retry_s))
+            if former.applied_seq:
+                job.notes[RESTARTED] = former.applied_seq
+            directory.close(former, _NOBODY, now)
+        return directory.create(engine, now, session_id=self._name, max_in_flight=directory.limits.max_in_flight)
+
+    def _live(self, job: Job) -> Session:
+        """The live session of the sequence.
+
+        Raises:
+            Refused: SEQUENCE_INVALID, with the reason why there is none.
+        """
+        try:
+            session = self._core.directory.lookup(self._name)
+        except Refused as refusal:
+            self._served(job)
+            raise Refused(self._not_begun(job, refusal.fault)) from refusal
+        if job.request.model_version not in {"", session.engine.version}:
+            raise Refused(
+                Fault(
+                    e.ERROR_REASON_SEQUENCE_INVALID,
+                    f"sequence {self._id} of model '{job.request.model_name}' is on version {session.engine.version}, "
+                    f"and the request asks for version {job.request.model_version}: leave it out, or begin anew",
+                    {"model": job.request.model_name, "sequence_id": str(self._id)},
+                )
+            )
+        return session
+
+    def _served(self, job: Job) -> Engine:
+        """Of the version that the request asks for.
+
+        Raises:
+            Refused: MODEL_NOT_FOUND, MODEL_NOT_READY or MODEL_INVALID.
+        """
+        return self._core.repository.find(job.request.model_name, job.request.model_version).serving
+
+    def _too_many(self, job: Job) -> Fault:
+        """Told at once, before others of its sequence: what is kept of a sender that does not listen is bounded."""
+        most = self._core.directory.limits.max_in_flight
+        return Fault(
+            e.ERROR_REASON_CREDIT_EXCEEDED,
+            f"sequence {self._id} of model '{job.request.model_name}' has over {_MOST_CREDITS * most} requests "
+            "unanswered: wait for answers",
+            {"session_id": self._name, "seq": "0", "max_in_flight": str(most)},
+        )
+
+    def _not_begun(self, job: Job, why: Fault) -> Fault:
+        model = job.request.model_name
+        message = (
+            f"inference request for sequence {self._id} to model '{model}' must specify the START flag on the first "
+            "request of the sequence"
+        )
+        if why.reason != e.ERROR_REASON_SESSION_NOT_FOUND:
+            # It was here: nobody is left to wonder whether its state is still what it was.
+            message += f". It was here and is gone: {why.message}"
+        metadata = {"model": model, "sequence_id": str(self._id)}
+        if why.reason == e.ERROR_REASON_SESSION_EXPIRED:
+            metadata["idle_timeout_s"] = why.metadata.get("idle_timeout_s", "")
+        return Fault(e.ERROR_REASON_SEQUENCE_INVALID, message, metadata)
+
+
+def _tell(place: Place) -> None:
+    job, result = place.job, place.result
+    if isinstance(result, Fault):
+        job.reply(result)
+    elif result is None or place.engine is None or place.content is None:
+        raise AssertionError("told before it was answered")
+    else:
+        job.reply(respond(job, place.engine, place.content, [result]))
+
+
+class _Nobody:
+    """Whom nothing is told."""
+
+    def answered(self, answer: Answer) -> None:
+        """Nobody waits for it."""
+
+    def closed(self, event: Closed) -> None:
+        """Nobody waits for it."""
+
+
+_NOBODY = _Nobody()
