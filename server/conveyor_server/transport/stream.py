@@ -89,7 +89,7 @@ class StreamCall:
 
     @property
     def gathers(self) -> bool:
-        """Of many sessions, whose steps come one by one. A frame is a run by itself, and the next frame the next run."""
+        """Of many sessions, whose steps come one by one. A frame is a run by itself, and the next frame another."""
         return self.eager and not self._frames_last
 
     def receive(self, data: bytes) -> None:
