@@ -16,7 +16,8 @@ from onnx import TensorProto
 
 from conveyor_server.runner.nodes import graphs, tensors
 
-_FORM = "adopted"
+# Provenance.form of a file that Conveyor did not export.
+ADOPTED = "adopted"
 _LAYERS = {
     "LSTM": spec_pb2.LAYER_KIND_LSTM,
     "GRU": spec_pb2.LAYER_KIND_GRU,
@@ -40,7 +41,7 @@ def add_facts(spec: spec_pb2.ModelSpec, proto: onnx.ModelProto) -> None:
     opsets = [item.version for item in proto.opset_import if item.domain in ("", "ai.onnx")]
     spec.provenance.opset = max(opsets)
     spec.provenance.ir_version = proto.ir_version
-    spec.provenance.form = _FORM
+    spec.provenance.form = ADOPTED
     spec.provenance.parameters = sum(math.prod(item.dims) for item in tensors(proto) if item.data_type in _FLOATS)
 
 

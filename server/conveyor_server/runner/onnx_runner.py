@@ -18,6 +18,7 @@ from conveyor_proto.v1 import spec_pb2
 from conveyor_server import compiled
 from conveyor_server.runner import graph
 from conveyor_server.runner.base import Run, RunFailed, Runner, RunResult
+from conveyor_server.runner.facts import ADOPTED
 from conveyor_server.runner.frame import Frame, FrameShape
 from conveyor_server.runner.provider import DeviceUnavailable, Host, cuda_is_offered, open_session
 from conveyor_server.runner.slabs import DeviceSlabs, HostSlabs, Slabs
@@ -74,7 +75,10 @@ class OnnxRunner:
         one_step = file.spec.max_time_steps_per_run == 1
         self._min_time = 2 if graph.needs_two_time_steps(file.proto) and not one_step else 1
         inexact = [] if file.spec.max_rows == 1 else graph.inexact_operators(file.proto)
-        if inexact:
+        if inexact and file.spec.provenance.form == ADOPTED:
+            told = "%s: %s may change the last bit of a row with its company; the head of model.yaml says whether they do"
+            _log.info(told, file.spec.name, ", ".join(inexact))
+        elif inexact:
             _log.warning("%s: %s may change the last bit of a row with its company", file.spec.name, ", ".join(inexact))
         model = graph.wrap(file) if file.spec.states else file.proto
         self._session = open_session(model, host, folder=file.path.parent, name=file.path.name)
