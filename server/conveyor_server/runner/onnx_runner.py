@@ -76,7 +76,7 @@ class OnnxRunner:
         self._min_time = 2 if graph.needs_two_time_steps(file.proto) and not one_step else 1
         inexact = [] if file.spec.max_rows == 1 else graph.inexact_operators(file.proto)
         if inexact and file.spec.provenance.form == ADOPTED:
-            told = "%s: %s may change the last bit of a row with its company; the head of model.yaml says whether they do"
+            told = "%s: %s may change the last bit of a row with its company; the head of model.yaml says if they do"
             _log.info(told, file.spec.name, ", ".join(inexact))
         elif inexact:
             _log.warning("%s: %s may change the last bit of a row with its company", file.spec.name, ", ".join(inexact))
