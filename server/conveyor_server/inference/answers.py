@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from conveyor_proto.codec import Array
 from conveyor_proto.inference import service_pb2 as pb
 from conveyor_proto.v1 import spec_pb2
@@ -13,14 +12,14 @@ from conveyor_server.inference.job import Job
 from conveyor_server.inference.requests import Content
 
 
-def respond(job: Job, engine: Engine, content: Content, rows: Sequence[Sequence[Array]]) -> pb.ModelInferResponse:
+def respond(job: Job, engine: Engine, content: Content, outputs: Sequence[Array]) -> pb.ModelInferResponse:
     """The response to a request.
 
     Args:
         job: the request, with the parameters of its response.
         engine: of the model version that answers.
         content: what was read of the request.
-        rows: of each row one array for each of ModelSpec.outputs: `[time, *shape]`, or `[*shape]` without time.
+        outputs: one for each of ModelSpec.outputs: `[batch, time, *shape]`, or `[batch, *shape]` without time.
     """
     request, spec = job.request, engine.spec
     response = pb.ModelInferResponse(model_name=request.model_name, model_version=engine.version, id=request.id)
@@ -36,18 +35,13 @@ def respond(job: Job, engine: Engine, content: Content, rows: Sequence[Sequence[
         item = spec.outputs[index]
         shape = _shape(item, content)
         response.outputs.add(name=item.name, datatype=datatype(item), shape=shape)
-        arrays = [row[index] for row in rows]
-        response.raw_output_contents.append(
-            arrays[0].tobytes()
-            if len(arrays) == 1
-            else np.concatenate([array.reshape(-1) for array in arrays]).tobytes()
-        )
+        response.raw_output_contents.append(outputs[index].tobytes())
     return response
 
 
 def _shape(item: spec_pb2.TensorSpec, content: Content) -> list[int]:
     """The axes of an answer are those of the request; of an output without time, at least its batch."""
-    count, row = len(content.rows), list(item.shape)
+    count, row = content.batch, list(item.shape)
     if not item.has_time:
         return [count, *row] if content.batched or content.timed else row
     return [*([count] if content.batched else []), *([content.length] if content.timed else []), *row]

@@ -10,48 +10,53 @@ import itertools
 from collections import deque
 from collections.abc import Sequence
 
-from conveyor_proto.codec import Array
-from conveyor_proto.fingerprint import fingerprint
-from conveyor_proto.reasons import Fault
+import numpy as np
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused
-from conveyor_server.inference.answers import respond
-from conveyor_server.inference.job import Job, take_back
-from conveyor_server.inference.requests import Content
+from conveyor_server.inference.job import Job
+from conveyor_server.inference.rows import Rows
 from conveyor_server.inference.statistics import Statistics
 from conveyor_server.servicers.core import Core
-from conveyor_server.sessions.events import Answer, Closed
-from conveyor_server.sessions.session import Session, Submission
+from conveyor_server.sessions.events import Detached
+from conveyor_server.sessions.session import Session
+
+# As the number of a stream that holds sessions; those of streams are above 0.
+NUMBER = -1
 
 
 class Plain:
-    """The sessions of models without state. Core thread only."""
+    """The sessions of models without state, and who holds them. Core thread only."""
 
     def __init__(self, core: Core, statistics: Statistics) -> None:
-        self.core = core
+        self._core = core
         self._statistics = statistics
         self._numbers = itertools.count(1)
         self._free: dict[Engine, deque[Session]] = {}
         core.after_removal(self._forget)
 
-    def run(self, job: Job, engine: Engine) -> "Rows":
+    def run(self, job: Job, engine: Engine) -> Rows:
         """Takes a request of a model without state; the core is to be kicked.
 
         Raises:
             Refused: its tensors cannot be used, or there is no room for its rows; nothing was begun.
             WireError: likewise.
         """
-        content = job.read(engine, self._statistics, max_time_steps=self.core.max_time_steps)
-        sessions = self._take(engine, len(content.rows), job.request.model_name)
-        return Rows(self, job, engine, content, sessions)
+        content = job.read(engine, self._statistics, max_time_steps=self._core.max_time_steps)
+        sessions = self._take(engine, content.batch, job.request.model_name)
+        rows = Rows(self._core, job, engine, content, sessions, done=self._give_back)
+        rows.submit(np.full(content.batch, NUMBER))
+        return rows
 
-    def give_back(self, session: Session) -> None:
-        """A row is answered."""
-        if session.engine in self._free:
-            self._free[session.engine].append(session)
+    def detached(self, event: Detached) -> None:
+        """A session is gone, or someone else's; it is not taken again (see `_take`)."""
 
     # ------------------------------------------------------------ within
+
+    def _give_back(self, sessions: Sequence[Session]) -> None:
+        for session in sessions:
+            if session.engine in self._free:
+                self._free[session.engine].append(session)
 
     def _take(self, engine: Engine, count: int, name: str) -> Sequence[Session]:
         """So many sessions without a row.
@@ -60,93 +65,24 @@ class Plain:
             Refused: as Directory.create; none was taken.
         """
         free = self._free.setdefault(engine, deque())
-        directory, taken = self.core.directory, list[Session]()
+        taken: list[Session] = []
         try:
             while len(taken) < count:
                 # The last that was used: the others may become idle.
-                session = free.pop() if free else None
-                if session is None:
-                    session = directory.create(
-                        engine, self.core.now(), session_id=f"{name}:row:{next(self._numbers)}", max_in_flight=1
-                    )
-                elif directory.sessions.get(session.id) is not session or session.closing is not None:
-                    continue
-                taken.append(session)
+                session = free.pop() if free else self._new(engine, name)
+                held = session.attachment
+                if held is not None and held.owner is self and session.closing is None:
+                    taken.append(session)
         except Refused:
             free.extend(taken)
             raise
         return taken
 
+    def _new(self, engine: Engine, name: str) -> Session:
+        directory, now = self._core.directory, self._core.now()
+        session = directory.create(engine, now, session_id=f"{name}:row:{next(self._numbers)}", max_in_flight=1)
+        directory.attach(session, self, 0, now, number=NUMBER)
+        return session
+
     def _forget(self, engine: Engine) -> None:
         self._free.pop(engine, None)
-
-
-class Rows:
-    """A request's rows under way. Made with the request; submits them at once."""
-
-    def __init__(self, plain: Plain, job: Job, engine: Engine, content: Content, sessions: Sequence[Session]) -> None:
-        self._plain = plain
-        self._job = job
-        self._engine = engine
-        self._content = content
-        self._rows: list[Sequence[Array] | None] = [None] * len(sessions)
-        self._left = len(sessions)
-        self._fault: Fault | None = None
-        core = plain.core
-        timeout_s = job.parameters.timeout_s or core.directory.limits.step_timeout_s
-        self._under_way = [_Row(self, index, session) for index, session in enumerate(sessions)]
-        for row, inputs in zip(self._under_way, content.rows, strict=True):
-            row.seq = row.session.accepted_seq + 1
-            core.directory.submit(
-                row.session,
-                Submission(
-                    row.seq,
-                    row,
-                    inputs,
-                    content.length,
-                    fingerprint(inputs),
-                    timeout_s=timeout_s,
-                    acked_seq=row.session.applied_seq,
-                ),
-                core.now(),
-            )
-
-    def cancel(self) -> None:
-        """The caller is gone: what has not run is taken back."""
-        for row in self._under_way:
-            if take_back(self._plain.core, row.session, row.seq, row):
-                self._plain.give_back(row.session)
-
-    def landed(self, row: "_Row", answer: Answer) -> None:
-        """A row is answered; with the last, the request is."""
-        self._plain.give_back(row.session)
-        self._rows[row.index] = answer.outputs
-        self._fault = self._fault or answer.fault
-        self._left -= 1
-        if self._left:
-            return
-        if self._fault is not None:
-            self._job.reply(self._fault)
-            return
-        rows = [outputs for outputs in self._rows if outputs is not None]
-        engine = self._engine
-        self._job.reply(respond(self._job, engine, self._content, rows))
-
-
-class _Row:
-    """One row, as the `reply_to` of its step."""
-
-    __slots__ = ("_rows", "index", "seq", "session")
-
-    def __init__(self, rows: Rows, index: int, session: Session) -> None:
-        self._rows = rows
-        self.index = index
-        self.session = session
-        self.seq = 0
-
-    def answered(self, answer: Answer) -> None:
-        """The row is run, or never will be."""
-        self._rows.landed(self, answer)
-
-    def closed(self, _: Closed) -> None:
-        """Nobody closes it here."""

@@ -27,14 +27,16 @@ class Content:
     """What a request holds.
 
     Attributes:
-        rows: of each row one array for each of ModelSpec.inputs: `[time, *shape]`, or `[*shape]` without time.
+        inputs: one for each of ModelSpec.inputs: `[batch, time, *shape]`, or `[batch, *shape]` without time.
+        batch: rows.
         length: time steps of each row.
         batched: the answer has a batch axis before its time axis.
         timed: the answer has a time axis where the output has time; False: one time step of each row, without one.
         outputs: indices into ModelSpec.outputs, in the order asked for.
     """
 
-    rows: Sequence[Sequence[Array]]
+    inputs: Sequence[Array]
+    batch: int
     length: int
     batched: bool
     timed: bool
@@ -63,8 +65,7 @@ def read_content(
         reading.rows(item, read_tensor(tensor, raw, item, model))
         for item, (tensor, raw) in ((item, tensors[item.name]) for item in spec.inputs)
     ]
-    rows = [[array[row] for array in arrays] for row in range(reading.batch)]
-    return Content(rows, reading.length or 1, reading.batched, reading.timed, outputs)
+    return Content(arrays, reading.batch, reading.length or 1, reading.batched, reading.timed, outputs)
 
 
 class _Reading:

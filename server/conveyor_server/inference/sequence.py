@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Several
 
+import numpy as np
 from conveyor_proto.codec import Array, WireError
 from conveyor_proto.fingerprint import fingerprint
 from conveyor_proto.reasons import Fault
@@ -168,7 +169,7 @@ class Sequence:
         content = place.content = job.read(engine, self._statistics, max_time_steps=core.max_time_steps)
         session = self._session = self._begin(job, engine) if live is None else live
         place.seq = session.accepted_seq + 1
-        (inputs,) = content.rows
+        inputs = [array[0] for array in content.inputs]
         limits = core.directory.limits
         core.directory.submit(
             session,
@@ -260,7 +261,7 @@ def _tell(place: Place) -> None:
     elif result is None or place.engine is None or place.content is None:
         raise AssertionError("told before it was answered")
     else:
-        job.reply(respond(job, place.engine, place.content, [result]))
+        job.reply(respond(job, place.engine, place.content, [array[np.newaxis] for array in result]))
 
 
 class _Nobody:

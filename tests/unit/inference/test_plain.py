@@ -1,11 +1,14 @@
 """Models without state: batches of rows, run together with everyone else's."""
 
 import asyncio
+import random
 
 import grpc
 import numpy as np
 import pytest
 from conveyor_proto.inference import service_pb2 as pb
+from conveyor_proto.v1 import session_pb2 as sessions
+from conveyor_server.runner.base import RunFailed
 
 from tests.unit.inference.conftest import until
 
@@ -64,10 +67,9 @@ async def test_rows_of_all_callers_are_run_together(client, served) -> None:
     await first
     for number, call in enumerate(calls):
         assert np.array_equal(outputs(await call)[0], 2 * rows_of(10 + number, 2))
+    responses = {item.id: item for item in [(await stream.receive()).infer_response for _ in range(4)]}
     for number in range(4):
-        response = (await stream.receive()).infer_response
-        assert response.id == str(number)
-        assert np.array_equal(outputs(response)[0], 2 * rows_of(number, number + 1))
+        assert np.array_equal(outputs(responses[str(number)])[0], 2 * rows_of(number, number + 1))
     assert runner.rows == [1, 16]
     await stream.end()
 
@@ -134,3 +136,59 @@ async def test_a_model_that_is_unloaded_takes_its_rows_with_it(client, served) -
     assert (code, "unknown model: 'plain'" in text) == (grpc.StatusCode.NOT_FOUND, True)
     await client.call("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name=MODEL))
     assert len(outputs(await client.call("ModelInfer", batch(rows_of(0, 2))))[0]) == 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_batches_of_all_sizes_get_their_own_rows_back(client, served, seed) -> None:
+    """Few rows go one by one and many together; helpers are shared, some are closed by hand, and some callers leave."""
+    choose = random.Random(seed)
+    for _ in range(12):
+        sizes = [choose.choice([1, 2, 3, 4, 5, 9, 30]) for _ in range(6)]
+        xs = [rows_of(choose.randrange(1000), size) for size in sizes]
+        calls = [asyncio.create_task(client.call("ModelInfer", batch(x))) for x in xs]
+        if choose.random() < 0.3:
+            gone = calls.pop()
+            xs.pop()
+            await asyncio.sleep(choose.choice([0.0, 0.002]))
+            gone.cancel()
+        for x, call in zip(xs, calls, strict=True):
+            twice, total = outputs(await call)
+            assert np.array_equal(twice, 2 * x)
+            assert np.array_equal(total, x.sum(axis=1))
+        if served.directory.sessions and choose.random() < 0.5:
+            name = choose.choice(sorted(served.directory.sessions))
+            await served.stub.CloseSession(sessions.CloseSessionRequest(session_id=name))
+    engine = served.driver.repository.find(MODEL).serving
+    assert (engine.ready, engine.backlog.time_steps) == (0, 0)
+    assert all(not session.pending for session in served.directory.sessions.values())
+    assert served.directory.opened < 250
+
+
+async def test_a_helper_that_somebody_else_takes_is_left_to_him(client, served) -> None:
+    await client.call("ModelInfer", batch(rows_of(0, 5)))
+    theirs = served.stream()
+    await theirs.attached(1, "plain:row:3", mode=sessions.AttachSession.MODE_RESUME, model="")
+    assert np.array_equal(outputs(await client.call("ModelInfer", batch(rows_of(1, 5))))[0], 2 * rows_of(1, 5))
+    assert served.directory.sessions["plain:row:3"].applied_seq == 1
+    assert "plain:row:6" in served.directory.sessions
+    await theirs.end()
+
+
+async def test_a_row_that_fails_fails_its_request_and_no_other(client, served) -> None:
+    runner = served.runners[MODEL]
+    step, bad = runner.step, np.full((6, 2), runner.POISON, np.float32)
+
+    def poisoned(run):
+        if (run.inputs[0] == runner.POISON).any():
+            raise RunFailed("poisoned")
+        return step(run)
+
+    runner.step = poisoned
+    good = [asyncio.create_task(client.call("ModelInfer", batch(rows_of(n, 6)))) for n in range(3)]
+    code, text = await client.refused(batch(bad))
+    assert (code, "failed on this step" in text) == (grpc.StatusCode.INTERNAL, True)
+    for number, call in enumerate(good):
+        assert np.array_equal(outputs(await call)[0], 2 * rows_of(number, 6))
+    # The helpers of the rows that failed serve the next ones.
+    assert np.array_equal(outputs(await client.call("ModelInfer", batch(rows_of(9, 24))))[0], 2 * rows_of(9, 24))
+    assert served.directory.opened <= 24
