@@ -10,7 +10,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -57,58 +57,51 @@ class Loop:
         sent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         method: Any = channel.stream_stream(f"{_SERVICE}ModelStreamInfer", None, None)
         call = method(iter(sent.get, None))
-        for sequence in self._messages:
-            sent.put(request(sequence, start=True))
 
-        def follow() -> None:
-            left = SEQUENCES
+        def answers() -> Iterator[int]:
             for data in call:
                 response = pb.ModelStreamInferResponse.FromString(data)
                 if response.error_message:
-                    self.failure = RuntimeError(response.error_message)
-                    return
-                self.answered += 1
-                if self._stopping:
-                    left -= 1
-                    if not left:
-                        sent.put(None)
-                else:
-                    sent.put(self._messages[int(response.infer_response.id)])
+                    raise RuntimeError(response.error_message)
+                yield int(response.infer_response.id)
 
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-
-        def end() -> None:
-            self._stopping = True
-            thread.join(20)
-
-        return end
+        return self._begin(lambda _, message: sent.put(message), answers(), lambda: sent.put(None))
 
     def by_calls(self, channel: grpc.Channel) -> Callable[[], None]:
         """Begins; returns what ends it."""
-        call: Any = channel.unary_unary(f"{_SERVICE}ModelInfer", None, None)
-        answers: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+        method: Any = channel.unary_unary(f"{_SERVICE}ModelInfer", None, None)
+        done: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
 
         def send(sequence: int, message: bytes) -> None:
-            future = call.future(message)
-            future.add_done_callback(lambda done: answers.put((sequence, done)))
+            method.future(message).add_done_callback(lambda call: done.put((sequence, call)))
+
+        def answers() -> Iterator[int]:
+            while True:
+                sequence, call = done.get()
+                call.result()
+                yield sequence
+
+        return self._begin(send, answers(), lambda: None)
+
+    def _begin(
+        self, send: Callable[[int, bytes], None], answers: Iterator[int], close: Callable[[], None]
+    ) -> Callable[[], None]:
+        def follow() -> None:
+            left = SEQUENCES
+            try:
+                while left:
+                    sequence = next(answers)
+                    self.answered += 1
+                    if self._stopping:
+                        left -= 1
+                    else:
+                        send(sequence, self._messages[sequence])
+            except Exception as error:  # for the program's own thread, which looks
+                self.failure = error
+            close()
 
         for sequence in self._messages:
             send(sequence, request(sequence, start=True))
-
-        def follow() -> None:
-            left = SEQUENCES
-            while left:
-                sequence, done = answers.get()
-                if done.exception() is not None:
-                    self.failure = done.exception()
-                    return
-                self.answered += 1
-                if self._stopping:
-                    left -= 1
-                else:
-                    send(sequence, self._messages[sequence])
-
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
 

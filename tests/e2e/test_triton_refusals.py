@@ -166,8 +166,10 @@ def test_an_error_in_a_stream_bears_the_id_of_its_request(target):
 
 
 NONSENSE = {
-    "more than was sent": ([1, 1 << 40, FEATURES], b"\0" * 16, "unexpected total byte size 16"),
-    "an overflow": ([1 << 32, 1 << 32, FEATURES], b"", "unexpected total byte size 0"),
+    "more than was sent": ([1, 1 << 40, FEATURES], b"\0" * 16, "1099511627776 time steps and one step takes"),
+    "an overflow": ([1 << 32, 1 << 32, FEATURES], b"", "must specify batch-size 1"),
+    "none of more than there can be": ([0, 1 << 62, FEATURES], b"", "must specify batch-size 1"),
+    "more axes than an array has": ([1] * 100, b"\0" * 4, "unexpected shape"),
     "negative": ([-1, FEATURES], b"\0" * 16, "unexpected shape"),
     "nothing": ([], b"\0" * 4, "unexpected shape"),
 }

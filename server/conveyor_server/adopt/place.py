@@ -4,6 +4,7 @@ Invariant: a version folder gets the model's file last, and nothing that is ther
 looks meanwhile sees no half of a model. A file that is in its place already stays there untouched.
 """
 
+import contextlib
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -101,10 +102,11 @@ class Place:
             folder.mkdir(parents=True, exist_ok=True)
             for name in _external(proto):
                 _copy(source.parent / name, folder / name)
-            part = self.description.with_name(f"{FILE_NAME}.part")
-            part.write_text(text)
-            part.replace(self.description)
-            _copy(source, self.file)
+            with contextlib.ExitStack() as both:
+                # Written whole, and then exchanged: a full disk leaves no old file with a new description.
+                if not _is_same(source, self.file):
+                    shutil.copyfile(source, both.enter_context(_replacing(self.file)))
+                both.enter_context(_replacing(self.description)).write_text(text)
         except OSError as error:
             raise Refused(f"{error.filename or folder} cannot be written: {error.strerror}") from error
 
@@ -129,9 +131,22 @@ def _external(proto: onnx.ModelProto) -> Iterator[str]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    if target.exists() and source.samefile(target):
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if not _is_same(source, target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(target) as part:
+            shutil.copyfile(source, part)
+
+
+def _is_same(source: Path, target: Path) -> bool:
+    return target.exists() and source.samefile(target)
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A file beside the target that takes its place once it is whole; of one that cannot be written, none is left."""
     part = target.with_name(f"{target.name}.part")
-    shutil.copyfile(source, part)
-    part.replace(target)
+    try:
+        yield part
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The protocol's tensors: names of datatypes, raw and typed contents.
 
-Invariant: what is read is a read-only array of exactly the shape that the request says, or a Fault naming the input.
+Invariant: what is read is a read-only array of exactly the shape that the request says, or a Fault naming the input,
+which tells no more of what came than a line holds.
 """
 
 import math
@@ -12,6 +13,7 @@ from conveyor_proto.inference import model_config_pb2, service_pb2
 from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import spec_pb2, tensor_pb2
+from numpy.typing import NDArray
 
 # By data type: the protocol's name of it, and the field of InferTensorContents that carries it; FP16 goes raw only.
 _NAMES: dict[tensor_pb2.DataType.ValueType, tuple[str, str]] = {
@@ -29,6 +31,8 @@ _NAMES: dict[tensor_pb2.DataType.ValueType, tuple[str, str]] = {
     tensor_pb2.DATA_TYPE_FLOAT64: ("FP64", "fp64_contents"),
 }
 _BYTES = "BYTES"
+# Of what is told again to who sent it: characters, or sizes of a shape.
+_MOST_TOLD = 32
 # In front of each element of BYTES that comes raw: its length, little-endian.
 _LENGTH_BYTES = 4
 
@@ -52,7 +56,7 @@ def read_tensor(
     """An input as the request shapes it.
 
     Args:
-        tensor: its description, and its contents where there is no `raw`.
+        tensor: its description, and its contents where there is no `raw`. Its shape was judged, and has no size of 0.
         raw: its entry of raw_input_contents; None: there are none.
         item: what the model takes.
         model: for the text of a refusal.
@@ -62,19 +66,16 @@ def read_tensor(
     """
     dtype = to_numpy_dtype(item.dtype)
     wanted = datatype(item)
-    if tensor.datatype == _BYTES and _takes_text(item):
-        return _text(tensor, raw, item, model)
     if tensor.datatype != wanted:
         raise _refusal(
             e.ERROR_REASON_INPUT_DTYPE,
-            f"inference input '{item.name}' data-type is '{tensor.datatype}', but model '{model}' expects '{wanted}'",
+            f"inference input '{item.name}' data-type is '{tensor.datatype[:_MOST_TOLD]}', but model '{model}' expects "
+            f"'{wanted}'",
             item,
             wanted,
             tensor.datatype,
         )
     shape = tuple(tensor.shape)
-    if min(shape, default=0) < 0:
-        raise bad_shape(item, model, shape, "sizes of 0 or more")
     count = math.prod(shape)
     if raw is None:
         return _typed(tensor, item, shape, model)
@@ -92,7 +93,7 @@ def read_tensor(
 
 def bad_shape(item: spec_pb2.TensorSpec, model: str, shape: Sequence[int], expected: str) -> WireError:
     """The refusal of a shape, to be raised by the caller."""
-    got = "[" + ",".join(map(str, shape)) + "]"
+    got = "[" + ",".join([*map(str, shape[:_MOST_TOLD]), *(["..."] if len(shape) > _MOST_TOLD else [])]) + "]"
     return _refusal(
         e.ERROR_REASON_INPUT_SHAPE,
         f"unexpected shape for input '{item.name}' for model '{model}'. Expected {expected}, got {got}",
@@ -102,33 +103,40 @@ def bad_shape(item: spec_pb2.TensorSpec, model: str, shape: Sequence[int], expec
     )
 
 
-def _takes_text(item: spec_pb2.TensorSpec) -> bool:
-    """Time steps are single numbers that hold a byte: what a model of bytes reads."""
+def is_text(tensor: service_pb2.ModelInferRequest.InferInputTensor, item: spec_pb2.TensorSpec) -> bool:
+    """A text is given for time steps that are single numbers, and hold a byte: what a model of bytes reads."""
     dtype = to_numpy_dtype(item.dtype)
-    return item.has_time and not item.shape and dtype.kind in "iu" and dtype != np.int8
+    return tensor.datatype == _BYTES and item.has_time and not item.shape and dtype.kind in "iu" and dtype != np.int8
 
 
-def _text(
+def read_text(
     tensor: service_pb2.ModelInferRequest.InferInputTensor, raw: bytes | None, item: spec_pb2.TensorSpec, model: str
-) -> Array:
-    """One element of BYTES as time steps, `[time]` or `[1, time]`: each of its bytes is one."""
+) -> NDArray[np.uint8]:
+    """The only element of BYTES that `is_text`, as `[time]` or `[1, time]`: each of its bytes is a time step.
+
+    Args:
+        tensor: its description, and its contents where there is no `raw`.
+        raw: its entry of raw_input_contents; None: there are none.
+        item: what the model takes.
+        model: for the text of a refusal.
+
+    Raises:
+        WireError: INPUT_SHAPE: there is none, or there are several.
+    """
     shape = tuple(tensor.shape)
     elements = list(tensor.contents.bytes_contents)
     if raw is not None:
         size = int.from_bytes(raw[:_LENGTH_BYTES], "little")
         elements = [raw[_LENGTH_BYTES:]] if len(raw) == _LENGTH_BYTES + size else []
     if shape not in {(1,), (1, 1)} or len(elements) != 1:
-        raise _refusal(
-            e.ERROR_REASON_INPUT_SHAPE,
-            f"input '{item.name}' of model '{model}' takes one element of BYTES, of shape [1] or [1,1], each of whose "
-            "bytes is a time step; raw, its length in four bytes comes before it",
+        raise bad_shape(
             item,
-            "[1] or [1,1]",
-            f"{list(shape)} with {len(elements)} elements",
+            model,
+            shape,
+            "one element of BYTES, [1] or [1,1], each of whose bytes is a time step (raw, its length in four bytes "
+            "comes before it)",
         )
-    array = np.frombuffer(elements[0], np.uint8).astype(to_numpy_dtype(item.dtype))
-    array.flags.writeable = False
-    return array.reshape((*shape[1:], -1))
+    return np.frombuffer(elements[0], np.uint8).reshape((*shape[1:], -1))
 
 
 def _typed(

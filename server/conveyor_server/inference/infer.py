@@ -79,12 +79,12 @@ def _counted(reply: Reply, statistics: Statistics, engine: Engine) -> Reply:
     began = time.perf_counter()
 
     def told(answer: pb.ModelInferResponse | Fault) -> None:
-        reading = statistics.of(engine)
+        counts = statistics.of(engine)
         took_s = time.perf_counter() - began
         if isinstance(answer, Fault):
-            reading.failed(took_s)
+            counts.failed(took_s)
         else:
-            reading.answered(took_s)
+            counts.answered(took_s)
         reply(answer)
 
     return told

@@ -5,10 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+from conveyor_proto.codec import WireError
 from conveyor_proto.inference import service_pb2 as pb
 from conveyor_proto.reasons import Fault
+from conveyor_proto.v1 import errors_pb2 as e
 
 from conveyor_server.engine.engine import Engine
+from conveyor_server.errors import Refused, refuse
+from conveyor_server.incidents import record
 from conveyor_server.inference.parameters import Parameters
 from conveyor_server.inference.requests import Content, read_content
 from conveyor_server.inference.statistics import Statistics
@@ -35,9 +39,27 @@ class Job:
     notes: dict[str, bool | int | str] = field(default_factory=dict)
 
     def read(self, engine: Engine, statistics: Statistics, *, max_time_steps: int) -> Content:
-        """Its tensors, as that model takes them; see requests.read_content."""
+        """Its tensors, as that model takes them.
+
+        Args:
+            engine: of the model.
+            statistics: counts it.
+            max_time_steps: of one row.
+
+        Raises:
+            WireError: as requests.read_content.
+            Refused: as requests.read_content; MESSAGE_INVALID for what it fails on unexpectedly. A request may be read
+                while another one's answer is handed out, and is nobody's business but its sender's.
+        """
         began = time.perf_counter()
-        content = read_content(self.request, engine.spec, self.request.model_name, max_time_steps=max_time_steps)
+        try:
+            content = read_content(self.request, engine.spec, self.request.model_name, max_time_steps=max_time_steps)
+        except (Refused, WireError):
+            raise
+        except Exception as error:  # a defect: logged whole, told by its id
+            incident = record("a request could not be read", error)
+            message = f"the request's tensors cannot be read: incident {incident} in the server's log"
+            raise refuse(e.ERROR_REASON_MESSAGE_INVALID, message, field="inputs") from error
         statistics.of(engine).read(time.perf_counter() - began)
         return content
 

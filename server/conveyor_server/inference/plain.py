@@ -20,13 +20,21 @@ from conveyor_server.inference.statistics import Statistics
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.events import Detached
 from conveyor_server.sessions.session import Session
+from conveyor_server.transport.seat import NOBODY
 
 # As the number of a stream that holds sessions; those of streams are above 0.
 NUMBER = -1
+# Helpers that are kept for the next rows: as many as so many of the largest runs take.
+_RUNS_KEPT = 2
 
 
 class Plain:
-    """The sessions of models without state, and who holds them. Core thread only."""
+    """The sessions of models without state, and who holds them. Core thread only.
+
+    Args:
+        core: what drives the sessions.
+        statistics: counts what is read.
+    """
 
     def __init__(self, core: Core, statistics: Statistics) -> None:
         self._core = core
@@ -54,9 +62,21 @@ class Plain:
     # ------------------------------------------------------------ within
 
     def _give_back(self, sessions: Sequence[Session]) -> None:
+        """Rows are answered. One large batch does not keep others from sessions until its helpers are idle."""
         for session in sessions:
-            if session.engine in self._free:
-                self._free[session.engine].append(session)
+            free = self._free.get(session.engine)
+            if free is None or not self._holds(session):
+                continue
+            if len(free) < _RUNS_KEPT * session.engine.limits.max_batch:
+                free.append(session)
+            else:
+                self._core.directory.close(session, NOBODY, self._core.now())
+                self._core.kick()
+
+    def _holds(self, session: Session) -> bool:
+        """It is alive, and nobody else has taken it."""
+        held = session.attachment
+        return held is not None and held.owner is self and session.closing is None
 
     def _take(self, engine: Engine, count: int, name: str) -> Sequence[Session]:
         """So many sessions without a row.
@@ -65,13 +85,13 @@ class Plain:
             Refused: as Directory.create; none was taken.
         """
         free = self._free.setdefault(engine, deque())
+        self._core.directory.admit(max(0, count - len(free)))
         taken: list[Session] = []
         try:
             while len(taken) < count:
                 # The last that was used: the others may become idle.
                 session = free.pop() if free else self._new(engine, name)
-                held = session.attachment
-                if held is not None and held.owner is self and session.closing is None:
+                if self._holds(session):
                     taken.append(session)
         except Refused:
             free.extend(taken)
@@ -80,7 +100,10 @@ class Plain:
 
     def _new(self, engine: Engine, name: str) -> Session:
         directory, now = self._core.directory, self._core.now()
-        session = directory.create(engine, now, session_id=f"{name}:row:{next(self._numbers)}", max_in_flight=1)
+        names = (f"{name}:row:{number}" for number in self._numbers)
+        # Somebody may have given his own session such a name.
+        free = next(one for one in names if one not in directory.sessions)
+        session = directory.create(engine, now, session_id=free, max_in_flight=1)
         directory.attach(session, self, 0, now, number=NUMBER)
         return session
 

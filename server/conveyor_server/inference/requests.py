@@ -10,14 +10,14 @@ Invariant: what passes has the model's names, types and shapes, one batch, one l
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from conveyor_proto.codec import Array, WireError
+from conveyor_proto.codec import Array, WireError, to_numpy_dtype
 from conveyor_proto.inference import service_pb2 as pb
 from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import spec_pb2
 
 from conveyor_server.errors import refuse
-from conveyor_server.inference.datatypes import bad_shape, read_tensor
+from conveyor_server.inference.datatypes import bad_shape, is_text, read_tensor, read_text
 from conveyor_server.inference.parameters import refuse_memory
 from conveyor_server.inputs import all_finite, non_finite, wrong_length
 
@@ -32,7 +32,7 @@ class Content:
         length: time steps of each row.
         batched: the answer has a batch axis before its time axis.
         timed: the answer has a time axis where the output has time; False: one time step of each row, without one.
-        outputs: indices into ModelSpec.outputs, in the order asked for.
+        outputs: indices into ModelSpec.outputs, each once, in the order asked for.
     """
 
     inputs: Sequence[Array]
@@ -62,8 +62,7 @@ def read_content(
     tensors = _by_name(request, spec, model)
     reading = _Reading(spec, model, max_time_steps)
     arrays = [
-        reading.rows(item, read_tensor(tensor, raw, item, model))
-        for item, (tensor, raw) in ((item, tensors[item.name]) for item in spec.inputs)
+        reading.rows(item, tensor, raw) for item, (tensor, raw) in ((item, tensors[item.name]) for item in spec.inputs)
     ]
     return Content(arrays, reading.batch, reading.length or 1, reading.batched, reading.timed, outputs)
 
@@ -83,15 +82,48 @@ class _Reading:
         self._model = model
         self._max_time_steps = max_time_steps
 
-    def rows(self, item: spec_pb2.TensorSpec, array: Array) -> Array:
-        """The input as `[batch, time, *shape]`, or `[batch, *shape]` without time."""
-        batched, timed = self._axes(item, array)
-        came = array.shape
+    def rows(
+        self, item: spec_pb2.TensorSpec, tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None
+    ) -> Array:
+        """The input as `[batch, time, *shape]`, or `[batch, *shape]` without time.
+
+        Its shape is judged before anything is made of its contents: they may be many.
+        """
+        text = read_text(tensor, raw, item, self._model) if is_text(tensor, item) else None
+        shape = tuple(tensor.shape) if text is None else text.shape
+        batched, timed = self._axes(item, shape)
+        self._agree_batch(item, shape, shape[0] if batched else 1)
+        if item.has_time:
+            self._agree(item, shape[batched] if timed else 1)
+            if not self._seen_time:
+                self._seen_time, self.batched, self.timed = True, batched, timed
+        elif not self._seen_time:
+            self.batched = batched
+        array = read_tensor(tensor, raw, item, self._model) if text is None else text.astype(to_numpy_dtype(item.dtype))
         if not batched:
             array = array[None]
         if item.has_time and not timed:
             array = array[:, None]
-        batch = len(array)
+        if self._finite and not all_finite(array):
+            raise WireError(non_finite(item))
+        return array
+
+    def _axes(self, item: spec_pb2.TensorSpec, shape: tuple[int, ...]) -> tuple[bool, bool]:
+        """Whether there is a batch axis, and a time axis."""
+        row = tuple(item.shape)
+        beyond = len(shape) - len(row)
+        if beyond not in range(2 + item.has_time) or shape[beyond:] != row or min(shape, default=0) < 0:
+            raise bad_shape(item, self._model, shape, self._expected(item))
+        if beyond == 2:
+            return True, True
+        if beyond == 1:
+            # One axis: of a sequence's input with time it is time; else the batch.
+            return (False, True) if item.has_time and self._stateful else (True, False)
+        if item.has_time or not self._stateful:
+            raise bad_shape(item, self._model, shape, self._expected(item))
+        return False, False
+
+    def _agree_batch(self, item: spec_pb2.TensorSpec, shape: tuple[int, ...], batch: int) -> None:
         if self._stateful and batch != 1:
             raise refuse(
                 e.ERROR_REASON_SEQUENCE_INVALID,
@@ -101,34 +133,10 @@ class _Reading:
                 sequence_id="",
             )
         if self.batch and batch != self.batch:
-            raise bad_shape(item, self._model, came, f"the batch of {self.batch} that the inputs before it have")
+            raise bad_shape(item, self._model, shape, f"the batch of {self.batch} that the inputs before it have")
         if batch == 0:
-            raise bad_shape(item, self._model, came, "a batch of at least 1")
+            raise bad_shape(item, self._model, shape, "a batch of at least 1")
         self.batch = batch
-        if item.has_time:
-            self._agree(item, array.shape[1])
-            if not self._seen_time:
-                self._seen_time, self.batched, self.timed = True, batched, timed
-        elif not self._seen_time:
-            self.batched = batched
-        if self._finite and not all_finite(array):
-            raise WireError(non_finite(item))
-        return array
-
-    def _axes(self, item: spec_pb2.TensorSpec, array: Array) -> tuple[bool, bool]:
-        """Whether there is a batch axis, and a time axis."""
-        row = tuple(item.shape)
-        beyond = array.ndim - len(row)
-        if beyond < 0 or array.shape[beyond:] != row or beyond > 1 + item.has_time:
-            raise bad_shape(item, self._model, array.shape, self._expected(item))
-        if beyond == 2:
-            return True, True
-        if beyond == 1:
-            # One axis: of a sequence's input with time it is time; else the batch.
-            return (False, True) if item.has_time and self._stateful else (True, False)
-        if item.has_time or not self._stateful:
-            raise bad_shape(item, self._model, array.shape, self._expected(item))
-        return False, False
 
     def _agree(self, item: spec_pb2.TensorSpec, length: int) -> None:
         if not 0 < length <= self._max_time_steps:
@@ -207,7 +215,7 @@ def _outputs(request: pb.ModelInferRequest, spec: spec_pb2.ModelSpec, model: str
     names = [item.name for item in spec.outputs]
     if not request.outputs:
         return range(len(names))
-    indices: list[int] = []
+    indices: dict[int, None] = {}
     for output in request.outputs:
         if output.name not in names:
             raise refuse(
@@ -218,8 +226,9 @@ def _outputs(request: pb.ModelInferRequest, spec: spec_pb2.ModelSpec, model: str
                 output=output.name[:128],
             )
         refuse_memory(output.parameters, f"output '{output.name}'")
-        indices.append(names.index(output.name))
-    return indices
+        # One that is asked for twice comes once, as in Triton: an answer is no larger than the model makes it.
+        indices[names.index(output.name)] = None
+    return list(indices)
 
 
 def _input_fault(reason: e.ErrorReason.ValueType, message: str, name: str, expected: str) -> WireError:

@@ -24,6 +24,7 @@ from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.events import Answer, Closed
 from conveyor_server.sessions.rules import stopping
 from conveyor_server.sessions.session import Session, Submission
+from conveyor_server.transport.seat import NOBODY
 
 # Requests of one sequence that are kept, in multiples of a session's credit: steps, and what waits or was refused.
 _MOST_CREDITS = 2
@@ -160,6 +161,11 @@ class Sequence:
             self._submit(place)
         except (Refused, WireError) as refusal:
             place.result = refusal.fault
+        except Exception:
+            # A defect, for whoever called: no other request is to wait behind what will never be answered.
+            self._places.remove(place)
+            self.advance()
+            raise
 
     def _submit(self, place: Place) -> None:
         job, core = place.job, self._core
@@ -190,13 +196,14 @@ class Sequence:
     def _begin(self, job: Job, engine: Engine) -> Session:
         directory, now = self._core.directory, self._core.now()
         former = directory.sessions.get(self._name)
-        if former is not None and former.closing is None:
+        # Whoever gave his own session that name keeps it: `create` says so.
+        if former is not None and former.closing is None and former.engine.model == job.request.model_name:
             if directory.draining:
                 # It is not ended for one that cannot begin.
                 raise Refused(stopping(directory.limits.retry_s))
             if former.applied_seq:
                 job.notes[RESTARTED] = former.applied_seq
-            directory.close(former, _NOBODY, now)
+            directory.close(former, NOBODY, now)
         return directory.create(engine, now, session_id=self._name, max_in_flight=directory.limits.max_in_flight)
 
     def _live(self, job: Job) -> Session:
@@ -210,12 +217,15 @@ class Sequence:
         except Refused as refusal:
             self._served(job)
             raise Refused(self._not_begun(job, refusal.fault)) from refusal
+        if session.engine.model != job.request.model_name:
+            self._served(job)
+            raise Refused(self._not_begun(job, None))
         if job.request.model_version not in {"", session.engine.version}:
             raise Refused(
                 Fault(
                     e.ERROR_REASON_SEQUENCE_INVALID,
                     f"sequence {self._id} of model '{job.request.model_name}' is on version {session.engine.version}, "
-                    f"and the request asks for version {job.request.model_version}: leave it out, or begin anew",
+                    f"and the request asks for version {job.request.model_version[:32]}: leave it out, or begin anew",
                     {"model": job.request.model_name, "sequence_id": str(self._id)},
                 )
             )
@@ -239,18 +249,20 @@ class Sequence:
             {"session_id": self._name, "seq": "0", "max_in_flight": str(most)},
         )
 
-    def _not_begun(self, job: Job, why: Fault) -> Fault:
+    def _not_begun(self, job: Job, why: Fault | None) -> Fault:
         model = job.request.model_name
         message = (
             f"inference request for sequence {self._id} to model '{model}' must specify the START flag on the first "
             "request of the sequence"
         )
-        if why.reason != e.ERROR_REASON_SESSION_NOT_FOUND:
+        metadata = {"model": model, "sequence_id": str(self._id)}
+        if why is None:
+            message += f". Session {self._name!r} is of another model, and not this sequence's"
+        elif why.reason != e.ERROR_REASON_SESSION_NOT_FOUND:
             # It was here: nobody is left to wonder whether its state is still what it was.
             message += f". It was here and is gone: {why.message}"
-        metadata = {"model": model, "sequence_id": str(self._id)}
-        if why.reason == e.ERROR_REASON_SESSION_EXPIRED:
-            metadata["idle_timeout_s"] = why.metadata.get("idle_timeout_s", "")
+            if why.reason == e.ERROR_REASON_SESSION_EXPIRED:
+                metadata["idle_timeout_s"] = why.metadata.get("idle_timeout_s", "")
         return Fault(e.ERROR_REASON_SEQUENCE_INVALID, message, metadata)
 
 
@@ -262,16 +274,3 @@ def _tell(place: Place) -> None:
         raise AssertionError("told before it was answered")
     else:
         job.reply(respond(job, place.engine, place.content, [array[np.newaxis] for array in result]))
-
-
-class _Nobody:
-    """Whom nothing is told."""
-
-    def answered(self, answer: Answer) -> None:
-        """Nobody waits for it."""
-
-    def closed(self, event: Closed) -> None:
-        """Nobody waits for it."""
-
-
-_NOBODY = _Nobody()

@@ -16,7 +16,12 @@ from conveyor_server.servicers.core import Core
 
 
 class Sequences:
-    """All sequences that have requests under way. Core thread only."""
+    """All sequences that have requests under way. Core thread only.
+
+    Args:
+        core: what drives the sessions.
+        statistics: counts what is read.
+    """
 
     def __init__(self, core: Core, statistics: Statistics) -> None:
         self._core = core

@@ -24,6 +24,8 @@ from conveyor_server.servicers.core import Core
 from conveyor_server.servicers.loader import Loader
 from conveyor_server.transport.ends import Outlet
 
+# Looked up once: it is read from the disk.
+_VERSION = version("conveyor")
 _EXTENSIONS = ("sequence", "statistics", "model_configuration", "model_repository")
 _STATES = {
     model_pb2.MODEL_STATUS_READY: "READY",
@@ -98,7 +100,7 @@ class InferenceServicer:
 
     async def server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
         """Which server this is."""
-        return pb.ServerMetadataResponse(name="conveyor", version=version("conveyor"), extensions=_EXTENSIONS)
+        return pb.ServerMetadataResponse(name="conveyor", version=_VERSION, extensions=_EXTENSIONS)
 
     async def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
         """Whether a version is served; one that is not known is not."""

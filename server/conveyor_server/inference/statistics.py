@@ -13,7 +13,7 @@ from conveyor_server.metrics import Metrics, ModelFigures, Tally
 
 
 @dataclass(slots=True)
-class Reading:
+class Counts:
     """Of one model version: requests of this protocol. Core thread only.
 
     Attributes:
@@ -49,35 +49,39 @@ class Reading:
 
 
 class Statistics:
-    """Counts for every model version that was asked for; outlives an unload. Core thread only."""
+    """Counts for every model version that was asked for; outlives an unload. Core thread only.
+
+    Args:
+        metrics: what is counted for every model.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._readings: dict[tuple[str, str], Reading] = {}
+        self._counts: dict[tuple[str, str], Counts] = {}
 
-    def of(self, engine: Engine) -> Reading:
+    def of(self, engine: Engine) -> Counts:
         """The counts of an engine's model version."""
-        return self._readings.setdefault((engine.model, engine.version), Reading())
+        return self._counts.setdefault((engine.model, engine.version), Counts())
 
     def message(self, engine: Engine) -> pb.ModelStatistics:
         """The statistics of a model version: of all its steps, whatever protocol they came by."""
-        figures, reading = self._metrics.of(engine), self.of(engine)
+        figures, counts = self._metrics.of(engine), self.of(engine)
         queue, run, reply = (_sum(tally) for tally in (figures.queue, figures.run, figures.reply))
         success = _duration(figures.steps, figures.queue.total + figures.run.total + figures.reply.total)
         if not engine.spec.states:
             # A step is a row there, and a request has many.
-            success = _duration(reading.answers, reading.answer_s)
+            success = _duration(counts.answers, counts.answer_s)
         return pb.ModelStatistics(
             name=engine.model,
             version=engine.version,
-            last_inference=reading.last_ms,
+            last_inference=counts.last_ms,
             inference_count=figures.steps,
             execution_count=sum(figures.batch_rows.counts),
             inference_stats=pb.InferStatistics(
                 success=success,
-                fail=_duration(reading.failures, reading.failure_s),
+                fail=_duration(counts.failures, counts.failure_s),
                 queue=queue,
-                compute_input=_duration(reading.reads, reading.read_s),
+                compute_input=_duration(counts.reads, counts.read_s),
                 compute_infer=run,
                 compute_output=reply,
             ),

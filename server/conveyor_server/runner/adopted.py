@@ -105,13 +105,7 @@ class _Rewrite:
         self._place(layout.name, layout.name, layout, [0] if layout.batch_axis is None else [])
 
     def _add_input(self, layout: Layout) -> None:
-        self._spec.inputs.add(
-            name=layout.name,
-            dtype=to_data_type(layout.dtype),
-            shape=layout.shape,
-            has_time=True,
-            time_added=layout.time_axis is None,
-        )
+        self._spec.inputs.append(_public(layout))
         self._inputs.append(_info(layout.name, layout.dtype, ["batch", "time", *layout.shape]))
         value = layout.name
         if layout.time_axis is None:
@@ -132,13 +126,7 @@ class _Rewrite:
         return seen
 
     def _add_output(self, layout: Layout) -> None:
-        self._spec.outputs.add(
-            name=layout.name,
-            dtype=to_data_type(layout.dtype),
-            shape=layout.shape,
-            has_time=True,
-            time_added=layout.time_axis is None,
-        )
+        self._spec.outputs.append(_public(layout))
         self._outputs.append(_info(layout.name, layout.dtype, ["batch", "time", *layout.shape]))
         missing = [public for public, axis in enumerate((layout.batch_axis, layout.time_axis)) if axis is None]
         self._take_out(layout.name, layout.name, layout, missing)
@@ -211,6 +199,17 @@ class _Rewrite:
             name, number = f"{wanted}{number}", number + 1
         self._taken.add(name)
         return name
+
+
+def _public(layout: Layout) -> spec_pb2.TensorSpec:
+    """An input or output as clients know it."""
+    return spec_pb2.TensorSpec(
+        name=layout.name,
+        dtype=to_data_type(layout.dtype),
+        shape=layout.shape,
+        has_time=True,
+        time_added=layout.time_axis is None,
+    )
 
 
 def _info(name: str, dtype: np.dtype[np.generic], shape: Sequence[int | str]) -> onnx.ValueInfoProto:

@@ -77,6 +77,27 @@ class Directory:
             return session
         raise Refused(self._departed.why(session_id))
 
+    def admit(self, sessions: int = 1) -> None:
+        """Returns where so many more sessions can be created.
+
+        Args:
+            sessions: how many; 0: it is asked only whether the server takes anything new.
+
+        Raises:
+            Refused: DRAINING or SESSIONS_EXHAUSTED.
+        """
+        limits = self.limits
+        if self.draining:
+            raise Refused(rules.stopping(limits.retry_s))
+        if sessions and len(self.sessions) + sessions > limits.max_sessions:
+            raise refuse(
+                e.ERROR_REASON_SESSIONS_EXHAUSTED,
+                f"all {limits.max_sessions} sessions are taken: close some, wait until idle ones expire, or raise "
+                "--max-sessions",
+                retry_s=limits.retry_s,
+                max_sessions=str(limits.max_sessions),
+            )
+
     def create(
         self, engine: Engine, now: float, *, session_id: str = "", max_in_flight: int = 0, idle_timeout_s: float = 0.0
     ) -> Session:
@@ -86,7 +107,7 @@ class Directory:
             Refused: DRAINING, SESSIONS_EXHAUSTED, SESSION_EXISTS or SESSION_ID_INVALID.
         """
         limits = self.limits
-        self._admit()
+        self.admit()
         session_id = session_id or secrets.token_hex(12)
         if not SESSION_ID.fullmatch(session_id):
             raise refuse(
@@ -194,7 +215,7 @@ class Directory:
         Raises:
             Refused: DRAINING, or SESSION_TAKEN_OVER where the epoch is above `max_epoch` (0: any).
         """
-        self._admit(room=False)
+        self.admit(0)
         if max_epoch and session.epoch > max_epoch:
             raise Refused(rules.taken_over(session))
         session.epoch += 1
@@ -296,19 +317,6 @@ class Directory:
 
     def _tell(self, event: Event) -> None:
         self._events.append(event)
-
-    def _admit(self, *, room: bool = True) -> None:
-        limits = self.limits
-        if self.draining:
-            raise Refused(rules.stopping(limits.retry_s))
-        if room and len(self.sessions) >= limits.max_sessions:
-            raise refuse(
-                e.ERROR_REASON_SESSIONS_EXHAUSTED,
-                f"all {limits.max_sessions} sessions are taken: close some, wait until idle ones expire, or raise "
-                "--max-sessions",
-                retry_s=limits.retry_s,
-                max_sessions=str(limits.max_sessions),
-            )
 
     def _record(self, engine: Engine) -> Record:
         record = self._records.get(engine)

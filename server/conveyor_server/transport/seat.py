@@ -27,10 +27,13 @@ class Reply:
 
 
 class Nobody:
-    """Takes the answers of steps whose stream broke: they are recorded, for whoever resumes the session."""
+    """Takes what nobody waits for: of steps whose stream broke, the answers are recorded, for whoever resumes."""
 
     def answered(self, answer: Answer) -> None:
         """A step is answered."""
 
     def closed(self, event: Closed) -> None:
         """The session is gone."""
+
+
+NOBODY = Nobody()

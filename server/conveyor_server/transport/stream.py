@@ -25,12 +25,11 @@ from conveyor_server.transport.ends import Outlet
 from conveyor_server.transport.framing import FrameReader
 from conveyor_server.transport.intake import Intake
 from conveyor_server.transport.replies import Replies
-from conveyor_server.transport.seat import Nobody, Reply
+from conveyor_server.transport.seat import NOBODY, Reply
 from conveyor_server.transport.step_layout import FRAME_TAG, STEP_TAG
 
 # Never used again, so that a session's gate can name a stream long gone.
 _numbers = itertools.count(1)
-_NOBODY = Nobody()
 # First bytes of what is taken together at the end of a turn.
 _GATHERED = (STEP_TAG, FRAME_TAG)
 
@@ -214,12 +213,12 @@ class StreamCall:
     def single(self, handle: int) -> object:
         """The `reply_to` of steps under this handle that are answered by StepResults."""
         seat = self._seats.get(handle)
-        return _NOBODY if seat is None else Reply(seat, self._single)
+        return NOBODY if seat is None else Reply(seat, self._single)
 
     def framed(self, handle: int) -> object:
         """The `reply_to` of steps under this handle that are answered in ResultFrames."""
         seat = self._seats.get(handle)
-        return _NOBODY if seat is None else Reply(seat, self._framed)
+        return NOBODY if seat is None else Reply(seat, self._framed)
 
     # ------------------------------------------------------------ requests
 

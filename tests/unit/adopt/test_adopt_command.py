@@ -1,6 +1,8 @@
 """`conveyor adopt`, as it is typed: what is written, what is printed, and what is asked or refused."""
 
+import errno
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -175,3 +177,32 @@ def test_names_and_numbers_that_yaml_reads_otherwise() -> None:
     )
     text = render(described, ["a comment", "of\nconstants: {x: 1}"], {"in 0": "by\u2028constants: {y: 1}"})
     assert parse_description(text.encode()) == described
+
+
+@pytest.mark.parametrize("fails", ["model.onnx.part", "model.yaml.part"])
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, capsys, monkeypatch, fails) -> None:
+    first, second, models = (
+        lstm().save(tmp_path / "a.onnx"),
+        cell(["p"], ["p2"]).save(tmp_path / "b.onnx"),
+        tmp_path / "m",
+    )
+    assert typed(first, "--models", models, "--name", "words", "--time-axis", "x=1") == 0
+    before = {path: path.read_bytes() for path in models.rglob("*") if path.is_file()}
+
+    def full(method):
+        def write(target, *arguments):
+            if Path(target).name == fails:
+                Path(target).write_bytes(b"a part of it")
+                raise OSError(errno.ENOSPC, "No space left on device", str(target))
+            return method(target, *arguments)
+
+        return write
+
+    copied = shutil.copyfile
+    monkeypatch.setattr(shutil, "copyfile", lambda source, target: full(lambda to: copied(source, to))(target))
+    monkeypatch.setattr(Path, "write_text", full(Path.write_text))
+    capsys.readouterr()
+    answers = ("--input", "x", "--state", "p=p2", "--overwrite")
+    assert typed(second, "--models", models, "--name", "words", *answers) == 2
+    assert "cannot be written: No space left on device" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in models.rglob("*") if path.is_file()} == before

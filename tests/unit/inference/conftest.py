@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 
 import grpc.aio
 import numpy as np
@@ -11,9 +10,9 @@ from conveyor_proto.inference import service_pb2 as pb
 from conveyor_proto.v1 import spec_pb2, tensor_pb2
 from conveyor_server.runner.base import Run, RunResult
 
-from tests.unit.transport.conftest import RUNNERS, SumRunner, make_server, pytest_asyncio_loop_factories, server
+from tests.unit.transport.conftest import RUNNERS, SumRunner, make_server, pytest_asyncio_loop_factories, server, until
 
-__all__ = ["make_server", "pytest_asyncio_loop_factories", "server"]
+__all__ = ["make_server", "pytest_asyncio_loop_factories", "server", "until"]
 SERVICE = "/inference.GRPCInferenceService/"
 
 
@@ -140,13 +139,6 @@ class Stream:
             assert await asyncio.wait_for(self.call.read(), 20) is grpc.aio.EOF
         assert await self.call.code() is code
         return await self.call.details()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Returns once it is so."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what is waited for is the server's own
-            await asyncio.sleep(0.001)
 
 
 @pytest.fixture

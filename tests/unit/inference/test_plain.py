@@ -192,3 +192,27 @@ async def test_a_row_that_fails_fails_its_request_and_no_other(client, served) -
     # The helpers of the rows that failed serve the next ones.
     assert np.array_equal(outputs(await client.call("ModelInfer", batch(rows_of(9, 24))))[0], 2 * rows_of(9, 24))
     assert served.directory.opened <= 24
+
+
+async def test_one_large_batch_does_not_keep_others_from_sessions(make_server, connect_to) -> None:
+    server = await make_server(max_sessions=300)
+    server.add_model(MODEL)
+    await server.loader.load(MODEL)
+    client = connect_to(server)
+    assert np.array_equal(outputs(await client.call("ModelInfer", batch(rows_of(0, 300))))[0], 2 * rows_of(0, 300))
+    await until(lambda: len(server.directory.sessions) == 128)
+    # Twice the largest run's are kept.
+    assert (await client.infer(1.0, sequence=5, start=True)).outputs
+    assert server.directory.closed["closed"] == 172
+
+
+async def test_more_rows_than_there_can_ever_be_make_nothing(client, served) -> None:
+    code, text = await client.refused(batch(np.zeros((100_000, 2))))
+    assert (code, "no free sequence slot" in text) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
+    assert served.directory.opened == 0
+
+
+async def test_a_name_that_somebody_took_for_his_session_is_left_out(client, served) -> None:
+    await served.stub.CreateSession(sessions.CreateSessionRequest(model="sum", session_id="plain:row:2"))
+    assert np.array_equal(outputs(await client.call("ModelInfer", batch(rows_of(0, 3))))[0], 2 * rows_of(0, 3))
+    assert {"plain:row:1", "plain:row:3", "plain:row:4"} < set(served.directory.sessions)

@@ -4,6 +4,8 @@ import asyncio
 
 import grpc
 import pytest
+from conveyor_server.inference import job
+from conveyor_server.inference.requests import read_content
 
 from tests.unit.inference.conftest import request, totals, until
 from tests.unit.transport.test_intake import FIRST
@@ -104,7 +106,30 @@ WRONG = {
     "a shape that is larger than memory": (
         lambda m: m.inputs[0].shape.__setitem__(1, 1 << 62),
         INVALID,
-        "unexpected total byte size 8 for input 'x'",
+        "4611686018427387904 time steps and one step takes 64",
+    ),
+    "more axes than an array has": (
+        lambda m: m.inputs[0].ClearField("shape") or m.inputs[0].shape.extend([1] * 100),
+        INVALID,
+        "unexpected shape for input 'x' for model 'sum'. Expected [1,-1,1] or [-1,1], got [1,1,1",
+    ),
+    "a million axes": (
+        lambda m: m.inputs[0].ClearField("shape") or m.inputs[0].shape.extend([(1 << 62) + 1] * 1_000_000),
+        INVALID,
+        ",...]",
+    ),
+    "none of more than there can be": (
+        lambda m: (
+            m.inputs[0].ClearField("shape") or m.inputs[0].shape.extend([1, 0, 1 << 62]),
+            m.raw_input_contents.__setitem__(0, b""),
+        ),
+        INVALID,
+        "unexpected shape for input 'x'",
+    ),
+    "a datatype that fills the message": (
+        lambda m: setattr(m.inputs[0], "datatype", "F" * 1_000_000),
+        INVALID,
+        f"data-type is '{'F' * 32}', but",
     ),
     "no time steps": (
         lambda m: (m.inputs[0].shape.__setitem__(1, 0), m.raw_input_contents.__setitem__(0, b"")),
@@ -225,6 +250,38 @@ async def test_what_is_kept_of_a_sender_that_does_not_listen_is_bounded(make_ser
     assert [await stream.answer() for _ in range(8)] == [
         (identifier, [FIRST + 1]) for identifier in ("first", *map(str, range(7)))
     ]
+    await stream.end()
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+async def test_what_cannot_be_read_for_a_defect_is_its_senders_alone(client, server, monkeypatch, waiting) -> None:
+    """Also where it is read only once another's answer is handed out: the server goes on."""
+    stream = client.stream()
+    await stream.send(1.0, sequence=5, start=True, id="0")
+    await stream.answer()
+
+    def failing(request, *args, **kwargs):
+        if request.id == "bad":
+            raise ValueError("secret")
+        return read_content(request, *args, **kwargs)
+
+    monkeypatch.setattr(job, "read_content", failing)
+    if waiting:
+        server.runner.gate.clear()
+        server.runner.entered.clear()
+        await stream.send(1.0, sequence=5, id="1")
+        await server.run_entered()
+    await stream.send(1.0, sequence=5, start=True, id="bad")
+    await stream.send(1.0, sequence=5, id="2")
+    server.runner.gate.set()
+    if waiting:
+        assert await stream.answer() == ("1", [FIRST + 2])
+    identifier, told = await stream.answer()
+    assert identifier == "bad"
+    assert "cannot be read: incident" in told
+    assert "secret" not in told
+    assert await stream.answer() == ("2", [FIRST + (3 if waiting else 2)])
+    assert not server.driver.failed.done()
     await stream.end()
 
 

@@ -7,6 +7,7 @@ from conveyor_proto.inference import model_config_pb2
 from conveyor_proto.inference import service_pb2 as pb
 from conveyor_proto.v1 import spec_pb2
 from conveyor_server.inference.datatypes import config_type, datatype, read_tensor
+from conveyor_server.inference.requests import read_content
 
 # dtype, its name, and the field of typed contents; FP16 has none.
 TYPES = [
@@ -91,36 +92,47 @@ def text_of(*shape: int) -> pb.ModelInferRequest.InferInputTensor:
     return pb.ModelInferRequest.InferInputTensor(name="x", datatype="BYTES", shape=shape)
 
 
+def content_of(item: spec_pb2.TensorSpec, tensor: pb.ModelInferRequest.InferInputTensor, *raw: bytes):
+    """What a model with state that takes one such input reads."""
+    spec = spec_pb2.ModelSpec(inputs=[item], states=[spec_pb2.StateSpec()])
+    request = pb.ModelInferRequest(inputs=[tensor], raw_input_contents=raw)
+    return read_content(request, spec, "m", max_time_steps=64)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.int64, np.uint64])
 def test_a_text_is_a_time_step_for_each_of_its_bytes(dtype) -> None:
     said = "gr\u00fcn".encode()
-    item = text_item(dtype)
-    for shape, expected in (((1,), (5,)), ((1, 1), (1, 5))):
-        raw = read_tensor(text_of(*shape), len(said).to_bytes(4, "little") + said, item, "m")
-        tensor = text_of(*shape)
-        tensor.contents.bytes_contents.append(said)
-        for array in (raw, read_tensor(tensor, None, item, "m")):
-            assert (array.dtype, array.shape, array.ravel().tolist()) == (np.dtype(dtype), expected, list(said))
-            assert not array.flags.writeable
+    for shape, batched in (((1,), False), ((1, 1), True)):
+        typed = text_of(*shape)
+        typed.contents.bytes_contents.append(said)
+        for content in (
+            content_of(text_item(dtype), text_of(*shape), len(said).to_bytes(4, "little") + said),
+            content_of(text_item(dtype), typed),
+        ):
+            (array,) = content.inputs
+            assert (array.dtype, array.shape, array.ravel().tolist()) == (np.dtype(dtype), (1, 5), list(said))
+            assert (content.batch, content.length, content.batched, content.timed) == (1, 5, batched, True)
 
 
 @pytest.mark.parametrize(
-    ("shape", "raw"),
+    ("shape", "raw", "text"),
     [
-        ((1,), b"\x03\0\0\0ab"),
-        ((1,), b"\x01\0\0\0ab"),
-        ((1,), b"ab"),
-        ((2,), b"\x01\0\0\0a\x01\0\0\0b"),
-        ((1, 2), b"\x01\0\0\0a"),
-        ((), b"\x01\0\0\0a"),
+        ((1,), b"\x03\0\0\0ab", "one element of BYTES"),
+        ((1,), b"\x01\0\0\0ab", "one element of BYTES"),
+        ((1,), b"ab", "one element of BYTES"),
+        ((2,), b"\x01\0\0\0a\x01\0\0\0b", "one element of BYTES"),
+        ((1, 2), b"\x01\0\0\0a", "one element of BYTES"),
+        ((), b"\x01\0\0\0a", "one element of BYTES"),
+        ((1,), b"\0\0\0\0", "no time steps"),
+        ((1,), b"\x41\0\0\0" + b"a" * 65, "65 time steps and one step takes 64"),
     ],
 )
-def test_a_text_that_is_cut_or_one_of_several_is_refused(shape, raw) -> None:
-    with pytest.raises(WireError, match="takes one element of BYTES"):
-        read_tensor(text_of(*shape), raw, text_item(), "m")
+def test_a_text_that_is_cut_or_empty_or_too_long_or_one_of_several_is_refused(shape, raw, text) -> None:
+    with pytest.raises(WireError, match=text):
+        content_of(text_item(), text_of(*shape), raw)
 
 
 @pytest.mark.parametrize("item", [text_item(np.int8), text_item(np.float32), text_item(shape=[2]), item_of(np.int64)])
 def test_no_text_goes_where_time_steps_are_no_bytes(item) -> None:
     with pytest.raises(WireError, match="data-type is 'BYTES', but model 'm' expects"):
-        read_tensor(text_of(1), b"\x01\0\0\0a", item, "m")
+        content_of(item, text_of(*[1] * item.has_time, *item.shape), b"\x01\0\0\0a")

@@ -297,6 +297,13 @@ class Stream:
         assert await self.call.code() is grpc.StatusCode.OK
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Takes turns of the loop until it is so."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what is waited for is the server's own, or found in a log or a list
+            await asyncio.sleep(0.001)
+
+
 def tensor(*values: float) -> tensor_pb2.Tensor:
     return tensor_pb2.Tensor(data=np.array(values, np.float64).tobytes())
 

@@ -1,106 +1,21 @@
-"""The completion queue: what it leans on, what it survives, and that it is prompt."""
+"""The completion queue: what it survives, and that it is prompt."""
 
-import ast
 import asyncio
-import inspect
-import re
-import socket
-import threading
 import time
 from pathlib import Path
 
 import grpc
 import pytest
 from conveyor_proto.v1 import session_pb2 as pb
-from conveyor_server.transport import completion, selftest
-from conveyor_server.transport.completion import CompletionServer, internals
-from conveyor_server.transport.completion.server import _Inline
-from conveyor_server.transport.completion_loop import CompletionLoop
+from conveyor_server.transport import selftest
 from conveyor_server.transport.grpc_cq import CqServer
 from conveyor_server.transport.selftest import Mirror, Unusable
 from conveyor_server.transport.stream import StreamCall
 from grpc import _server
-from grpc._cython import cygrpc
+
+from tests.unit.transport.conftest import until
 
 on_the_queue = pytest.mark.asyncio(loop_factories=["cq"])
-PACKAGE = Path(completion.__file__).parent
-
-
-def grpc_server() -> grpc.Server:
-    return grpc.server(_Inline(1))
-
-
-# ---------------------------------------------------------------- grpcio's internals
-
-
-def used(*owners: str) -> set[str]:
-    """Attributes that the package takes of a name, or of an attribute of self."""
-    trees = [ast.parse(file.read_text()) for file in sorted(PACKAGE.glob("*.py"))]
-    return {
-        node.attr
-        for tree in trees
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in owners
-    }
-
-
-@pytest.mark.parametrize(
-    ("what", "owners", "where", "looked_for"),
-    [
-        ("grpc._server", ("_server",), _server, internals.OF_MODULE),
-        ("cygrpc", ("cygrpc",), cygrpc, internals.OF_CYGRPC),
-        ("the state of grpc.server", ("state", "self._state"), grpc_server()._state, internals.OF_STATE),
-        ("a call's state", ("rpc", "self._rpc"), _server._RPCState(), None),
-    ],
-    ids=["module", "cygrpc", "server", "call"],
-)
-def test_this_grpcio_has_all_that_is_used_of_it(what, owners, where, looked_for):
-    names = used(*owners)
-    assert names, "the package was rewritten: this test looks at nothing"
-    missing = sorted(name for name in names if not hasattr(where, name))
-    assert not missing, f"{what} of grpcio {grpc.__version__} has no {', '.join(missing)}: completion uses it"
-    if looked_for is not None:
-        assert names == set(looked_for), "what is looked for at the start is not what is used"
-
-
-def test_nothing_else_of_the_server_imports_what_is_within_grpcio():
-    server = PACKAGE.parents[1]
-    files = {file for file in server.rglob("*.py") if re.search(r"\bgrpc import _|\bgrpc\._", file.read_text())}
-    assert files <= set(PACKAGE.glob("*.py"))
-    assert PACKAGE / "stream.py" in files, "the package was rewritten: this test looks at nothing"
-
-
-def test_this_grpcio_has_the_calls_that_are_used_of_it():
-    where = f"of grpcio {grpc.__version__} is another one: completion uses it"
-    parameters = list(inspect.signature(_server._handle_call).parameters)
-    assert parameters[:4] == ["rpc_event", "method_with_handler", "interceptor_pipeline", "thread_pool"], where
-    assert len(parameters) == 5, f"_handle_call {where}"
-    assert {"state", "call"} <= inspect.signature(_server._RequestIterator.__init__).parameters.keys(), where
-    assert {"_state", "_call"} <= vars(_server._RequestIterator(None, None, None)).keys(), f"_RequestIterator {where}"
-    for owner, name in (
-        *((cygrpc.Server, name) for name in ("request_call", "request_registered_call", "start")),
-        (cygrpc.CompletionQueue, "poll"),
-        (cygrpc.Call, "start_server_batch"),
-    ):
-        assert callable(getattr(owner, name, None)), f"{owner.__name__}.{name} {where}"
-    assert "experimental_non_blocking" in inspect.getsource(_server), f"a stream's non-blocking hook {where}"
-
-
-@pytest.mark.parametrize("name", internals.OF_MODULE)
-def test_a_grpcio_without_one_of_them_is_unusable_and_says_which(monkeypatch, name):
-    server = grpc_server()
-    monkeypatch.delattr(_server, name)
-    with pytest.raises(Unusable, match=rf"grpc\._server of grpcio .* has no {name}$"):
-        CompletionServer(server, max_unsent_bytes=1)
-
-
-def test_a_server_without_a_state_is_unusable():
-    with pytest.raises(Unusable, match=r"grpc.server's state of grpcio .* has no active_rpc_count, completion_queue"):
-        CompletionServer(object(), max_unsent_bytes=1)
-
-
-def test_the_version_that_runs_is_one_that_is_known():
-    assert grpc.__version__ in completion.TESTED, "add it to the table once the tests pass on it"
 
 
 # ---------------------------------------------------------------- the self-test
@@ -227,13 +142,6 @@ async def test_a_defect_in_an_event_keeps_the_others_going(server, monkeypatch, 
     await stream.end()
 
 
-async def until(done) -> None:
-    """Takes turns of the loop until it is so."""
-    async with asyncio.timeout(20):
-        while not done():  # noqa: ASYNC110 - what is waited for is found in a log or a list
-            await asyncio.sleep(0.001)
-
-
 # ---------------------------------------------------------------- streams that come and go
 
 
@@ -337,83 +245,6 @@ async def test_a_server_that_drains_waits_for_nothing_once_all_is_answered(serve
         await stream.expect("end")
         await stream.ended()
     assert await asyncio.wait_for(drained, 0.5)
-
-
-# ---------------------------------------------------------------- the loop
-
-
-@on_the_queue
-async def test_other_threads_are_heard_at_once(server) -> None:
-    loop, slowest = asyncio.get_running_loop(), []
-
-    def ask() -> None:
-        for _ in range(100):
-            heard, began = threading.Event(), time.monotonic()
-            loop.call_soon_threadsafe(heard.set)
-            assert heard.wait(20)
-            slowest.append(time.monotonic() - began)
-
-    await asyncio.gather(*(asyncio.to_thread(ask) for _ in range(3)))
-    # With nothing to wake it, the loop looks every 50 ms.
-    assert sorted(slowest)[len(slowest) // 2] < 0.02
-    assert len(slowest) == 300
-
-
-@on_the_queue
-async def test_sockets_of_asyncio_are_heard_at_once(server) -> None:
-    loop = asyncio.get_running_loop()
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-
-    def mirror() -> None:
-        with theirs:
-            while data := theirs.recv(100):
-                theirs.sendall(data)
-
-    with ours:
-        answering = asyncio.create_task(asyncio.to_thread(mirror))
-        began = time.monotonic()
-        for turn in range(100):
-            await loop.sock_sendall(ours, b"%d" % turn)
-            assert await loop.sock_recv(ours, 100) == b"%d" % turn
-        assert time.monotonic() - began < 2.0
-    await answering
-
-
-def test_a_loop_that_is_closed_leaves_no_thread() -> None:
-    async def main() -> None:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            loop, heard = asyncio.get_running_loop(), asyncio.Event()
-            loop.add_reader(ours, heard.set)
-            theirs.sendall(b"x")
-            await asyncio.wait_for(heard.wait(), 20)
-            loop.remove_reader(ours)
-            assert any(thread.name == "sockets" for thread in threading.enumerate())
-
-    before = set(threading.enumerate())
-    with asyncio.Runner(loop_factory=CompletionLoop) as runner:
-        runner.run(main())
-    assert not {thread for thread in threading.enumerate() if thread.name == "sockets"} - before
-
-
-def test_a_loop_without_sockets_of_its_own_needs_no_thread() -> None:
-    async def main() -> None:
-        await asyncio.sleep(0.01)
-        assert not {thread for thread in threading.enumerate() if thread.name == "sockets"} - before
-
-    before = set(threading.enumerate())
-    with asyncio.Runner(loop_factory=CompletionLoop) as runner:
-        runner.run(main())
-
-
-@on_the_queue
-async def test_deferred_calls_come_once_and_before_what_they_send(server) -> None:
-    loop, calls = asyncio.get_running_loop(), []
-    loop.defer(lambda: calls.append("first"))
-    loop.defer(lambda: calls.append("second") or loop.defer(lambda: calls.append("third")))
-    await until(lambda: len(calls) == 3)
-    assert calls == ["first", "second", "third"]
 
 
 def test_where_no_folder_for_temporary_files_is_there_is_shared_memory(monkeypatch):

@@ -7,7 +7,7 @@ from conveyor_server.transport.completion.server import CompletionServer
 from conveyor_server.transport.completion.stream import Stream
 from grpc._cython import cygrpc
 
-from tests.unit.transport.test_completion import grpc_server
+from tests.unit.transport.test_completion_internals import grpc_server
 
 
 class Queue:
