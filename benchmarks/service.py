@@ -77,6 +77,13 @@ class Service:
                     totals[sample.name] += sample.value
         return totals[f"{_BATCH_METRIC}_count"], totals[f"{_BATCH_METRIC}_sum"]
 
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples, as the server counts now; 0 where there are none."""
+        with urllib.request.urlopen(self._metrics_url, timeout=_READY_TIMEOUT_S) as response:  # noqa: S310 - our own
+            text = response.read().decode()
+        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+        return sum(sample.value for sample in samples if sample.name == name)
+
     def stop(self) -> None:
         """Ends the server: in order, or not at all."""
         self._process.terminate()

@@ -3,8 +3,9 @@
 
 What `intake` and `sessions.express` do with arrays, for the usual case alone: one-token steps, alone or in frames, each
 its session's next, of one model. Between the arrival of a turn's messages and its answers it touches each session's two
-lines of the table, each message, and the run's own buffers, and next to no code: whatever lies unused for some hundred
-microseconds has left the processor's caches, so code that is not there is what makes small turns fast.
+lines of the table (with a store also its durable_seq), each message, and the run's own buffers, and next to no code:
+whatever lies unused for some hundred microseconds has left the processor's caches, so code that is not there is what
+makes small turns fast.
 
 Invariants: a step moves its session only if nothing about it is unusual; whatever is goes the way of arrays, which judges
 each step, and holds up nobody but its sender. What is left behind here is to the bit what would be left behind there (a
@@ -45,6 +46,7 @@ cdef enum:
     _COLUMN_TAG = 0x22
     _TIMEOUT_TAG = 0x28
     _ACKED_TAG = 0x32
+    _DURABLE_TAG = 0x32
     # Larger frames of results are split, which is for arrays to do (result_wire.MAX_FRAME_BYTES).
     _MOST_FRAME_BYTES = 1 << 20
     # Rows that wait for a later turn, for each that goes now: more are for the sessions to know of.
@@ -179,7 +181,10 @@ cdef class Turn(Reading):
         return True
 
     def answers(self, Staging staging not None):
-        """The StreamResponse that answers each message that went, in the order of `senders`."""
+        """The StreamResponse that answers each message that went, in the order of `senders`.
+
+        Where the server has a store, they say up to where the sessions are there now.
+        """
         cdef Py_ssize_t index
         cdef list answers = []
         for index in range(len(self.message_forms)):
@@ -200,6 +205,8 @@ cdef class Turn(Reading):
         for tensor in range(staging.outputs.count):
             column = &staging.outputs.columns[tensor]
             memcpy(to + form.outputs[tensor], column.data + message.first * column.stride, column.size)
+        if form.durable >= 0:
+            memcpy(to + form.durable, &self.durable[self.at[message.first].row], 8)
         return answer
 
     cdef bytes answer_frame(self, Staging staging, Message* message):
@@ -212,6 +219,8 @@ cdef class Turn(Reading):
         for tensor in range(staging.outputs.count):
             column = &staging.outputs.columns[tensor]
             body += 1 + _varint_size(column.size * count) + column.size * count
+        if self.says_durable:
+            body += 1 + _varint_size(8 * count) + 8 * count
         answer = PyBytes_FromStringAndSize(NULL, 1 + _varint_size(body) + body)
         to = _put_head(<uint8_t*> PyBytes_AS_STRING(answer), _FRAME_TAG, body)
         to = _put_head(to, _HANDLES_TAG, 4 * count)
@@ -228,4 +237,8 @@ cdef class Turn(Reading):
             for row in range(count):
                 memcpy(to, from_ + row * column.stride, column.size)
                 to += column.size
+        if self.says_durable:
+            to = _put_head(to, _DURABLE_TAG, 8 * count)
+            for row in range(count):
+                memcpy(to + 8 * row, &self.durable[self.at[message.first + row].row], 8)
         return answer

@@ -78,6 +78,7 @@ cdef class Form:
         answer: a StreamResponse whose handle and seq take as many bytes.
         answer_label: start of handle and seq there.
         outputs: start of each of ModelSpec.outputs there.
+        durable: start of the eight bytes of the durable_seq there; -1: it is not said.
     """
 
     cdef Model model
@@ -94,8 +95,21 @@ cdef class Form:
     cdef bytes answer
     cdef Py_ssize_t answer_label
     cdef Py_ssize_t outputs[_MOST]
+    cdef Py_ssize_t durable
 
-    def __init__(self, Model model, bytes message, bytes mask, numbers, inputs, label, bytes answer, answer_label, outputs):
+    def __init__(
+        self,
+        Model model,
+        bytes message,
+        bytes mask,
+        numbers,
+        inputs,
+        label,
+        bytes answer,
+        answer_label,
+        outputs,
+        durable,
+    ):
         cdef Py_ssize_t index
         self.model = model
         self.size = len(message)
@@ -127,6 +141,9 @@ cdef class Form:
             self.outputs[index] = outputs[index]
             if not 0 <= outputs[index] <= len(answer) - model.output_sizes[index]:
                 raise ValueError("an output that lies outside the answer")
+        self.durable = durable
+        if not -1 <= self.durable <= len(answer) - 8:
+            raise ValueError("a durable_seq that lies outside the answer")
 
     cdef bint matches(self, const uint8_t* message) noexcept:
         cdef Py_ssize_t index

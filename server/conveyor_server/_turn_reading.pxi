@@ -23,6 +23,7 @@ cdef class Reading:
     Args:
         cells: SessionTable.cells.
         most_rows: of a run of any model.
+        durable: SessionTable.durable_seq, which answers say; None: they say nothing of it.
 
     Attributes:
         rows: steps that go now.
@@ -61,8 +62,17 @@ cdef class Reading:
     # Of each message, None for a frame; and the bytes that all pointers point into.
     cdef list message_forms
     cdef list held
+    cdef const int64_t[::1] durable
+    cdef bint says_durable
+    # Bytes of a row in a frame of results, beside its outputs.
+    cdef Py_ssize_t label_bytes
 
-    def __cinit__(self, int64_t[:, ::1] cells not None, Py_ssize_t most_rows):
+    def __cinit__(self, int64_t[:, ::1] cells not None, Py_ssize_t most_rows, const int64_t[::1] durable=None):
+        self.says_durable = durable is not None
+        if self.says_durable and durable.shape[0] < cells.shape[0]:
+            raise ValueError(f"durable_seqs of {durable.shape[0]} rows of {cells.shape[0]}")
+        self.durable = durable
+        self.label_bytes = 20 if self.says_durable else 12
         self.stamps = <int64_t*> calloc(cells.shape[0], sizeof(int64_t))
         self.at = <Row*> calloc(most_rows, sizeof(Row))
         self.data = <const uint8_t**> calloc(most_rows * _MOST, sizeof(uint8_t*))
@@ -87,6 +97,8 @@ cdef class Reading:
 
     def add_form(self, Form form not None):
         """Step messages of this form can be read from now on. Of each size, and of sizes, the last few are kept."""
+        if (form.durable >= 0) != self.says_durable:
+            raise ValueError("a form whose answers say the durable_seq and others here do not, or the other way round")
         forms = self.forms.setdefault(form.size, [])
         forms.insert(0, form)
         del forms[_MOST_FORMS:]
@@ -271,7 +283,7 @@ cdef class Reading:
             self.model = model
         elif self.model is not model:
             return _OTHER
-        if parts.columns != model.input_count or count * (model.output_bytes + 12) > _MOST_FRAME_BYTES:
+        if parts.columns != model.input_count or count * (model.output_bytes + self.label_bytes) > _MOST_FRAME_BYTES:
             return _UNUSUAL
         for index in range(parts.columns):
             if parts.sizes[index] != count * model.input_sizes[index]:

@@ -9,7 +9,10 @@ import contextlib
 import functools
 import gc
 import logging
+import os
+import secrets
 import signal
+import socket
 from collections.abc import Iterator
 
 from conveyor_proto.inference import service_pb2
@@ -20,9 +23,12 @@ from conveyor_server.engine.engine import Engine, EngineLimits
 from conveyor_server.errors import StartError
 from conveyor_server.http import MetricsServer
 from conveyor_server.inference.service import InferenceServicer
+from conveyor_server.keeper.beat import Beat
+from conveyor_server.keeper.policy import KeeperPolicy
 from conveyor_server.metrics import Metrics
 from conveyor_server.repository import Overrides, Prepared, Repository
 from conveyor_server.repository.policy import INLINE_RUN_S, MAX_BATCH
+from conveyor_server.runner.fingerprint import fingerprint
 from conveyor_server.runner.onnx_runner import open_runner
 from conveyor_server.servicers.loader import Loader
 from conveyor_server.servicers.models import ModelServicer
@@ -30,6 +36,7 @@ from conveyor_server.servicers.session import SessionServicer
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.settings import Settings
+from conveyor_server.store.opening import open_store
 from conveyor_server.transport.choice import Transport, after_sending, deferral, open_transport
 from conveyor_server.transport.loop import Driver
 from conveyor_server.transport.port import Tls, WireOptions
@@ -65,7 +72,13 @@ class App:
             defer=deferral(),
             afterwards=after_sending(),
         )
-        self.loader = Loader(self.driver, self.metrics, diagnostics=settings.diagnostics)
+        self.driver.store = _beat(settings, self.driver, one_of_many=shared_port)
+        self.loader = Loader(
+            self.driver,
+            self.metrics,
+            diagnostics=settings.diagnostics,
+            on_new_version=settings.on_new_version,
+        )
         self.grpc = self._grpc()
         self.port = 0
         self.pages: MetricsServer | None = None
@@ -75,6 +88,8 @@ class App:
         self.stuck = False
         self._stop = asyncio.Event()
         self._failed = False
+        # Health and /readyz have turned.
+        self._leaving = False
 
     async def run(self) -> int:
         """Serves until `stop`, SIGTERM or SIGINT; returns the exit status. A second signal ends the process at once.
@@ -140,6 +155,9 @@ class App:
     async def close(self) -> None:
         """Drains for up to drain_s and lets go of everything."""
         await self.grpc.say(serving=False)
+        self._leaving = True
+        if self.settings.drain_notice_s and self.warm.is_set() and not self._failed:
+            await asyncio.sleep(self.settings.drain_notice_s)
         now = self.driver.now()
         stops_at = now + max(0.0, self.settings.drain_s - _LAST_S)
         # In one turn with the streams' GoAway, so that a client is told before a step of its is refused.
@@ -148,6 +166,10 @@ class App:
             _log.info("draining: %d streams, %d sessions", self.metrics.streams, len(self.directory.sessions))
         if not self._failed and not await self.grpc.drain(stops_at, now):
             _log.warning("the drain time is over: what is left is cut off, and clients resume elsewhere or later")
+        if self.driver.store is not None and not await self.driver.store.stop(
+            max(_LAST_S, stops_at - self.driver.now())
+        ):
+            _log.warning("the store did not answer in time")
         await self.grpc.stop()
         if await self.driver.stop(_LAST_S / 2):
             for item in self.repository.versions():
@@ -202,7 +224,7 @@ class App:
             raise StartError("none of the models can be served; each says why above")
 
     def _not_ready(self) -> str:
-        if self.directory.draining:
+        if self._leaving or self.directory.draining:
             return "draining"
         return "" if self.warm.is_set() else "loading models"
 
@@ -274,6 +296,51 @@ def _session_limits(settings: Settings) -> SessionLimits:
         step_timeout_s=settings.step_timeout_s,
         max_queue_s=settings.max_queue_s,
         pipeline_queue_s=settings.pipeline_queue_s,
+    )
+
+
+def _replica(settings: Settings, *, one_of_many: bool) -> str:
+    """This process's name among those that share the store."""
+    if not settings.replica:
+        return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+    return f"{settings.replica}:{os.getpid()}" if one_of_many else settings.replica
+
+
+def _beat(settings: Settings, driver: Driver, *, one_of_many: bool) -> Beat | None:
+    """What keeps sessions in the store; None: they live in memory alone."""
+    store = open_store(settings.store, timeout_s=settings.store_timeout_s)
+    if store is None:
+        return None
+    levels = {
+        "none": session_pb2.DURABILITY_NONE,
+        "async": session_pb2.DURABILITY_ASYNC,
+        "sync": session_pb2.DURABILITY_SYNC,
+    }
+    policy = KeeperPolicy(
+        replica=_replica(settings, one_of_many=one_of_many),
+        runtime=fingerprint(),
+        default=levels.get(settings.durability, session_pb2.DURABILITY_ASYNC),
+        least=levels[settings.min_durability],
+        most=levels.get(settings.max_durability, session_pb2.DURABILITY_SYNC),
+        checkpoint_s=settings.checkpoint_ms / 1e3,
+        checkpoint_steps=settings.checkpoint_steps,
+        max_undurable_s=settings.max_undurable_s,
+        sync_patience_s=settings.sync_patience_s,
+        passivate_after_s=settings.passivate_after_s,
+        ttl_s=settings.session_ttl_s,
+        max_stored=settings.max_stored_sessions,
+        max_per_model=settings.max_sessions_per_model,
+        max_per_tenant=settings.max_sessions_per_tenant,
+    )
+    return Beat(
+        store,
+        driver.directory,
+        driver.repository,
+        policy,
+        driver.metrics,
+        wall=driver.wall,
+        kick=driver.kick,
+        fail=driver.fail,
     )
 
 

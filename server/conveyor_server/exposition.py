@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from conveyor_server.metrics import ModelFigures, Sample, Tally
+from conveyor_server.metrics import ModelFigures, Sample, StoreFigures, Tally
 
 Rows: TypeAlias = Iterable[tuple[tuple[str, ...], float | Tally]]
 
@@ -57,6 +57,10 @@ _MODEL = ("model", "version")
 
 def _each(value: Callable[[ModelFigures], float | Tally]) -> Callable[[Sample], Rows]:
     return lambda sample: [((item.model, item.version), value(item)) for item in sample.models]
+
+
+def _store(value: Callable[[StoreFigures], float | Tally]) -> Callable[[Sample], Rows]:
+    return lambda sample: [] if sample.store is None else [((), value(sample.store))]
 
 
 def _build(_: Sample) -> Rows:
@@ -107,6 +111,30 @@ TABLE: tuple[Row, ...] = (
         _each(lambda m: m.batch_share)),
     Row("conveyor_batch_run_seconds", "histogram", _MODEL, "One run of the model.",
         _each(lambda m: m.batch_run)),
+    Row("conveyor_store_away", "gauge", (), "1 while the store does not answer.",
+        _store(lambda s: s.away)),
+    Row("conveyor_store_visit_seconds", "histogram", (), "One visit to the store: all that waited for it.",
+        _store(lambda s: s.visit)),
+    Row("conveyor_store_failures_total", "counter", (), "Visits that the store did not answer.",
+        _store(lambda s: s.failures)),
+    Row("conveyor_store_written_sessions_total", "counter", (), "Sessions written to the store.",
+        _store(lambda s: s.written)),
+    Row("conveyor_store_written_bytes_total", "counter", (), "State and answers written to the store.",
+        _store(lambda s: s.written_bytes)),
+    Row("conveyor_store_undurable_sessions", "gauge", (), "Sessions with steps that the store does not have yet.",
+        _store(lambda s: s.undurable)),
+    Row("conveyor_store_lag_seconds", "gauge", (), "How long the one of them that waits longest has waited.",
+        _store(lambda s: s.lag_s)),
+    Row("conveyor_sessions_asleep", "gauge", (), "Sessions that streams hold and whose state is in the store alone.",
+        _store(lambda s: s.asleep)),
+    Row("conveyor_sessions_passivated_total", "counter", (), "Sessions that left memory for the store.",
+        _store(lambda s: s.passivated)),
+    Row("conveyor_sessions_taken_total", "counter", (), "Sessions that came in from the store.",
+        _store(lambda s: s.taken)),
+    Row("conveyor_sessions_fenced_total", "counter", (), "Sessions that turned out to be another server's.",
+        _store(lambda s: s.fenced)),
+    Row("conveyor_sessions_swept_total", "counter", (), "Records that had expired and were removed here.",
+        _store(lambda s: s.swept)),
     Row("conveyor_errors_total", "counter", ("reason",), "Refusals sent to callers, by ErrorReason.",
         lambda s: [((reason,), count) for reason, count in sorted(s.errors.items())]),
     Row("conveyor_model_ready", "gauge", _MODEL, "1 while the model version is served.",

@@ -6,7 +6,7 @@ and renders the copy elsewhere (exposition).
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -129,10 +129,49 @@ class ModelFigures:
         self.runs_by_rows[rows] = (count + 1, seconds + run_s)
 
 
+@dataclass(slots=True)
+class StoreFigures:
+    """What is counted of the store. Core thread only.
+
+    Attributes:
+        failures: visits to the store that it did not answer.
+        visit: seconds of each visit.
+        written, written_bytes: sessions written, and bytes of their bodies.
+        taken: sessions that came in from the store.
+        passivated: sessions that left memory for it.
+        fenced: sessions that turned out to be another server's.
+        swept: records that had expired.
+        away: 1 while the store does not answer.
+        undurable: sessions that have applied steps which the store does not have.
+        lag_s: how long ago the one of them that has waited longest was last gathered to be written.
+        asleep: sessions that a stream holds and whose state is in the store alone.
+    """
+
+    failures: int = 0
+    visit: Tally = field(default_factory=lambda: Tally(LATENCY_BUCKETS_S))
+    written: int = 0
+    written_bytes: int = 0
+    taken: int = 0
+    passivated: int = 0
+    fenced: int = 0
+    swept: int = 0
+    away: int = 0
+    undurable: int = 0
+    lag_s: float = 0.0
+    asleep: int = 0
+
+
 class Metrics:
-    """All that is counted. Core thread only."""
+    """All that is counted. Core thread only.
+
+    Attributes:
+        store: of the store; None: there is none.
+        sample_store: brings up to date what of `store` is not counted but looked up.
+    """
 
     def __init__(self) -> None:
+        self.store: StoreFigures | None = None
+        self.sample_store: Callable[[], None] = lambda: None
         self.models: dict[tuple[str, str], ModelFigures] = {}
         self.errors: Counter[str] = Counter()
         self.streams = 0
@@ -175,7 +214,9 @@ class Metrics:
             figures.resident_bytes = (engine.slots.capacity - engine.slots.free) * row_bytes
             figures.slab_bytes = engine.slots.capacity * row_bytes
             figures.queued = engine.ready
+        self.sample_store()
         return Sample(
+            store=deepcopy(self.store),
             models=deepcopy(list(self.models.values())),
             errors=dict(self.errors),
             streams=self.streams,
@@ -189,6 +230,7 @@ class Metrics:
 class Sample:
     """All numbers at one moment."""
 
+    store: StoreFigures | None
     models: Sequence[ModelFigures]
     errors: dict[str, int]
     streams: int

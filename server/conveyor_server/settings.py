@@ -24,6 +24,9 @@ _KUBERNETES = (f"{ENVIRONMENT_PREFIX}SERVICE_", f"{ENVIRONMENT_PREFIX}PORT_")
 _LAST_PORT = 65_535
 Device: TypeAlias = Literal["cpu", "cuda", "auto"]
 Transport: TypeAlias = Literal["auto", "aio", "cq"]
+Durability: TypeAlias = Literal["none", "async", "sync"]
+AutoDurability: TypeAlias = Literal["auto", "none", "async", "sync"]
+OnNewVersion: TypeAlias = Literal["pin", "migrate", "close"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 
@@ -96,11 +99,66 @@ class Settings:
     inline_run_s: Annotated[
         float | None, _Doc("runs up to this long run on the core thread, longer on their own. auto: 4 ms", 0, auto=True)
     ] = None
+    store: Annotated[
+        str,
+        _Doc(
+            "where sessions are kept: memory; sqlite:PATH, a file on this machine; or valkey://HOST:PORT/DB (Redis 7 "
+            "too), for several servers"
+        ),
+    ] = "memory"
+    durability: Annotated[
+        AutoDurability,
+        _Doc("what outlives the process of a session that does not say. auto: none with memory, async with a store"),
+    ] = "auto"
+    min_durability: Annotated[Durability, _Doc("the least durable that a session is; less is raised to it")] = "none"
+    max_durability: Annotated[
+        AutoDurability,
+        _Doc("the most durable that a session may ask to be. auto: none with memory, sync with a store"),
+    ] = "auto"
+    checkpoint_ms: Annotated[int, _Doc("async: milliseconds after which a session that was stepped is written", 1)] = (
+        250
+    )
+    checkpoint_steps: Annotated[int, _Doc("async: steps after which a session is written, if it is not before", 1)] = 64
+    max_undurable_s: Annotated[
+        float, _Doc("async: how long sessions go on while the store is away; then their steps are refused", 0)
+    ] = 30.0
+    sync_patience_s: Annotated[
+        float, _Doc("sync: how long an answer waits for the store before its step is refused as unavailable", 0)
+    ] = 2.0
+    store_timeout_s: Annotated[float, _Doc("how long the store may take to answer before it counts as away", 0.01)] = (
+        1.0
+    )
+    passivate_after_s: Annotated[
+        float,
+        _Doc(
+            "with a store: idle time after which a session's state leaves memory, and comes back with its next step", 0
+        ),
+    ] = 60.0
+    session_ttl_s: Annotated[
+        float, _Doc("how long a session in a store is kept that nobody uses; sessions may ask for less", 0.001)
+    ] = 2_592_000.0
+    max_stored_sessions: Annotated[int, _Doc("sessions that the store may hold; 0: any number", 0)] = 0
+    max_sessions_per_model: Annotated[int, _Doc("sessions of one model that the store may hold; 0: any number", 0)] = 0
+    max_sessions_per_tenant: Annotated[
+        int,
+        _Doc("sessions that the store may hold of one tenant, as call metadata x-tenant-id names it; 0: any number", 0),
+    ] = 0
+    on_new_version: Annotated[
+        OnNewVersion,
+        _Doc(
+            "what becomes of a model's sessions when a newer version of it is loaded: pin, they stay on theirs until they "
+            "end; migrate, they move, where inputs, outputs and states are equal; close, they are closed"
+        ),
+    ] = "pin"
+    replica: Annotated[
+        str, _Doc("this server's name among those that share a store, for people. Empty: made of host and process")
+    ] = ""
     workers: Annotated[
         int,
         _Doc(
-            "processes that share the gRPC port, each with its own models, its own sessions (max_sessions, and their "
-            "memory, are of each) and its own metrics port (metrics_port, the next, ...)",
+            "processes that share the gRPC port, each with its own models, its own sessions in memory (max_sessions is "
+            "of each) and its own metrics port (metrics_port, the next, ...). With a store, each takes over another's "
+            "sessions as other servers do",
             1,
         ),
     ] = 1
@@ -111,6 +169,14 @@ class Settings:
     diagnostics: Annotated[
         bool, _Doc("for load tests: echo streams, and a twin NAME.null of each model that runs nothing")
     ] = False
+    drain_notice_s: Annotated[
+        float,
+        _Doc(
+            "after SIGTERM, time between health turning NOT_SERVING and streams being sent away, so that proxies have "
+            "stopped sending by then",
+            0,
+        ),
+    ] = 0.0
     drain_s: Annotated[float, _Doc("time to finish what is in flight after SIGTERM", 0)] = 20.0
     log_level: Annotated[LogLevel, _Doc("what is logged to standard error")] = "info"
 
@@ -143,7 +209,9 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
 def environment(settings: Settings) -> dict[str, str]:
     """The variables from which `load` makes these settings again, whatever files say by then."""
     given = {field.name: getattr(settings, field.name) for field in _FIELDS.values()}
-    return {f"{ENVIRONMENT_PREFIX}{name.upper()}": str(value) for name, value in given.items() if value is not None}
+    return {
+        f"{ENVIRONMENT_PREFIX}{name.upper()}": str(value) for name, value in given.items() if value not in {None, ""}
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +353,22 @@ def _check_together(settings: Settings) -> None:
     if settings.tls_client_ca is not None and settings.tls_key is None:
         raise StartError("--tls-client-ca needs --tls-certificate and --tls-key")
     _check_workers(settings)
+    _check_durability(settings)
+
+
+def _check_durability(settings: Settings) -> None:
+    kept = settings.store != "memory"
+    order = {"none": 0, "async": 1, "sync": 2}
+    default, most = (order.get(name, -1) for name in (settings.durability, settings.max_durability))
+    if not kept and max(default, most, order[settings.min_durability]) > 0:
+        raise StartError(
+            "durability needs a store that outlives the process: add --store sqlite:PATH or --store valkey://HOST:PORT/0"
+        )
+    most = order["sync" if kept else "none"] if most < 0 else most
+    if max(default, order[settings.min_durability]) > most:
+        raise StartError("durability and min_durability are at most max_durability: raise --max-durability")
+    if 0 <= default < order[settings.min_durability]:
+        raise StartError("durability is less than min_durability: raise --durability")
 
 
 def _check_workers(settings: Settings) -> None:

@@ -1,9 +1,10 @@
 """A server of the session rules, small enough to be read at once, without I/O: what a client has to get along with.
 
 Its models add: `sum` answers the running sum of what a session was given, so that a token applied twice, lost or out of
-order shows in every later answer.
+order shows in every later answer. With a FakeStore, sessions outlive their server, as far as the store has them.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2 as pb
 from conveyor_proto.v1 import spec_pb2
 from conveyor_proto.v1 import tensor_pb2 as t
+from fake_store import DURABILITIES, FakeRecord, FakeStore
 
 SUM = spec_pb2.ModelSpec(
     spec_version=1,
@@ -61,6 +63,19 @@ class FakeSession:
     contents: dict[int, list[bytes]] = field(default_factory=dict)
     holder: "FakeStream | None" = None
     handle: int = 0
+    durability: int = pb.DURABILITY_NONE
+    durable: int = 0
+    history: list[list[bytes]] = field(default_factory=list)
+
+    @property
+    def stored(self) -> bool:
+        return self.durability != pb.DURABILITY_NONE
+
+    def acknowledge(self, seq: int) -> None:
+        """Forgets what the client has, and sees that it claims to have no more than there was."""
+        assert seq <= self.applied, f"{seq} is acknowledged, and {self.applied} was applied here"
+        for old in [old for old in self.answers if old <= seq]:
+            del self.answers[old], self.contents[old]
 
     def info(self) -> pb.SessionInfo:
         return pb.SessionInfo(
@@ -71,6 +86,9 @@ class FakeSession:
             epoch=self.epoch,
             applied_seq=self.applied,
             max_in_flight=self.credit,
+            durability=self.durability,
+            durable_seq=self.durable,
+            resident=True,
         )
 
     def step(self, seq: int, inputs: list[np.ndarray]) -> tuple[list[bytes], bool]:
@@ -93,6 +111,7 @@ class FakeSession:
             outputs = [(y * inputs[2]).astype(np.float32).tobytes(), inputs[1][-1].tobytes()]
         self.state, self.applied, self.failed_seq = y[-1], seq, None
         self.answers[seq], self.contents[seq] = outputs, content
+        self.history.append(content)
         return outputs, False
 
 
@@ -103,9 +122,19 @@ class FakeServer:
         failures: (session id, seq) -> what to refuse it with, once.
         refuse_attach: what to refuse the next attaches with, one each.
         form: how steps are answered: "asked" (as they were sent), "alone" or "framed".
+        store: where durable sessions are; None: there are none.
+        durability: of sessions that ask for none.
+        patient: resident sessions go on while the store is away; otherwise their steps are refused.
+        resume_tokens: of all attaches so far that had one.
+        flushes: sessions that were to be stored, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, store: FakeStore | None = None, durability: str = "none") -> None:
+        self.store = store
+        self.durability = DURABILITIES[durability]
+        self.patient = True
+        self.resume_tokens: list[str] = []
+        self.flushes: list[str] = []
         self.sessions: dict[str, FakeSession] = {}
         self.gone: dict[str, int] = {}
         self.failures: dict[tuple[str, int], Refused] = {}
@@ -122,17 +151,74 @@ class FakeServer:
             raise Refused(e.ERROR_REASON_SESSION_NOT_FOUND, session_id=session_id)
         return self.sessions[session_id]
 
-    def create(self, session_id: str, model: str) -> FakeSession:
+    def create(self, session_id: str, model: str, durability: int = pb.DURABILITY_UNSPECIFIED) -> FakeSession:
         if model not in SPECS:
             raise Refused(e.ERROR_REASON_MODEL_NOT_FOUND, model=model, available="sum, mix")
         if session_id in self.sessions:
             raise Refused(e.ERROR_REASON_SESSION_EXISTS, session_id=session_id)
+        durability = durability or self.durability
+        if durability != pb.DURABILITY_NONE:
+            if self.store is None:
+                raise Refused(e.ERROR_REASON_NOT_DURABLE, durability="async", most="none")
+            self.reach_store(session_id)
+            if session_id in self.store.records:
+                raise Refused(e.ERROR_REASON_SESSION_EXISTS, session_id=session_id)
+            self.store.records[session_id] = FakeRecord(model, durability, self.credit)
         self.gone.pop(session_id, None)
-        self.sessions[session_id] = FakeSession(session_id, model, credit=self.credit)
+        self.sessions[session_id] = FakeSession(session_id, model, credit=self.credit, durability=durability)
         return self.sessions[session_id]
+
+    def reach_store(self, session_id: str) -> None:
+        """Nothing of the store can be done while it is away."""
+        if self.store is not None and self.store.away:
+            raise Refused(e.ERROR_REASON_STORE_UNAVAILABLE, retry_s=0.01, session_id=session_id)
+
+    def checkpoint(self, session: FakeSession) -> None:
+        """Writes a session to the store, or learns that it is another server's."""
+        self.reach_store(session.session_id)
+        if not self.store.put(session):
+            self.sessions.pop(session.session_id, None)
+            if session.holder is not None:
+                session.holder._let_go(session.handle, pb.DETACH_CAUSE_TAKEN_OVER)
+            raise Refused(e.ERROR_REASON_SESSION_TAKEN_OVER, session_id=session.session_id, epoch="0")
+
+    def crash(self) -> None:
+        """The process is killed, and another begins."""
+        self.sessions.clear()
+        self.gone.clear()
+
+    def attach(self, attach: pb.AttachSession) -> tuple[FakeSession, bool]:
+        """The session that is meant, and whether it was there before; its epoch has risen."""
+        if attach.resume_token:
+            self.resume_tokens.append(attach.resume_token)
+        record = self.store.records.get(attach.session_id) if self.store is not None else None
+        if record is not None:
+            self.reach_store(attach.session_id)
+        resumed = record is not None or attach.session_id in self.sessions
+        if attach.mode == attach.MODE_CREATE or (attach.mode == attach.MODE_RESUME_OR_CREATE and not resumed):
+            resumed = False
+            session = self.create(attach.session_id, attach.model, attach.options.durability)
+            record = self.store.records.get(attach.session_id) if self.store is not None else None
+        elif record is None:
+            session = self.find(attach.session_id)
+        else:
+            fresh = FakeSession(attach.session_id, record.model, credit=record.credit, durability=record.durability)
+            session = self.sessions.setdefault(attach.session_id, fresh)
+        epoch = session.epoch if record is None else record.epoch
+        if attach.max_epoch and epoch > attach.max_epoch:
+            raise Refused(e.ERROR_REASON_SESSION_TAKEN_OVER, session_id=attach.session_id, epoch=str(epoch))
+        if record is not None:
+            if session.epoch != record.epoch or not session.epoch:
+                self.store.load(session)
+            record.epoch += 1
+        session.epoch = epoch + 1
+        return session, resumed
 
     def close(self, session_id: str, reason: int = e.ERROR_REASON_SESSION_CLOSED) -> FakeSession:
         session = self.find(session_id)
+        if session.stored:
+            self.reach_store(session_id)
+            del self.store.records[session_id]
         del self.sessions[session_id]
         self.gone[session_id] = reason
         return session
@@ -163,8 +249,12 @@ class FakeStream:
 
     def end(self) -> None:
         """The client half-closed."""
-        for handle in list(self.handles):
-            self._let_go(handle, pb.DETACH_CAUSE_DETACHED)
+        for handle, session in list(self.handles.items()):
+            if session.stored and not self.server.store.away:
+                with contextlib.suppress(Refused):
+                    self.server.checkpoint(session)
+            if handle in self.handles:
+                self._let_go(handle, pb.DETACH_CAUSE_DETACHED)
         self.out(pb.StreamResponse(end=pb.StreamEnd()))
 
     def broken(self) -> None:
@@ -175,8 +265,8 @@ class FakeStream:
             session.holder = None
         self.handles.clear()
 
-    def go_away(self) -> None:
-        self.out(pb.StreamResponse(go_away=pb.GoAway()))
+    def go_away(self, token: str = "") -> None:
+        self.out(pb.StreamResponse(go_away=pb.GoAway(resume_token=token)))
 
     def _error(self, handle: int, seq: int, refused: Refused) -> None:
         self.out(pb.StreamResponse(error=pb.StepError(handle=handle, seq=seq, status=refused.status)))
@@ -186,18 +276,10 @@ class FakeStream:
             raise self.server.refuse_attach.pop(0)
         if self.server.draining:
             raise Refused(e.ERROR_REASON_DRAINING, retry_s=0.01)
-        resumed = attach.session_id in self.server.sessions
-        if attach.mode == attach.MODE_CREATE or (attach.mode == attach.MODE_RESUME_OR_CREATE and not resumed):
-            resumed = False
-            session = self.server.create(attach.session_id, attach.model)
-        else:
-            session = self.server.find(attach.session_id)
-            if attach.max_epoch and session.epoch > attach.max_epoch:
-                raise Refused(e.ERROR_REASON_SESSION_TAKEN_OVER, session_id=attach.session_id, epoch=str(session.epoch))
+        session, resumed = self.server.attach(attach)
         if session.holder is not None:
             session.holder._let_go(session.handle, pb.DETACH_CAUSE_TAKEN_OVER)
         session.holder, session.handle = self, attach.handle
-        session.epoch += 1
         self.handles[attach.handle] = session
         attached = pb.SessionAttached(handle=attach.handle, session=session.info(), resumed=resumed)
         self.out(pb.StreamResponse(attached=attached))
@@ -207,7 +289,7 @@ class FakeStream:
         session = self._held(step.handle)
         specs = SPECS[session.model].inputs
         arrays = [decode_input(tensor, spec) for tensor, spec in zip(step.inputs, specs, strict=True)]
-        outputs, replayed = self._apply(session, step.seq, arrays)
+        outputs, replayed = self._apply(session, step.seq, arrays, step.acked_seq)
         row = (step.handle, step.seq, max(array.shape[0] for array in arrays if array.ndim), outputs, replayed)
         if self.server.form == "framed":
             self._answer_framed([row])
@@ -221,6 +303,9 @@ class FakeStream:
         lengths = np.ones(rows, np.uint32)
         if frame.lengths:
             lengths = decode_integers(frame.lengths, np.uint32, rows, "lengths")
+        acked = [0] * rows
+        if frame.acked_seqs:
+            acked = decode_integers(frame.acked_seqs, np.uint64, rows, "acked_seqs").tolist()
         held = [self.handles[handle] for handle in handles.tolist() if handle in self.handles]
         spec = SPECS[held[0].model] if held else SUM
         self.server.steps_received += rows
@@ -234,7 +319,7 @@ class FakeStream:
                 for column, item in zip(columns, spec.inputs, strict=True)
             ]
             try:
-                outputs, replayed = self._apply(self._held(handle), seq, arrays)
+                outputs, replayed = self._apply(self._held(handle), seq, arrays, acked[row])
             except Refused as refused:
                 self._error(handle, seq, refused)
             else:
@@ -261,6 +346,8 @@ class FakeStream:
         names = [spec.name for spec in SPECS[self.handles[handle].model].outputs]
         tensors = [t.Tensor(name=name, data=data) for name, data in zip(names, outputs, strict=True)]
         result = pb.StepResult(handle=handle, seq=seq, outputs=tensors, replayed=replayed)
+        if self.server.store is not None:
+            result.durable_seq = self.handles[handle].durable
         self.out(pb.StreamResponse(result=result))
 
     def _answer_framed(self, part: list[Row]) -> None:
@@ -272,22 +359,51 @@ class FakeStream:
             columns=[b"".join(column) for column in zip(*outputs, strict=True)],
             replayed_rows=np.flatnonzero(replayed).astype(np.uint32).tobytes(),
         )
+        if self.server.store is not None:
+            durables = [self.handles[handle].durable for handle in handles]
+            frame.durable_seqs = np.array(durables, np.uint64).tobytes()
         self.out(pb.StreamResponse(frame=frame))
 
-    def _apply(self, session: FakeSession, seq: int, arrays: list[np.ndarray]) -> tuple[list[bytes], bool]:
+    def _apply(self, session: FakeSession, seq: int, arrays: list[np.ndarray], acked: int) -> tuple[list[bytes], bool]:
         refused = self.server.failures.pop((session.session_id, seq), None)
-        if refused is not None:
+        if refused is not None and seq > session.applied:
             session.failed_seq = seq
             raise refused
-        return session.step(seq, arrays)
+        if session.stored:
+            session.acknowledge(acked)
+            if session.durability == pb.DURABILITY_ASYNC and not self.server.patient and seq == session.applied + 1:
+                self._need_store(session, seq)
+        answer = session.step(seq, arrays)
+        if session.durability == pb.DURABILITY_SYNC and session.durable < seq:
+            self._need_store(session, seq)
+            self.server.checkpoint(session)
+        return answer
+
+    def _need_store(self, session: FakeSession, seq: int) -> None:
+        try:
+            self.server.reach_store(session.session_id)
+        except Refused:
+            session.failed_seq = seq
+            raise
 
     def _held(self, handle: int) -> FakeSession:
         if handle not in self.handles:
             raise Refused(e.ERROR_REASON_HANDLE_UNKNOWN, handle=str(handle))
         return self.handles[handle]
 
+    def _flush(self, flush: pb.FlushSession) -> None:
+        session = self._held(flush.handle)
+        if not session.stored:
+            raise Refused(e.ERROR_REASON_NOT_DURABLE, session_id=session.session_id, durability="none", most="sync")
+        self.server.flushes.append(session.session_id)
+        self.server.checkpoint(session)
+        durable = pb.DurableSteps(handles=np.uint32(flush.handle).tobytes(), seqs=np.uint64(session.durable).tobytes())
+        self.out(pb.StreamResponse(durable=durable))
+
     def _detach(self, detach: pb.DetachSession) -> None:
-        self._held(detach.handle)
+        session = self._held(detach.handle)
+        if session.stored:
+            self.server.checkpoint(session)
         self._let_go(detach.handle, pb.DETACH_CAUSE_DETACHED)
 
     def _close(self, close: pb.CloseAttachedSession) -> None:

@@ -92,6 +92,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED with RetryInfo. metadata: model, queue_s. Refused before it is latency."""
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 122
     """UNAVAILABLE with RetryInfo. The server is draining: connect to another, or again."""
+    ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 123
+    """UNAVAILABLE with RetryInfo. metadata: session_id (and seq). The store does not answer; nothing is lost."""
+    ERROR_REASON_RECORD_INVALID: _ErrorReason.ValueType  # 130
+    """DATA_LOSS. metadata: session_id. What the store holds of the session is torn or not what this server wrote."""
+    ERROR_REASON_NOT_DURABLE: _ErrorReason.ValueType  # 131
+    """FAILED_PRECONDITION. metadata: durability, most. The server keeps no session so durable."""
     ERROR_REASON_SEQUENCE_INVALID: _ErrorReason.ValueType  # 140
     """INVALID_ARGUMENT. metadata: model, sequence_id. Of the Open Inference Protocol: a request that does not say which
     sequence it is of, or not as that sequence's next.
@@ -176,6 +182,12 @@ ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 121
 """RESOURCE_EXHAUSTED with RetryInfo. metadata: model, queue_s. Refused before it is latency."""
 ERROR_REASON_DRAINING: ErrorReason.ValueType  # 122
 """UNAVAILABLE with RetryInfo. The server is draining: connect to another, or again."""
+ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 123
+"""UNAVAILABLE with RetryInfo. metadata: session_id (and seq). The store does not answer; nothing is lost."""
+ERROR_REASON_RECORD_INVALID: ErrorReason.ValueType  # 130
+"""DATA_LOSS. metadata: session_id. What the store holds of the session is torn or not what this server wrote."""
+ERROR_REASON_NOT_DURABLE: ErrorReason.ValueType  # 131
+"""FAILED_PRECONDITION. metadata: durability, most. The server keeps no session so durable."""
 ERROR_REASON_SEQUENCE_INVALID: ErrorReason.ValueType  # 140
 """INVALID_ARGUMENT. metadata: model, sequence_id. Of the Open Inference Protocol: a request that does not say which
 sequence it is of, or not as that sequence's next.

@@ -55,6 +55,11 @@ class ModelServiceStub(object):
                 request_serializer=conveyor__proto_dot_v1_dot_model__pb2.UnloadModelRequest.SerializeToString,
                 response_deserializer=conveyor__proto_dot_v1_dot_model__pb2.UnloadModelResponse.FromString,
                 _registered_method=True)
+        self.MigrateSessions = channel.unary_unary(
+                '/conveyor.v1.ModelService/MigrateSessions',
+                request_serializer=conveyor__proto_dot_v1_dot_model__pb2.MigrateSessionsRequest.SerializeToString,
+                response_deserializer=conveyor__proto_dot_v1_dot_model__pb2.MigrateSessionsResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
@@ -87,6 +92,15 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MigrateSessions(self, request, context):
+        """Moves a model's sessions to another of its versions, between two of their steps. Both versions must have equal
+        inputs, outputs and states, else MODEL_MISMATCH. Sessions that are in the store alone move when this server next
+        brings them in.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +123,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.UnloadModel,
                     request_deserializer=conveyor__proto_dot_v1_dot_model__pb2.UnloadModelRequest.FromString,
                     response_serializer=conveyor__proto_dot_v1_dot_model__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'MigrateSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.MigrateSessions,
+                    request_deserializer=conveyor__proto_dot_v1_dot_model__pb2.MigrateSessionsRequest.FromString,
+                    response_serializer=conveyor__proto_dot_v1_dot_model__pb2.MigrateSessionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -220,6 +239,33 @@ class ModelService(object):
             '/conveyor.v1.ModelService/UnloadModel',
             conveyor__proto_dot_v1_dot_model__pb2.UnloadModelRequest.SerializeToString,
             conveyor__proto_dot_v1_dot_model__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MigrateSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conveyor.v1.ModelService/MigrateSessions',
+            conveyor__proto_dot_v1_dot_model__pb2.MigrateSessionsRequest.SerializeToString,
+            conveyor__proto_dot_v1_dot_model__pb2.MigrateSessionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,11 @@ class ModelServiceStub:
     """Loads and warms a version from the repository folder; returns when it is ready. A version that is already ready is left as it is."""
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]
     """Unloads a version. With sessions on it, MODEL_IN_USE unless `force`, which closes them."""
+    MigrateSessions: _grpc.UnaryUnaryMultiCallable[_model_pb2.MigrateSessionsRequest, _model_pb2.MigrateSessionsResponse]
+    """Moves a model's sessions to another of its versions, between two of their steps. Both versions must have equal
+    inputs, outputs and states, else MODEL_MISMATCH. Sessions that are in the store alone move when this server next
+    brings them in.
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -51,6 +56,11 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Loads and warms a version from the repository folder; returns when it is ready. A version that is already ready is left as it is."""
     UnloadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]  # type: ignore[assignment]
     """Unloads a version. With sessions on it, MODEL_IN_USE unless `force`, which closes them."""
+    MigrateSessions: _aio.UnaryUnaryMultiCallable[_model_pb2.MigrateSessionsRequest, _model_pb2.MigrateSessionsResponse]  # type: ignore[assignment]
+    """Moves a model's sessions to another of its versions, between two of their steps. Both versions must have equal
+    inputs, outputs and states, else MODEL_MISMATCH. Sessions that are in the store alone move when this server next
+    brings them in.
+    """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """The models on a server. LoadModel and UnloadModel change what is served; the others only look."""
@@ -84,5 +94,16 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.UnloadModelResponse, _abc.Awaitable[_model_pb2.UnloadModelResponse]]:
         """Unloads a version. With sessions on it, MODEL_IN_USE unless `force`, which closes them."""
+
+    @_abc_1.abstractmethod
+    def MigrateSessions(
+        self,
+        request: _model_pb2.MigrateSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.MigrateSessionsResponse, _abc.Awaitable[_model_pb2.MigrateSessionsResponse]]:
+        """Moves a model's sessions to another of its versions, between two of their steps. Both versions must have equal
+        inputs, outputs and states, else MODEL_MISMATCH. Sessions that are in the store alone move when this server next
+        brings them in.
+        """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

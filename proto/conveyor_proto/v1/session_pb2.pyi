@@ -23,6 +23,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Durability:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
+    """The server's setting."""
+    DURABILITY_NONE: _Durability.ValueType  # 1
+    """Nothing: the session ends with the process."""
+    DURABILITY_ASYNC: _Durability.ValueType  # 2
+    """State is written to the server's store beside the steps, some steps late; answers say how far (durable_seq). A
+    client that keeps its later steps and sends them again loses nothing.
+    """
+    DURABILITY_SYNC: _Durability.ValueType  # 3
+    """An answer leaves only when the state after its step is in the store."""
+
+class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
+    """What outlives the server process that a session is on. See docs/durability.md for what each promises under each fault."""
+
+DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
+"""The server's setting."""
+DURABILITY_NONE: Durability.ValueType  # 1
+"""Nothing: the session ends with the process."""
+DURABILITY_ASYNC: Durability.ValueType  # 2
+"""State is written to the server's store beside the steps, some steps late; answers say how far (durable_seq). A
+client that keeps its later steps and sends them again loses nothing.
+"""
+DURABILITY_SYNC: Durability.ValueType  # 3
+"""An answer leaves only when the state after its step is in the store."""
+Global___Durability: _TypeAlias = Durability  # noqa: Y015
+
 class _DetachCause:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -40,6 +72,8 @@ class _DetachCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DetachCau
     """The idle limit passed. The session is gone."""
     DETACH_CAUSE_MODEL_UNLOADED: _DetachCause.ValueType  # 5
     """Its model version was unloaded. The session is gone."""
+    DETACH_CAUSE_SUPERSEDED: _DetachCause.ValueType  # 6
+    """A newer version of its model was loaded, and the server closes the sessions of older ones. The session is gone."""
 
 class DetachCause(_DetachCause, metaclass=_DetachCauseEnumTypeWrapper):
     """Why a session left a stream."""
@@ -55,6 +89,8 @@ DETACH_CAUSE_EXPIRED: DetachCause.ValueType  # 4
 """The idle limit passed. The session is gone."""
 DETACH_CAUSE_MODEL_UNLOADED: DetachCause.ValueType  # 5
 """Its model version was unloaded. The session is gone."""
+DETACH_CAUSE_SUPERSEDED: DetachCause.ValueType  # 6
+"""A newer version of its model was loaded, and the server closes the sessions of older ones. The session is gone."""
 Global___DetachCause: _TypeAlias = DetachCause  # noqa: Y015
 
 @_typing.final
@@ -65,8 +101,11 @@ class SessionOptions(_message.Message):
 
     MAX_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
     max_in_flight: _builtins.int
     """Steps that may be unanswered at once, 1 to the server's limit. The grant is in SessionInfo."""
+    durability: Global___Durability.ValueType
+    """At least the server's least; above its most, the session is refused (NOT_DURABLE)."""
     @_builtins.property
     def idle_timeout(self) -> _duration_pb2.Duration:
         """Idle time after which the session is closed. At most the server's limit."""
@@ -76,10 +115,11 @@ class SessionOptions(_message.Message):
         *,
         max_in_flight: _builtins.int = ...,
         idle_timeout: _duration_pb2.Duration | None = ...,
+        durability: Global___Durability.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["idle_timeout", b"idle_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle_timeout", b"idle_timeout", "max_in_flight", b"max_in_flight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "idle_timeout", b"idle_timeout", "max_in_flight", b"max_in_flight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -104,6 +144,9 @@ class SessionInfo(_message.Message):
     OLDEST_REPLAYABLE_SEQ_FIELD_NUMBER: _builtins.int
     STATE_BYTES_FIELD_NUMBER: _builtins.int
     PENDING_STEPS_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    DURABLE_SEQ_FIELD_NUMBER: _builtins.int
+    RESIDENT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     model: _builtins.str
     version: _builtins.str
@@ -121,6 +164,12 @@ class SessionInfo(_message.Message):
     state_bytes: _builtins.int
     pending_steps: _builtins.int
     """Steps accepted and not yet applied."""
+    durability: Global___Durability.ValueType
+    """As granted."""
+    durable_seq: _builtins.int
+    """The last step whose state is in the server's store."""
+    resident: _builtins.bool
+    """False: its state lies in the store alone, and comes back with its next step."""
     @_builtins.property
     def idle_timeout(self) -> _duration_pb2.Duration: ...
     @_builtins.property
@@ -145,10 +194,13 @@ class SessionInfo(_message.Message):
         oldest_replayable_seq: _builtins.int = ...,
         state_bytes: _builtins.int = ...,
         pending_steps: _builtins.int = ...,
+        durability: Global___Durability.ValueType = ...,
+        durable_seq: _builtins.int = ...,
+        resident: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "idle_timeout", b"idle_timeout", "last_used_at", b"last_used_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_seq", b"applied_seq", "applied_time_steps", b"applied_time_steps", "attached", b"attached", "created_at", b"created_at", "epoch", b"epoch", "idle_timeout", b"idle_timeout", "last_used_at", b"last_used_at", "max_in_flight", b"max_in_flight", "model", b"model", "model_digest", b"model_digest", "oldest_replayable_seq", b"oldest_replayable_seq", "pending_steps", b"pending_steps", "session_id", b"session_id", "state_bytes", b"state_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_seq", b"applied_seq", "applied_time_steps", b"applied_time_steps", "attached", b"attached", "created_at", b"created_at", "durability", b"durability", "durable_seq", b"durable_seq", "epoch", b"epoch", "idle_timeout", b"idle_timeout", "last_used_at", b"last_used_at", "max_in_flight", b"max_in_flight", "model", b"model", "model_digest", b"model_digest", "oldest_replayable_seq", b"oldest_replayable_seq", "pending_steps", b"pending_steps", "resident", b"resident", "session_id", b"session_id", "state_bytes", b"state_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -165,6 +217,7 @@ class StreamRequest(_message.Message):
     FRAME_FIELD_NUMBER: _builtins.int
     DETACH_FIELD_NUMBER: _builtins.int
     CLOSE_FIELD_NUMBER: _builtins.int
+    FLUSH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def attach(self) -> Global___AttachSession: ...
     @_builtins.property
@@ -175,6 +228,8 @@ class StreamRequest(_message.Message):
     def detach(self) -> Global___DetachSession: ...
     @_builtins.property
     def close(self) -> Global___CloseAttachedSession: ...
+    @_builtins.property
+    def flush(self) -> Global___FlushSession: ...
     def __init__(
         self,
         *,
@@ -183,12 +238,13 @@ class StreamRequest(_message.Message):
         frame: Global___StepFrame | None = ...,
         detach: Global___DetachSession | None = ...,
         close: Global___CloseAttachedSession | None = ...,
+        flush: Global___FlushSession | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "close", b"close", "detach", b"detach", "frame", b"frame", "kind", b"kind", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "close", b"close", "detach", b"detach", "flush", b"flush", "frame", b"frame", "kind", b"kind", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "close", b"close", "detach", b"detach", "frame", b"frame", "kind", b"kind", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "close", b"close", "detach", b"detach", "flush", b"flush", "frame", b"frame", "kind", b"kind", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["attach", "step", "frame", "detach", "close"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["attach", "step", "frame", "detach", "close", "flush"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -206,6 +262,7 @@ class StreamResponse(_message.Message):
     GO_AWAY_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
+    DURABLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def attached(self) -> Global___SessionAttached: ...
     @_builtins.property
@@ -222,6 +279,8 @@ class StreamResponse(_message.Message):
     def end(self) -> Global___StreamEnd: ...
     @_builtins.property
     def errors(self) -> Global___StepErrorFrame: ...
+    @_builtins.property
+    def durable(self) -> Global___DurableSteps: ...
     def __init__(
         self,
         *,
@@ -233,12 +292,13 @@ class StreamResponse(_message.Message):
         go_away: Global___GoAway | None = ...,
         end: Global___StreamEnd | None = ...,
         errors: Global___StepErrorFrame | None = ...,
+        durable: Global___DurableSteps | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "detached", b"detached", "end", b"end", "error", b"error", "errors", b"errors", "frame", b"frame", "go_away", b"go_away", "kind", b"kind", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "detached", b"detached", "durable", b"durable", "end", b"end", "error", b"error", "errors", b"errors", "frame", b"frame", "go_away", b"go_away", "kind", b"kind", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "detached", b"detached", "end", b"end", "error", b"error", "errors", b"errors", "frame", b"frame", "go_away", b"go_away", "kind", b"kind", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "detached", b"detached", "durable", b"durable", "end", b"end", "error", b"error", "errors", b"errors", "frame", b"frame", "go_away", b"go_away", "kind", b"kind", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["attached", "result", "frame", "error", "detached", "go_away", "end", "errors"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["attached", "result", "frame", "error", "detached", "go_away", "end", "errors", "durable"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -280,6 +340,8 @@ class AttachSession(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     MAX_EPOCH_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    ANSWERED_SEQ_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     """Chosen by the client, unique among the sessions now attached to this stream."""
     mode: Global___AttachSession.Mode.ValueType
@@ -293,6 +355,12 @@ class AttachSession(_message.Message):
     another, and the attach is refused with SESSION_TAKEN_OVER: a client that was cut off never takes a session back
     by itself. 0: any.
     """
+    resume_token: _builtins.str
+    """Of the GoAway that ended the session's last stream."""
+    answered_seq: _builtins.int
+    """With a resume_token: the last step whose answer the client has. The server waits until the store has it, or until
+    the server that gave the token has stopped.
+    """
     @_builtins.property
     def options(self) -> Global___SessionOptions: ...
     def __init__(
@@ -305,10 +373,12 @@ class AttachSession(_message.Message):
         version: _builtins.str = ...,
         options: Global___SessionOptions | None = ...,
         max_epoch: _builtins.int = ...,
+        resume_token: _builtins.str = ...,
+        answered_seq: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "max_epoch", b"max_epoch", "mode", b"mode", "model", b"model", "options", b"options", "session_id", b"session_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_seq", b"answered_seq", "handle", b"handle", "max_epoch", b"max_epoch", "mode", b"mode", "model", b"model", "options", b"options", "resume_token", b"resume_token", "session_id", b"session_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -388,10 +458,16 @@ class StepResult(_message.Message):
     SEQ_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
+    DURABLE_SEQ_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     seq: _builtins.int
     replayed: _builtins.bool
     """True: applied earlier, and answered from the record."""
+    durable_seq: _builtins.int
+    """The last step of the session whose state was in the server's store when the answer was written, this one or an
+    earlier one. Said by servers that have a store. An answer of a SYNC session is itself in the store by the time it
+    leaves, whatever this says.
+    """
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
         """In the order of ModelSpec.outputs: `[time, *shape]`, or `[*shape]` for an output without time."""
@@ -403,12 +479,15 @@ class StepResult(_message.Message):
         seq: _builtins.int = ...,
         outputs: _abc.Iterable[_tensor_pb2.Tensor] | None = ...,
         replayed: _builtins.bool = ...,
+        durable_seq: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_durable_seq", b"_durable_seq", "durable_seq", b"durable_seq"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "outputs", b"outputs", "replayed", b"replayed", "seq", b"seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_durable_seq", b"_durable_seq", "durable_seq", b"durable_seq", "handle", b"handle", "outputs", b"outputs", "replayed", b"replayed", "seq", b"seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__durable_seq: _TypeAlias = _typing.Literal["durable_seq"]  # noqa: Y015
+    _WhichOneofArgType__durable_seq: _TypeAlias = _typing.Literal["_durable_seq", b"_durable_seq"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__durable_seq) -> _WhichOneofReturnType__durable_seq | None: ...
 
 Global___StepResult: _TypeAlias = StepResult  # noqa: Y015
 
@@ -474,12 +553,15 @@ class ResultFrame(_message.Message):
     LENGTHS_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
     REPLAYED_ROWS_FIELD_NUMBER: _builtins.int
+    DURABLE_SEQS_FIELD_NUMBER: _builtins.int
     handles: _builtins.bytes
     seqs: _builtins.bytes
     lengths: _builtins.bytes
     """Empty: 1 each."""
     replayed_rows: _builtins.bytes
     """Rows answered from the record, as indices: little-endian uint32. Empty: none."""
+    durable_seqs: _builtins.bytes
+    """Little-endian uint64 `[rows]` as StepResult.durable_seq. Empty: the server has no store."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """One for each of ModelSpec.outputs, laid out as in StepFrame."""
@@ -492,10 +574,11 @@ class ResultFrame(_message.Message):
         lengths: _builtins.bytes = ...,
         columns: _abc.Iterable[_builtins.bytes] | None = ...,
         replayed_rows: _builtins.bytes = ...,
+        durable_seqs: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "handles", b"handles", "lengths", b"lengths", "replayed_rows", b"replayed_rows", "seqs", b"seqs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "durable_seqs", b"durable_seqs", "handles", b"handles", "lengths", b"lengths", "replayed_rows", b"replayed_rows", "seqs", b"seqs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -603,6 +686,55 @@ class CloseAttachedSession(_message.Message):
 Global___CloseAttachedSession: _TypeAlias = CloseAttachedSession  # noqa: Y015
 
 @_typing.final
+class FlushSession(_message.Message):
+    """Has a session's state written to the store now; answered by DurableSteps once it is there. Of a session whose
+    durability is NONE, it is refused (NOT_DURABLE).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    handle: _builtins.int
+    def __init__(
+        self,
+        *,
+        handle: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlushSession: _TypeAlias = FlushSession  # noqa: Y015
+
+@_typing.final
+class DurableSteps(_message.Message):
+    """The sessions' states up to these steps are in the store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLES_FIELD_NUMBER: _builtins.int
+    SEQS_FIELD_NUMBER: _builtins.int
+    handles: _builtins.bytes
+    """Little-endian uint32 `[rows]`."""
+    seqs: _builtins.bytes
+    """Little-endian uint64 `[rows]`."""
+    def __init__(
+        self,
+        *,
+        handles: _builtins.bytes = ...,
+        seqs: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handles", b"handles", "seqs", b"seqs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DurableSteps: _TypeAlias = DurableSteps  # noqa: Y015
+
+@_typing.final
 class SessionDetached(_message.Message):
     """The handle is free from here on; no message about the session follows."""
 
@@ -635,12 +767,19 @@ Global___SessionDetached: _TypeAlias = SessionDetached  # noqa: Y015
 @_typing.final
 class GoAway(_message.Message):
     """The server is draining: it takes no new session and no new step on this stream, answers what it has accepted,
-    then ends the stream. Resume elsewhere.
+    then ends the stream. Resume elsewhere: once a session's SessionDetached has come, its state is in the store, as far
+    as its durability asks for one.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     GRACE_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """To be sent with the next attach of each of the stream's sessions (AttachSession.resume_token), wherever that is: the
+    server there waits until this one has let go of the session, so that no step has to be repeated. Empty: the server
+    has no store that others share.
+    """
     @_builtins.property
     def grace(self) -> _duration_pb2.Duration:
         """Time left until the server stops."""
@@ -649,10 +788,11 @@ class GoAway(_message.Message):
         self,
         *,
         grace: _duration_pb2.Duration | None = ...,
+        resume_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "resume_token", b"resume_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -770,8 +910,11 @@ class StepResponse(_message.Message):
     SEQ_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
+    DURABLE_SEQ_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     replayed: _builtins.bool
+    durable_seq: _builtins.int
+    """As StepResult.durable_seq."""
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]: ...
     def __init__(
@@ -780,12 +923,15 @@ class StepResponse(_message.Message):
         seq: _builtins.int = ...,
         outputs: _abc.Iterable[_tensor_pb2.Tensor] | None = ...,
         replayed: _builtins.bool = ...,
+        durable_seq: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_durable_seq", b"_durable_seq", "durable_seq", b"durable_seq"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs", "replayed", b"replayed", "seq", b"seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_durable_seq", b"_durable_seq", "durable_seq", b"durable_seq", "outputs", b"outputs", "replayed", b"replayed", "seq", b"seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__durable_seq: _TypeAlias = _typing.Literal["durable_seq"]  # noqa: Y015
+    _WhichOneofArgType__durable_seq: _TypeAlias = _typing.Literal["_durable_seq", b"_durable_seq"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__durable_seq) -> _WhichOneofReturnType__durable_seq | None: ...
 
 Global___StepResponse: _TypeAlias = StepResponse  # noqa: Y015
 

@@ -18,7 +18,7 @@ from conveyor_server.inference.job import Job
 from conveyor_server.inference.rows import Rows
 from conveyor_server.inference.statistics import Statistics
 from conveyor_server.servicers.core import Core
-from conveyor_server.sessions.events import Detached
+from conveyor_server.sessions.events import Detached, Slept
 from conveyor_server.sessions.session import Session
 from conveyor_server.transport.seat import NOBODY
 
@@ -58,6 +58,9 @@ class Plain:
 
     def detached(self, event: Detached) -> None:
         """A session is gone, or someone else's; it is not taken again (see `_take`)."""
+
+    def slept(self, event: Slept) -> None:
+        """None of them is ever in the store."""
 
     # ------------------------------------------------------------ within
 

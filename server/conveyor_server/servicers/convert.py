@@ -37,6 +37,9 @@ def session_info(session: Session, core: Core) -> session_pb2.SessionInfo:
         oldest_replayable_seq=session.answers.oldest_seq,
         state_bytes=engine.spec.state_bytes,
         pending_steps=len(session.pending),
+        durability=session.durability,
+        durable_seq=session.durable_seq,
+        resident=True,
     )
 
 

@@ -12,9 +12,11 @@ from conveyor_proto.codec import Array
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from conveyor_server.engine.engine import Engine
+from conveyor_server.errors import Refused
+from conveyor_server.keeper.beat import Beat
 from conveyor_server.repository import Repository
 from conveyor_server.sessions.directory import Directory
-from conveyor_server.sessions.events import Answer, Attachment, Closed, Detached
+from conveyor_server.sessions.events import Answer, Attachment, Closed, Detached, Slept
 from conveyor_server.sessions.flight import Offer
 from conveyor_server.sessions.session import Submission
 
@@ -34,6 +36,14 @@ class Core(Protocol):
         """All models."""
 
     @property
+    def store(self) -> Beat | None:
+        """Where sessions are kept; None: in memory alone."""
+
+    @property
+    def says_durable(self) -> bool:
+        """Answers say up to where their session is in the store."""
+
+    @property
     def max_time_steps(self) -> int:
         """Time steps that one step may hold."""
 
@@ -49,6 +59,9 @@ class Core(Protocol):
 
     def now(self) -> float:
         """Seconds of the driver's clock."""
+
+    def wall(self, at: float) -> float:
+        """The unix seconds of a moment of the driver's clock."""
 
     def timestamp(self, at: float) -> Timestamp:
         """The wall-clock time of a moment of the driver's clock."""
@@ -107,6 +120,9 @@ class Holder(Protocol):
     def detached(self, event: Detached) -> None:
         """A session left."""
 
+    def slept(self, event: Slept) -> None:
+        """A session's state is in the store alone."""
+
 
 class Waiter:
     """A unary call that waits for one event. A caller that is gone is no error."""
@@ -130,5 +146,12 @@ class Waiter:
         return await self._answer
 
     async def close(self) -> Closed:
-        """The end of the session."""
-        return await self._closed
+        """The end of the session.
+
+        Raises:
+            Refused: SESSION_TAKEN_OVER: it is another server's, where it lives on.
+        """
+        event = await self._closed
+        if event.fault is not None:
+            raise Refused(event.fault)
+        return event

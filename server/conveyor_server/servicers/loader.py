@@ -7,6 +7,7 @@ READY or FAILED, whoever still waits for it; a runner is closed only when its en
 import asyncio
 import dataclasses
 import logging
+from typing import Literal, TypeAlias
 
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2
@@ -18,17 +19,22 @@ from conveyor_server.repository import ModelVersion, Prepared
 from conveyor_server.runner.null import NullRunner
 from conveyor_server.servicers.convert import sessions_on
 from conveyor_server.servicers.core import Core
+from conveyor_server.sessions.migration import difference
 
+OnNewVersion: TypeAlias = Literal["pin", "migrate", "close"]
 _log = logging.getLogger("conveyor")
 
 
 class Loader:
     """Loads and unloads versions. Core thread only."""
 
-    def __init__(self, core: Core, metrics: Metrics, *, diagnostics: bool = False) -> None:
+    def __init__(
+        self, core: Core, metrics: Metrics, *, diagnostics: bool = False, on_new_version: OnNewVersion = "pin"
+    ) -> None:
         self._core = core
         self._metrics = metrics
         self._diagnostics = diagnostics
+        self._on_new_version = on_new_version
         self._loads: set[asyncio.Task[ModelVersion[Engine]]] = set()
 
     async def load_all(self) -> None:
@@ -84,6 +90,58 @@ class Loader:
         _log.info("unloaded %s/%s, %d sessions closed", name, version, closed)
         return closed
 
+    def migrate(self, name: str, source: str = "", target: str = "") -> tuple[int, str]:
+        """Moves the sessions of a version, or of all others, to one version; returns how many, and where they are now.
+
+        Args:
+            name: the model.
+            source: the version that they leave; "": every other one.
+            target: the version that they move to; "": the latest that is ready.
+
+        Raises:
+            Refused: MODEL_NOT_FOUND, MODEL_NOT_READY, or MODEL_MISMATCH where inputs, outputs or states differ.
+        """
+        repository, directory, store = self._core.repository, self._core.directory, self._core.store
+        to = repository.find(name, target)
+        engine = to.serving
+        if source:
+            repository.find(name, source)
+        leave = [
+            item
+            for item in repository.versions()
+            if item.name == name and item.version != to.version and source in {"", item.version}
+        ]
+        moved = 0
+        for item in leave:
+            if item.engine is None:
+                continue
+            what = difference(item.engine.spec, engine.spec)
+            if what and source:
+                raise _mismatch(item, to, what)
+            if what:
+                _log.warning("sessions stay on %s/%s: version %s has other %s", name, item.version, to.version, what)
+                continue
+            moved += directory.migrate(item.engine, engine)
+            if store is not None:
+                store.keeper.revival.move(name, item.version, to.version)
+        self._core.kick()
+        if moved:
+            _log.info("%d sessions of %s move to version %s", moved, name, to.version)
+        return moved, to.version
+
+    def _succeed(self, item: ModelVersion[Engine]) -> None:
+        """A version is ready: what becomes of the sessions of older ones."""
+        repository, directory = self._core.repository, self._core.directory
+        if self._on_new_version == "pin" or not repository.is_latest(item):
+            return
+        if self._on_new_version == "migrate":
+            self.migrate(item.name, "", item.version)
+            return
+        for other in repository.versions():
+            if other.name == item.name and other.version != item.version and other.engine is not None:
+                directory.close_all(other.engine, session_pb2.DETACH_CAUSE_SUPERSEDED, self._core.now())
+        self._core.kick()
+
     async def _take_out(self, engine: Engine) -> None:
         await self._core.remove(engine)
         self._metrics.unloaded(engine)
@@ -106,6 +164,7 @@ class Loader:
         item = repository.publish(prepared)
         self._core.add(item.serving, prepared.usual_s)
         self._metrics.loaded(item.serving, prepared.load_s)
+        self._succeed(item)
         if self._diagnostics:
             self._publish_null(prepared)
         _log.info(
@@ -134,3 +193,14 @@ class Loader:
         if not load.cancelled():
             # Retrieved: a refusal was recorded in the table, and whoever still waits is told.
             load.exception()
+
+
+def _mismatch(source: ModelVersion[Engine], target: ModelVersion[Engine], what: str) -> Refused:
+    return refuse(
+        e.ERROR_REASON_MODEL_MISMATCH,
+        f"sessions of {source.name} version {source.version} cannot go on with version {target.version}, which has "
+        f"other {what}: let them end, or close them",
+        model=target.name,
+        version=target.version,
+        digest=target.serving.spec.digest,
+    )

@@ -39,6 +39,13 @@ class ModelServicer:
         closed = await self._loader.unload(request.name, request.version, force=request.force)
         return pb.UnloadModelResponse(closed_sessions=closed)
 
+    async def migrate_sessions(self, request: pb.MigrateSessionsRequest) -> pb.MigrateSessionsResponse:
+        """Moves sessions to another version of their model."""
+        if not request.name:
+            raise missing("name", "is needed to migrate sessions")
+        moved, version = self._loader.migrate(request.name, request.from_version, request.to_version)
+        return pb.MigrateSessionsResponse(migrated_sessions=moved, to_version=version)
+
     def _model(self, item: ModelVersion[Engine]) -> pb.Model:
         model = pb.Model(
             name=item.name,

@@ -10,6 +10,7 @@ from conveyor_proto.v1 import session_pb2 as pb
 
 from conveyor_server import snapshot
 from conveyor_server.errors import Refused
+from conveyor_server.servicers import tenant
 from conveyor_server.servicers.convert import (
     idle_timeout_s,
     missing,
@@ -18,6 +19,8 @@ from conveyor_server.servicers.convert import (
     submission,
 )
 from conveyor_server.servicers.core import Core, Waiter
+from conveyor_server.servicers.creation import Wanted
+from conveyor_server.servicers.finding import created, durable, found, stored_info, stored_page
 from conveyor_server.sessions.session import Session
 
 _PAGE_SIZE = 100
@@ -34,26 +37,27 @@ class SessionServicer:
         """Creates a session that no stream holds."""
         if not request.model:
             raise missing("model", "is needed to create a session")
-        session = self._core.directory.create(
+        wanted = Wanted(
             self._core.repository.find(request.model, request.version).serving,
-            self._core.now(),
             session_id=request.session_id,
             max_in_flight=request.options.max_in_flight,
             idle_timeout_s=idle_timeout_s(request.options),
+            durability=request.options.durability,
+            tenant=tenant.of_call(),
         )
-        return pb.CreateSessionResponse(session=self._info(session))
+        return pb.CreateSessionResponse(session=self._info(await created(wanted, self._core)))
 
     async def step(self, request: pb.StepRequest) -> pb.StepResponse:
         """Applies one step and returns its answer. A caller that goes away takes back a step that has not run."""
         core = self._core
-        session = core.directory.lookup(request.session_id)
+        session, epoch = await found(request.session_id, core, epoch=request.epoch)
         waiter = Waiter()
         step = submission(
             session.engine.reader.read(request.inputs, core.max_time_steps),
             core.directory.limits,
             seq=request.seq,
             reply_to=waiter,
-            epoch=request.epoch,
+            epoch=epoch,
             timeout_ms=request.timeout_ms,
             acked_seq=request.acked_seq,
         )
@@ -67,14 +71,22 @@ class SessionServicer:
             raise
         if answer.fault is not None:
             raise Refused(answer.fault)
-        return pb.StepResponse(seq=answer.seq, outputs=output_tensors(answer), replayed=answer.replayed)
+        if session.durability == pb.DURABILITY_SYNC:
+            await durable(session, core, answer.seq)
+        response = pb.StepResponse(seq=answer.seq, outputs=output_tensors(answer), replayed=answer.replayed)
+        if core.says_durable:
+            response.durable_seq = session.durable_seq
+        return response
 
     async def get_session(self, request: pb.GetSessionRequest) -> pb.GetSessionResponse:
         """Describes a session."""
-        return pb.GetSessionResponse(session=self._info(self._core.directory.lookup(request.session_id)))
+        return pb.GetSessionResponse(session=await stored_info(request.session_id, self._core))
 
     async def list_sessions(self, request: pb.ListSessionsRequest) -> pb.ListSessionsResponse:
         """A page of sessions by id: one that lives throughout is on exactly one page."""
+        if self._core.store is not None:
+            size = min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)
+            return await stored_page(request, size, self._core)
         sessions = self._core.directory.sessions
         ids = [key for key, session in sessions.items() if request.model in {"", session.engine.model}]
         size = min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)
@@ -87,18 +99,25 @@ class SessionServicer:
 
     async def fork_session(self, request: pb.ForkSessionRequest) -> pb.ForkSessionResponse:
         """A new session that goes on from where another is."""
-        session = self._core.directory.fork(
-            self._core.directory.lookup(request.session_id),
-            self._core.now(),
+        parent, _ = await found(request.session_id, self._core)
+        options, granted = request.options, parent.options
+        wanted = Wanted(
+            parent.engine,
             session_id=request.new_session_id,
-            max_in_flight=request.options.max_in_flight,
-            idle_timeout_s=idle_timeout_s(request.options),
+            max_in_flight=options.max_in_flight or granted.max_in_flight,
+            idle_timeout_s=idle_timeout_s(options) or granted.idle_timeout_s,
+            durability=options.durability or granted.durability,
+            tenant=granted.tenant,
+            states=parent.engine.read(parent.lane),
+            applied_seq=parent.applied_seq,
+            applied_time_steps=parent.applied_time_steps,
         )
+        session = await created(wanted, self._core)
         return pb.ForkSessionResponse(session=self._info(session))
 
     async def snapshot_session(self, request: pb.SnapshotSessionRequest) -> pb.SnapshotSessionResponse:
         """A session's state at its last step boundary, to keep."""
-        session = self._core.directory.lookup(request.session_id)
+        session, _ = await found(request.session_id, self._core)
         data = snapshot.take(session, self._core.timestamp(self._core.now()))
         return pb.SnapshotSessionResponse(snapshot=data, applied_seq=session.applied_seq)
 
@@ -107,21 +126,23 @@ class SessionServicer:
         content = snapshot.read(request.snapshot)
         # The digest is the judge: the snapshot's own version may be gone while the same model is there under another.
         engine = self._core.repository.find(request.model or content.model, request.version).serving
-        session = self._core.directory.restore(
+        wanted = Wanted(
             engine,
-            snapshot.states_for(content, engine),
-            self._core.now(),
-            applied_seq=content.applied_seq,
-            applied_time_steps=content.applied_time_steps,
             session_id=request.session_id,
             max_in_flight=request.options.max_in_flight,
             idle_timeout_s=idle_timeout_s(request.options),
+            durability=request.options.durability,
+            tenant=tenant.of_call(),
+            states=snapshot.states_for(content, engine),
+            applied_seq=content.applied_seq,
+            applied_time_steps=content.applied_time_steps,
         )
+        session = await created(wanted, self._core)
         return pb.RestoreSessionResponse(session=self._info(session))
 
     async def close_session(self, request: pb.CloseSessionRequest) -> pb.CloseSessionResponse:
         """Closes a session once its accepted steps are answered."""
-        session = self._core.directory.lookup(request.session_id)
+        session, _ = await found(request.session_id, self._core)
         waiter = Waiter()
         self._core.directory.close(session, waiter, self._core.now())
         self._core.kick()

@@ -37,6 +37,11 @@ class Attachment:
     detaching: bool = False
     leaving: bool = False
 
+    @property
+    def outlet(self) -> object:
+        """Where the owner's messages go, if it has such a thing."""
+        return getattr(self.owner, "outlet", None)
+
 
 @dataclass(slots=True)
 class Answer:
@@ -70,16 +75,25 @@ class Detached:
 
 
 @dataclass(frozen=True, slots=True)
+class Slept:
+    """The state of a session that a stream holds is in the store alone: its next step has to wait for it."""
+
+    attachment: Attachment
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """A session that was asked to close is gone.
 
     Attributes:
         reply_to: what the transport gave with the request.
         applied_seq: the last step that it applied.
+        fault: why it is gone from here, where that is not its end.
     """
 
     reply_to: object
     applied_seq: int
+    fault: Fault | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,4 +121,4 @@ class Declined:
     fault: Fault
 
 
-Event: TypeAlias = Answer | Detached | Closed | Landed | Declined
+Event: TypeAlias = Answer | Detached | Slept | Closed | Landed | Declined

@@ -162,6 +162,24 @@ class Record:
         outputs = [plane[row].copy() for plane in self._planes[position]]
         return Recorded(seq, int(self._prints[position][row]), 1, outputs)
 
+    def seqs(self, row: int) -> range:
+        """The answers that are held of a row."""
+        return range(int(self.table.first_seq[row]), int(self.table.last_seq[row]) + 1)
+
+    def copies(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> tuple[NDArray[np.uint64], list[Array]]:
+        """What lies at a position of each row: fingerprints `[rows]`, and outputs `[rows, 1, *shape]` or as `add`."""
+        lowest = int(positions.min())
+        if lowest == int(positions.max()):
+            return self._prints[lowest][rows], [plane[rows] for plane in self._planes[lowest]]
+        prints = np.empty(len(rows), np.uint64)
+        outputs = [np.empty((len(rows), *shape), dtype) for dtype, shape in self._rows]
+        for position in np.unique(positions).tolist():
+            here = positions == position
+            prints[here] = self._prints[position][rows[here]]
+            for output, plane in zip(outputs, self._planes[position], strict=True):
+                output[here] = plane[rows[here]]
+        return prints, outputs
+
     def _put(
         self, position: int, rows: "slice | NDArray[np.int64]", prints: NDArray[np.uint64], outputs: Sequence[Array]
     ) -> None:

@@ -69,7 +69,7 @@ def accept(session: Session, submission: Submission, now: float) -> Pending:
     table.failed_seq[row] = 0
     table.gate[row] = 0
     session.engine.backlog.add(step.length)
-    if len(waiting) == 1:
+    if len(waiting) == 1 and not session.paused:
         session.engine.submit(step)
     return pending
 
@@ -114,6 +114,27 @@ def abort_waiting(session: Session, fault: Fault) -> list[Answer]:
     return [
         Answer(answer.reply_to, session, answer.seq, fault=_about(fault, session, answer.seq)) for answer in answers
     ]
+
+
+def pause(session: Session) -> bool:
+    """Takes the session's steps out of its engine until `go_on`; False: one of them runs, or has begun."""
+    if session.pending:
+        first = session.pending[0].step
+        if any(pending.step.running for pending in session.pending) or first.begun:
+            return False
+        if not session.engine.cancel(first):
+            return False
+    session.paused = True
+    session.regate()
+    return True
+
+
+def go_on(session: Session) -> None:
+    """Gives the session's steps to its engine, which may be another by now."""
+    session.paused = False
+    if session.pending:
+        session.engine.submit(session.pending[0].step)
+    session.regate()
 
 
 def cancel(session: Session, seq: int, reply_to: object) -> list[Answer]:
@@ -172,10 +193,26 @@ def no_capacity(engine: Engine, limits: SessionLimits, *, draining: bool, piped:
 
 def taken_over(session: Session) -> Fault:
     """Another stream holds the session."""
+    return taken_over_at(session.id, session.epoch)
+
+
+def taken_over_at(session_id: str, epoch: int) -> Fault:
+    """Another stream holds the session, which is at that epoch, as far as is known."""
     return Fault(
         e.ERROR_REASON_SESSION_TAKEN_OVER,
-        f"session {session.id!r} was resumed elsewhere (epoch {session.epoch}); this holder is fenced",
-        {"session_id": session.id, "epoch": str(session.epoch)},
+        f"session {session_id!r} was resumed elsewhere (epoch {epoch}); this holder is fenced",
+        {"session_id": session_id, "epoch": str(epoch)},
+    )
+
+
+def full(limits: SessionLimits) -> Fault:
+    """There is no room for one more session."""
+    return Fault(
+        e.ERROR_REASON_SESSIONS_EXHAUSTED,
+        f"all {limits.max_sessions} sessions are taken: close some, wait until idle ones expire, or raise "
+        "--max-sessions",
+        {"max_sessions": str(limits.max_sessions)},
+        limits.retry_s,
     )
 
 
@@ -196,6 +233,37 @@ def expired(session: Session) -> Fault:
         f"session {session.id!r} was idle for {limit_s:g} s and expired after step {session.applied_seq}: create "
         "another, and ask for a longer idle_timeout or take a snapshot before a pause",
         {"session_id": session.id, "idle_timeout_s": f"{limit_s:g}"},
+    )
+
+
+def exists(session_id: str) -> Fault:
+    """The id is taken."""
+    return Fault(
+        e.ERROR_REASON_SESSION_EXISTS,
+        f"session {session_id!r} exists: resume it, or choose another id",
+        {"session_id": session_id},
+    )
+
+
+def lost(session: Session) -> Fault:
+    """Its record is no longer in the store."""
+    return Fault(
+        e.ERROR_REASON_SESSION_CLOSED,
+        f"session {session.id!r} is no longer in the store: it was closed elsewhere, or the store has lost it; create "
+        "another",
+        {"session_id": session.id, "cause": "closed"},
+    )
+
+
+def store_away(session_id: str, retry_s: float, why: str = "") -> Fault:
+    """The store does not answer, and without it the session cannot go on as durably as it was asked to."""
+    detail = f" ({why})" if why else ""
+    return Fault(
+        e.ERROR_REASON_STORE_UNAVAILABLE,
+        f"the store does not answer{detail}, and session {session_id!r} waits for it: nothing is lost, send again in a "
+        "moment",
+        {"session_id": session_id},
+        retry_s,
     )
 
 
@@ -284,7 +352,12 @@ def _judge_next(session: Session, step: Submission, limits: SessionLimits, drain
     if step.seq > session.accepted_seq + 1:
         return _gap(session, step.seq)
     piped = len(session.pending) >= PIPED
-    fault = step.fault or _no_credit(session) or no_capacity(session.engine, limits, draining=draining, piped=piped)
+    fault = (
+        step.fault
+        or _no_credit(session)
+        or _suspended(session, limits)
+        or no_capacity(session.engine, limits, draining=draining, piped=piped)
+    )
     if fault is not None:
         session.failed_seq = step.seq
     return fault
@@ -301,6 +374,13 @@ def _no_credit(session: Session) -> Fault | None:
             {"max_in_flight": str(credit)},
         )
     return None
+
+
+def _suspended(session: Session, limits: SessionLimits) -> Fault | None:
+    """Why no step of a session this durable is accepted while the store is away."""
+    if session.durability < session.table.suspended_from:
+        return None
+    return store_away(session.id, limits.retry_s)
 
 
 def _waits(step: Step) -> bool:

@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from conveyor_proto.codec import Array
 from conveyor_proto.reasons import Fault
@@ -24,6 +24,7 @@ from conveyor_server.sessions.record import Record
 from conveyor_server.sessions.table import SessionTable
 
 DetachCause: TypeAlias = session_pb2.DetachCause.ValueType
+Durability: TypeAlias = session_pb2.Durability.ValueType
 
 if TYPE_CHECKING:
     from conveyor_server.sessions.events import Attachment
@@ -36,10 +37,14 @@ class SessionOptions:
     Attributes:
         max_in_flight: credit: steps that may be unanswered at once.
         idle_timeout_s: without a step, attach or detach for this long, the session is closed.
+        durability: what outlives the process.
+        tenant: whose quota it counts against in the store; "": nobody's.
     """
 
     max_in_flight: int
     idle_timeout_s: float
+    durability: Durability = session_pb2.DURABILITY_NONE
+    tenant: str = ""
 
 
 @dataclass(slots=True)
@@ -102,11 +107,15 @@ class Session:
         closing: why it goes once the accepted steps are answered; no further step is accepted.
         close_waiters: `reply_to` of those who asked for it.
         ring: answers that its Record does not hold, see Answers.
+        stored: a record of it is in the store, and is this server's to write.
+        tenant: of SessionOptions.
+        paused: its steps wait, whatever the engine has to do: the store is to have something first.
+        slept_seq: the step that it was at when it left memory for the store, where it is now; -1: it is here.
     """
 
     __slots__ = (
         *("attachment", "close_waiters", "closing", "engine", "epoch", "id", "record", "ring"),
-        *("_pending", "row", "table"),
+        *("_pending", "paused", "row", "slept_seq", "stored", "table", "tenant"),
     )
 
     def __init__(self, session_id: str, engine: Engine, record: Record, options: SessionOptions, now: float) -> None:
@@ -120,6 +129,10 @@ class Session:
         self.closing: DetachCause | None = None
         self.close_waiters: list[object] | tuple[()] = ()
         self.ring = NO_ANSWERS
+        self.stored = False
+        self.tenant = options.tenant
+        self.paused = False
+        self.slept_seq = -1
         self._pending = _NOTHING
         self.table.add(self, options, now)
         self.table.record[self.row] = record.number
@@ -127,12 +140,28 @@ class Session:
     @property
     def options(self) -> SessionOptions:
         """What it was granted."""
-        return SessionOptions(int(self.table.credit[self.row]), float(self.table.idle_timeout_s[self.row]))
+        table, row = self.table, self.row
+        return SessionOptions(int(table.credit[row]), float(table.idle_timeout_s[row]), self.durability, self.tenant)
+
+    @property
+    def durability(self) -> Durability:
+        """What outlives the process."""
+        return cast("Durability", int(self.table.durability[self.row]))
+
+    @property
+    def asleep(self) -> bool:
+        """Its state is in the store alone, while a stream holds it."""
+        return self.slept_seq >= 0
+
+    @property
+    def durable_seq(self) -> int:
+        """The last step whose state is in the store."""
+        return int(self.table.durable_seq[self.row]) if self.slept_seq < 0 else self.slept_seq
 
     @property
     def applied_seq(self) -> int:
         """The last seq that was applied."""
-        return int(self.table.applied_seq[self.row])
+        return int(self.table.applied_seq[self.row]) if self.slept_seq < 0 else self.slept_seq
 
     @applied_seq.setter
     def applied_seq(self, seq: int) -> None:
@@ -202,18 +231,42 @@ class Session:
 
     def retire(self) -> None:
         """The session is gone, and its row is free for another."""
-        self.table.remove(self.row)
+        if self.slept_seq < 0:
+            self.table.remove(self.row)
         self.table, self.row = _GONE, 0
+
+    def sleep(self) -> None:
+        """The session's state is in the store, all of it, and its row is free for another."""
+        seq = self.applied_seq
+        self.retire()
+        self.slept_seq = seq
+        self.ring = NO_ANSWERS
+
+    def wake(self, record: Record, options: SessionOptions, now: float) -> None:
+        """Gives it a row again, as a fresh session's."""
+        self.slept_seq = -1
+        self.record = record
+        self.table = record.table
+        self.row = self.table.rows.acquire()
+        self.table.add(self, options, now)
+        self.table.record[self.row] = record.number
 
     def regate(self) -> None:
         """Opens the gate for the stream that holds the session, if nothing but flights is under way; else closes it."""
         if not self._pending:
             self._pending = _NOTHING
-        held = self.attachment
-        if held is None or held.detaching or self.closing is not None or self._pending:
-            self.table.gate[self.row] = 0
+        held, table, row = self.attachment, self.table, self.row
+        if (
+            held is None
+            or held.detaching
+            or self.closing is not None
+            or self.paused
+            or self._pending
+            or table.durability[row] >= table.suspended_from
+        ):
+            table.gate[row] = 0
         else:
-            self.table.gate[self.row] = held.number
+            table.gate[row] = held.number
 
 
 # Where the sessions that are gone find nothing.

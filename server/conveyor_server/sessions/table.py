@@ -24,6 +24,8 @@ LAST_USED_AT, CREATED_AT, IDLE_TIMEOUT_S = range(13, 16)
 # 128 bytes a row are two lines of the cache, where they begin with one.
 _COLUMNS = 16
 _CACHE_LINE = 64
+# Above every durability.
+NEVER = 127
 # A row of cells as one item, which numpy copies faster than its columns.
 _LINE = np.dtype((np.void, 8 * _COLUMNS))
 
@@ -52,6 +54,10 @@ class SessionTable:
         idle_timeout_s: of SessionOptions; 0 in a row that is free.
         flights: by number.
         parked: those of them with members that wait for an earlier flight, the oldest first.
+        durability: of SessionOptions; 0 in a row that is free.
+        durable_seq: int64 `[capacity + 1]`, the last step whose state is in the store; 0 where there is none.
+        saved_at: when the state was last gathered for the store.
+        suspended_from: sessions this durable take no new steps now, because the store is away.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -69,6 +75,10 @@ class SessionTable:
         self.idle_timeout_s = self._moments(IDLE_TIMEOUT_S)
         self.flights: dict[int, Flight] = {}
         self.parked: dict[int, Flight] = {}
+        self.durability = np.zeros(capacity, np.int8)
+        self.durable_seq = np.zeros(capacity + 1, np.int64)
+        self.saved_at = np.zeros(capacity)
+        self.suspended_from = NEVER
 
     def look(self, where: "slice | NDArray[np.int64]") -> NDArray[np.int64]:
         """The cells of some rows `[rows, columns]`: to be read, or changed and then `put`."""
@@ -89,12 +99,16 @@ class SessionTable:
         self.created_at[row] = self.last_used_at[row] = now
         self.idle_timeout_s[row] = options.idle_timeout_s
         self.credit[row] = options.max_in_flight
+        self.durability[row] = options.durability
+        self.durable_seq[row] = 0
+        self.saved_at[row] = now
 
     def remove(self, row: int) -> None:
         """The session is gone; its row is free."""
         self.sessions[row] = None
         self.idle_timeout_s[row] = 0.0
         self.gate[row] = 0
+        self.durability[row] = 0
         self.rows.release(row)
 
     def forget_answers(self, row: int) -> None:

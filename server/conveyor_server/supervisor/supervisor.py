@@ -105,7 +105,8 @@ class Supervisor:
                 self.stop()
                 return
             delay_s = back_off.after(ready_s)
-            _log.error("%s: its sessions are lost; another one is started in %.1f s", why, delay_s)
+            left = "are lost" if self._settings.store == "memory" else "go on elsewhere, from the store"
+            _log.error("%s: its sessions %s; another one is started in %.1f s", why, left, delay_s)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay_s):
                     await self._stopping.wait()

@@ -21,6 +21,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from conveyor_server.errors import Refused
 from conveyor_server.incidents import record
 from conveyor_server.metrics import Metrics
+from conveyor_server.servicers import tenant
 from conveyor_server.transport.ends import Opener
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
@@ -61,6 +62,7 @@ def unary_handlers(
 
     def guard(method: Method) -> Callable[[Any, Context], Awaitable[Any]]:
         async def call(request: Any, context: Context) -> Any:
+            tenant.enter(context.invocation_metadata())
             answer = await _answer(method, request, calls, metrics, wording(servicer))
             return await abort(context, answer) if isinstance(answer, status_pb2.Status) else answer
 
@@ -76,6 +78,8 @@ def threaded_handlers(
 
     def guard(method: Method) -> Callable[[Any, grpc.ServicerContext], Any]:
         def call(request: Any, context: grpc.ServicerContext) -> Any:
+            # The coroutine takes this thread's context along.
+            tenant.enter(context.invocation_metadata())
             future = asyncio.run_coroutine_threadsafe(_answer(method, request, calls, metrics, wording(servicer)), loop)
             # A caller that is gone waits for nothing; once there is an answer, this does nothing.
             context.add_callback(lambda: _forget(future))

@@ -19,7 +19,7 @@ from conveyor_server.inputs import StepInputs
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.flight import Offer
-from conveyor_server.transport.sinks import Caller, FrameSink
+from conveyor_server.transport.sinks import Caller, FrameSink, durable_seqs_of
 
 _HANDLE_BYTES, _SEQ_BYTES = 4, 8
 # Rows of a frame that is taken together with others: larger ones gain nothing, and all of a turn must be a frame still.
@@ -179,7 +179,7 @@ class FrameReader:
             train,
             rows.distinct,
             frame.timeout_ms / 1e3 or directory.limits.step_timeout_s,
-            FrameSink(sender, handles, seqs, train, self._metrics),
+            FrameSink(sender, handles, seqs, rows.rows, durable_seqs_of(self._core), train, self._metrics),
         )
 
 

@@ -19,7 +19,7 @@ from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.flight import Offer
 from conveyor_server.transport.result_wire import ResultWriter
-from conveyor_server.transport.sinks import StepsSink
+from conveyor_server.transport.sinks import StepsSink, durable_seqs_of
 from conveyor_server.transport.step_layout import STEP_TAG
 from conveyor_server.transport.step_parts import FEW, Forms, Part, Sender, joined
 from conveyor_server.transport.turns import TurnReader
@@ -39,6 +39,7 @@ class Intake:
         self._metrics = metrics
         self._senders: list[Sender] = []
         self._data: list[bytes] = []
+        self._durable_seqs = durable_seqs_of(core)
         self._forms = Forms(core)
         self._writers: WeakKeyDictionary[Engine, ResultWriter] = WeakKeyDictionary()
         self._turns = TurnReader(core, self._forms, self.writer) if use_compiled else None
@@ -51,7 +52,7 @@ class Intake:
         """What writes the results of an engine's model."""
         writer = self._writers.get(engine)
         if writer is None:
-            writer = self._writers[engine] = ResultWriter(engine.spec.outputs)
+            writer = self._writers[engine] = ResultWriter(engine.spec.outputs, says_durable=self._core.says_durable)
         return writer
 
     def add(self, sender: Sender, data: bytes) -> None:
@@ -233,6 +234,8 @@ class Intake:
                 part.senders,
                 handles,
                 seqs,
+                rows,
+                self._durable_seqs,
                 self.writer(form.engine),
                 self._metrics,
                 part.labels,

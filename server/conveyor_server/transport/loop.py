@@ -20,12 +20,13 @@ from conveyor_server.engine.batch import Batch
 from conveyor_server.engine.engine import Engine
 from conveyor_server.engine.run_times import RunTimes
 from conveyor_server.incidents import record
+from conveyor_server.keeper.beat import Beat
 from conveyor_server.metrics import Metrics, ModelFigures
 from conveyor_server.repository import Repository
 from conveyor_server.runner.base import RunFailed, RunResult
 from conveyor_server.servicers.core import Holder, ReplyTo
 from conveyor_server.sessions.directory import Directory
-from conveyor_server.sessions.events import Answer, Attachment, Declined, Detached, Landed
+from conveyor_server.sessions.events import Answer, Attachment, Declined, Detached, Landed, Slept
 from conveyor_server.sessions.flight import Offer
 from conveyor_server.sessions.session import Submission
 
@@ -77,6 +78,8 @@ class Driver:
         self.repository = repository
         self.metrics = metrics
         self.max_time_steps = max_time_steps
+        # Set once, before anything arrives.
+        self.store: Beat | None = None
         self.inline_run_s = inline_run_s
         self._loop = asyncio.get_running_loop()
         self._defer: Callable[[Callable[[], None]], object] = self._loop.call_soon if defer is None else defer
@@ -99,6 +102,15 @@ class Driver:
     def now(self) -> float:
         """Seconds of the driver's clock: the loop's, which never goes back."""
         return self._loop.time()
+
+    @property
+    def says_durable(self) -> bool:
+        """See Core."""
+        return self.store is not None
+
+    def wall(self, at: float) -> float:
+        """The unix seconds of a moment of the driver's clock."""
+        return at + self._wall_offset_s
 
     def timestamp(self, at: float) -> Timestamp:
         """The wall-clock time of a moment of the driver's clock."""
@@ -207,6 +219,8 @@ class Driver:
                 _reply_to(event.reply_to).answered(event)
             elif isinstance(event, Detached):
                 _holder(event.attachment.owner).detached(event)
+            elif isinstance(event, Slept):
+                _holder(event.attachment.owner).slept(event)
             elif isinstance(event, Landed):
                 event.flight.offer.sink.landed(event.members, event.outputs)
             elif isinstance(event, Declined):
@@ -318,6 +332,9 @@ class Driver:
             self.kick()
         else:
             lane.idle.set()
+            if self.directory.take_moved():
+                # Sessions have moved to another version of their model, and their next steps with them.
+                self.kick()
 
     def _watch(self) -> None:
         """Wakes when the next session expires or step times out. A timer that is early finds nothing due."""
@@ -332,6 +349,10 @@ class Driver:
         self._timer = None
         self._timer_at = math.inf
         self.kick()
+
+    def fail(self, error: Exception) -> None:
+        """The core has broken an invariant of its own: the server stops."""
+        self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         incident = record("the core failed, the server stops", error)

@@ -15,7 +15,7 @@ from conveyor_proto.v1 import session_pb2
 from conveyor_server.engine.engine import Engine
 from conveyor_server.servicers.convert import output_tensors
 from conveyor_server.sessions.events import Answer
-from conveyor_server.transport.result_wire import MAX_FRAME_BYTES, ResultWriter
+from conveyor_server.transport.result_wire import DURABLE_BYTES, MAX_FRAME_BYTES, ResultWriter
 
 Send: TypeAlias = Callable[[session_pb2.StreamResponse], None]
 Row: TypeAlias = tuple[int, Answer]
@@ -28,14 +28,23 @@ class Replies:
         send: takes a message.
         put: takes the bytes of one.
         writer_of: writes the results of an engine's model.
+        says_durable: answers say their session's durable_seq, as those that `writer_of` gives do.
     """
 
-    __slots__ = ("_bytes", "_handles", "_put", "_rows", "_send", "_writer_of")
+    __slots__ = ("_bytes", "_handles", "_put", "_rows", "_says_durable", "_send", "_writer_of")
 
-    def __init__(self, send: Send, put: Callable[[bytes], None], writer_of: Callable[[Engine], ResultWriter]) -> None:
+    def __init__(
+        self,
+        send: Send,
+        put: Callable[[bytes], None],
+        writer_of: Callable[[Engine], ResultWriter],
+        *,
+        says_durable: bool,
+    ) -> None:
         self._send = send
         self._put = put
         self._writer_of = writer_of
+        self._says_durable = says_durable
         # Rows of frames under way, by engine, and the handles among them: as keys, for an empty set takes 216 bytes.
         self._rows: dict[Engine, list[Row]] = {}
         self._handles: dict[int, None] = {}
@@ -49,11 +58,17 @@ class Replies:
             return
         if answer.replayed:
             result = session_pb2.StepResult(
-                handle=handle, seq=answer.seq, outputs=output_tensors(answer), replayed=True
+                handle=handle,
+                seq=answer.seq,
+                outputs=output_tensors(answer),
+                replayed=True,
+                durable_seq=answer.session.durable_seq if self._says_durable else None,
             )
             self._send(session_pb2.StreamResponse(result=result))
             return
-        self._put(self._writer_of(answer.session.engine).write_one(handle, answer.seq, answer.outputs))
+        session = answer.session
+        durable_seq = session.durable_seq if self._says_durable else 0
+        self._put(self._writer_of(session.engine).write_one(handle, answer.seq, answer.outputs, durable_seq))
 
     def framed(self, handle: int, answer: Answer) -> None:
         """Answers a row of a StepFrame."""
@@ -64,8 +79,8 @@ class Replies:
             return
         self._rows.setdefault(engine, []).append((handle, answer))
         self._handles[handle] = None
-        size = self._bytes.get(engine, 0) + sum(array.nbytes for array in answer.outputs)
-        self._bytes[engine] = size
+        size = sum(array.nbytes for array in answer.outputs) + (DURABLE_BYTES if self._says_durable else 0)
+        size = self._bytes[engine] = self._bytes.get(engine, 0) + size
         if size >= MAX_FRAME_BYTES:
             self.flush()
 
@@ -85,22 +100,24 @@ class Replies:
         self._handles.clear()
         self._bytes.clear()
         for answers in rows.values():
-            self._send(session_pb2.StreamResponse(frame=result_frame(answers)))
+            self._send(session_pb2.StreamResponse(frame=result_frame(answers, says_durable=self._says_durable)))
 
     def _keep_order(self, handle: int) -> None:
         if handle in self._handles:
             self.flush()
 
 
-def result_frame(rows: Sequence[Row]) -> session_pb2.ResultFrame:
+def result_frame(rows: Sequence[Row], *, says_durable: bool) -> session_pb2.ResultFrame:
     """The columns of answers with their handles, all with outputs of one model."""
     answers = [answer for _, answer in rows]
     lengths = [answer.length for answer in answers]
     replayed = [row for row, answer in enumerate(answers) if answer.replayed]
+    durable = [answer.session.durable_seq for answer in answers] if says_durable else []
     return session_pb2.ResultFrame(
         handles=np.array([handle for handle, _ in rows], np.uint32).tobytes(),
         seqs=np.array([answer.seq for answer in answers], np.uint64).tobytes(),
         lengths=b"" if max(lengths) == 1 else np.array(lengths, np.uint32).tobytes(),
         columns=[pack(column) for column in zip(*(answer.outputs for answer in answers), strict=True)],
         replayed_rows=np.array(replayed, np.uint32).tobytes(),
+        durable_seqs=np.array(durable, np.uint64).tobytes(),
     )

@@ -13,19 +13,19 @@ from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2
 from google.protobuf.message import DecodeError
 
-from conveyor_server.errors import Refused
 from conveyor_server.frame_inputs import read_numbers
 from conveyor_server.metrics import Metrics
-from conveyor_server.servicers.attach import open_session
-from conveyor_server.servicers.convert import duration, session_info, submission
+from conveyor_server.servicers.convert import duration, submission
 from conveyor_server.servicers.core import Core
-from conveyor_server.sessions.events import Answer, Attachment, Detached
+from conveyor_server.sessions.events import Answer, Attachment, Detached, Slept
 from conveyor_server.sessions.rules import stopping
+from conveyor_server.sessions.session import Session
 from conveyor_server.transport.ends import Outlet
 from conveyor_server.transport.framing import FrameReader
 from conveyor_server.transport.intake import Intake
 from conveyor_server.transport.replies import Replies
 from conveyor_server.transport.seat import NOBODY, Reply
+from conveyor_server.transport.seating import Seating
 from conveyor_server.transport.step_layout import FRAME_TAG, STEP_TAG
 
 # Never used again, so that a session's gate can name a stream long gone.
@@ -45,6 +45,9 @@ class StreamCall:
 
     Attributes:
         number: of this stream, among all that there ever were.
+        seats: the sessions that it holds, by handle.
+        is_broken: the call is gone.
+        ending: nothing new is taken, and the call ends once all is told.
         rows: of the session table, by handle: the sessions that it holds.
         handle: of the only session that it holds; -1: it holds none, or several.
         row: that one's.
@@ -53,11 +56,11 @@ class StreamCall:
     """
 
     __slots__ = (
-        *("_broken", "_core", "_ending", "_frames", "_frames_last", "_intake", "_lingering", "_metrics", "_replies"),
-        *("_routed", "_seats", "handle", "number", "outlet", "row", "rows"),
+        *("_core", "_frames", "_frames_last", "_intake", "_lingering", "_metrics", "_replies"),
+        *("_routed", "_seating", "ending", "handle", "is_broken", "number", "outlet", "row", "rows", "seats"),
     )
 
-    def __init__(self, core: Core, outlet: Outlet, metrics: Metrics, intake: Intake) -> None:
+    def __init__(self, core: Core, outlet: Outlet, metrics: Metrics, intake: Intake, tenant: str = "") -> None:
         self.number = next(_numbers)
         self.rows: dict[int, int] = {}
         self.handle = self.row = -1
@@ -66,15 +69,16 @@ class StreamCall:
         self._metrics = metrics
         self._intake = intake
         self._frames = FrameReader(self, core, metrics)
-        self._seats: dict[int, Attachment] = {}
-        self._replies = Replies(self._send, outlet.put, intake.writer)
+        self.seats: dict[int, Attachment] = {}
+        self._seating = Seating(self, core, tenant)
+        self._replies = Replies(self._send, self._put_bytes, intake.writer, says_durable=core.says_durable)
         self._routed = False
         # The last message held a frame.
         self._frames_last = False
-        self._ending = False
+        self.ending = False
         # Told to go away, and listened to until it half-closes.
         self._lingering = False
-        self._broken = False
+        self.is_broken = False
 
     # ------------------------------------------------------------ from the client
 
@@ -93,7 +97,7 @@ class StreamCall:
 
     def receive(self, data: bytes) -> None:
         """Takes one message; bytes that are none end the stream with INVALID_ARGUMENT."""
-        if data and data[0] in _GATHERED:
+        if not self._seating.awaits and data and data[0] in _GATHERED:
             self._frames_last = data[0] == FRAME_TAG
             self._intake.add(self, data)
             return
@@ -118,7 +122,7 @@ class StreamCall:
             # A message with several kinds in it is of the last, which its first byte does not tell.
             self._take(frames, whole=False)
             frames, whole = [], False
-            self._request(request, whole=False)
+            self.request(request, whole=False)
         self._take(frames, whole=whole)
 
     def _take(self, frames: list[session_pb2.StepFrame], *, whole: bool) -> None:
@@ -153,8 +157,12 @@ class StreamCall:
         client the answers that it has not read.
         """
         self._catch_up()
-        self._put(session_pb2.StreamResponse(go_away=session_pb2.GoAway(grace=duration(grace_s))))
-        self._lingering = not self._ending
+        self.say(
+            session_pb2.StreamResponse(
+                go_away=session_pb2.GoAway(grace=duration(grace_s), resume_token=self._seating.resume_token(grace_s))
+            )
+        )
+        self._lingering = not self.ending
         self._end()
 
     def stop_lingering(self) -> None:
@@ -165,23 +173,29 @@ class StreamCall:
     def broken(self) -> None:
         """The call is gone. Sessions live on, and what was accepted is run and recorded."""
         self._catch_up()
-        self._broken = True
+        self.is_broken = True
         self.outlet.close()
         # The seats stay: a step in the air that is asked about later names one as its answer's address.
-        self._core.directory.abandon(self._seats.values(), self._core.now())
+        self._core.directory.abandon(self.seats.values(), self._core.now())
         self.rows.clear()
         self._held()
         self._frames.forget()
 
     # ------------------------------------------------------------ from the core
 
+    def slept(self, event: Slept) -> None:
+        """A session's state is in the store alone: its next step brings it back."""
+        seat = event.attachment
+        if not self.is_broken and self.seats.get(seat.handle) is seat:
+            self.moved(seat.handle, None)
+
     def detached(self, event: Detached) -> None:
         """A session left the stream; its handle is free."""
         attachment = event.attachment
-        if self._broken or self._seats.get(attachment.handle) is not attachment:
+        if self.is_broken or self.seats.get(attachment.handle) is not attachment:
             return
-        del self._seats[attachment.handle]
-        del self.rows[attachment.handle]
+        del self.seats[attachment.handle]
+        self.rows.pop(attachment.handle, None)
         self._held()
         self._frames.forget()
         message = session_pb2.SessionDetached(
@@ -190,34 +204,43 @@ class StreamCall:
             session_id=attachment.session.id,
             applied_seq=event.applied_seq,
         )
-        self._expect_flush()
-        self._replies.about(attachment.handle, session_pb2.StreamResponse(detached=message))
+        self.about(attachment.handle, session_pb2.StreamResponse(detached=message))
 
     def _single(self, seat: Attachment, answer: Answer) -> None:
-        if self._holds(seat):
+        if self.holds(seat):
             self._replies.single(seat.handle, answer)
 
     def _framed(self, seat: Attachment, answer: Answer) -> None:
-        if self._holds(seat):
-            self._expect_flush()
+        if self.holds(seat):
+            self.expect_flush()
             self._replies.framed(seat.handle, answer)
+
+    def moved(self, handle: int, session: Session | None) -> None:
+        """The handle's session has a row in the table from now on; None: it has none."""
+        if session is None:
+            self.rows.pop(handle, None)
+        else:
+            self.rows[handle] = session.row
+        self._held()
+        self._frames.forget()
 
     def _held(self) -> None:
         """The stream holds other sessions than before."""
         self.handle, self.row = next(iter(self.rows.items())) if len(self.rows) == 1 else (-1, -1)
 
-    def _holds(self, seat: Attachment) -> bool:
+    def holds(self, seat: Attachment) -> bool:
+        """The session is the stream's still, and it is told what becomes of it."""
         # A session that left may still have had a step under way: its answer is recorded, and not told here.
-        return not self._broken and self._seats.get(seat.handle) is seat
+        return not self.is_broken and self.seats.get(seat.handle) is seat
 
     def single(self, handle: int) -> object:
         """The `reply_to` of steps under this handle that are answered by StepResults."""
-        seat = self._seats.get(handle)
+        seat = self.seats.get(handle)
         return NOBODY if seat is None else Reply(seat, self._single)
 
     def framed(self, handle: int) -> object:
         """The `reply_to` of steps under this handle that are answered in ResultFrames."""
-        seat = self._seats.get(handle)
+        seat = self.seats.get(handle)
         return NOBODY if seat is None else Reply(seat, self._framed)
 
     # ------------------------------------------------------------ requests
@@ -230,7 +253,7 @@ class StreamCall:
     def _read(self, data: bytes, *, whole: bool = False) -> None:
         request = self._parsed(data)
         if request is not None:
-            self._request(request, whole=whole)
+            self.request(request, whole=whole)
 
     def _parsed(self, data: bytes) -> session_pb2.StreamRequest | None:
         """The message, or None: it is none, and the stream fails."""
@@ -241,57 +264,40 @@ class StreamCall:
             self.outlet.fail(to_status(Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "message"})))
             return None
 
-    def _request(self, request: session_pb2.StreamRequest, *, whole: bool) -> None:
+    def request(self, request: session_pb2.StreamRequest, *, whole: bool = False) -> None:
+        """Does what a message asks for; it is the `whole` of what came in this turn."""
         kind = request.WhichOneof("kind")
         self._catch_up()
+        if self._seating.awaits and self._seating.takes(request):
+            return
         if kind == "step":
             self._step(request.step, whole=whole)
         elif kind == "frame":
             self._take([request.frame], whole=False)
         elif kind == "attach":
-            self._attach(request.attach)
+            self._seating.attach(request.attach)
         elif kind == "detach":
             self._detach(request.detach.handle)
         elif kind == "close":
             self._close(request.close.handle)
+        elif kind == "flush":
+            self._seating.flush(request.flush.handle)
         else:
-            message = "the message holds nothing that this server knows: send attach, step, frame, detach or close"
-            self._refuse(0, 0, Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "kind"}))
-
-    def _attach(self, message: session_pb2.AttachSession) -> None:
-        handle = message.handle
-        if handle in self._seats:
-            text = f"handle {handle} is taken on this stream: choose another, or wait for its SessionDetached"
-            self._refuse(handle, 0, Fault(e.ERROR_REASON_HANDLE_IN_USE, text, {"handle": str(handle)}))
-            return
-        try:
-            session, resumed = open_session(message, self._core)
-            attachment = self._core.directory.attach(
-                session,
-                self,
-                handle,
-                self._core.now(),
-                max_epoch=message.max_epoch if resumed else 0,
-                number=self.number,
+            message = (
+                "the message holds nothing that this server knows: send attach, step, frame, flush, detach or close"
             )
-        except Refused as refusal:
-            self._refuse(handle, 0, refusal.fault)
-            return
-        # What happened to the session before must be told before: this stream may have held it under another handle.
-        self._core.route()
-        self._seats[handle] = attachment
-        self.rows[handle] = session.row
-        self._held()
-        info = session_info(session, self._core)
-        attached = session_pb2.SessionAttached(handle=handle, session=info, resumed=resumed)
-        self._put(session_pb2.StreamResponse(attached=attached))
+            self.refuse(0, 0, Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "kind"}))
 
     def _step(self, message: session_pb2.Step, *, whole: bool) -> None:
-        seat = self._seat(message.handle)
+        seat = self.seat(message.handle)
         if isinstance(seat, Fault):
-            self._refuse(message.handle, message.seq, seat)
+            self.refuse(message.handle, message.seq, seat)
             return
         session = seat.session
+        if session.asleep:
+            if self._seating.is_away(seat, session_pb2.StreamRequest(step=message)):
+                self.refuse(message.handle, message.seq, self._seating.why_away(seat))
+            return
         step = submission(
             session.engine.reader.read(message.inputs, self._core.max_time_steps),
             self._core.directory.limits,
@@ -303,7 +309,9 @@ class StreamCall:
         )
 
         def reply(outputs: Sequence[Array]) -> None:
-            self.outlet.put(self._intake.writer(session.engine).write_one(message.handle, message.seq, outputs))
+            self.outlet.put(
+                self._intake.writer(session.engine).write_one(message.handle, message.seq, outputs, session.durable_seq)
+            )
 
         if not (whole and step.fault is None and self._core.run_one_now(seat, step, reply)):
             self._core.directory.submit(session, step, self._core.now())
@@ -312,15 +320,25 @@ class StreamCall:
         try:
             numbers = read_numbers(frame)
         except WireError as error:
-            self._refuse(0, 0, error.fault)
+            self.refuse(0, 0, error.fault)
             return
+        for handle in set(numbers.handles.tolist()).difference(self.rows) if self._core.store is not None else ():
+            asleep = self.seats.get(handle)
+            if asleep is None or asleep.leaving or not asleep.session.asleep:
+                continue
+            if not self._seating.is_away(asleep, session_pb2.StreamRequest(frame=frame)):
+                # The whole frame waits: its rows are to stay in their order.
+                return
         contents = self._frames.read(frame, numbers, whole=whole)
         directory, now = self._core.directory, self._core.now()
         for row, content, acked_seq in contents:
             handle, seq = int(numbers.handles[row]), int(numbers.seqs[row])
-            seat = self._seat(handle)
+            seat = self.seat(handle)
             if isinstance(seat, Fault):
-                self._refuse(handle, seq, seat)
+                self.refuse(handle, seq, seat)
+                continue
+            if seat.session.asleep:
+                self.refuse(handle, seq, self._seating.why_away(seat))
                 continue
             step = submission(
                 content,
@@ -334,23 +352,29 @@ class StreamCall:
             directory.submit(seat.session, step, now)
 
     def _detach(self, handle: int) -> None:
-        seat = self._seat(handle)
+        seat = self.seat(handle)
         if isinstance(seat, Fault):
-            self._refuse(handle, 0, seat)
+            self.refuse(handle, 0, seat)
             return
         seat.leaving = True
         self._core.directory.detach(seat, self._core.now())
 
     def _close(self, handle: int) -> None:
-        seat = self._seat(handle)
+        seat = self.seat(handle)
         if isinstance(seat, Fault):
-            self._refuse(handle, 0, seat)
+            self.refuse(handle, 0, seat)
+            return
+        if seat.session.asleep:
+            request = session_pb2.StreamRequest(close=session_pb2.CloseAttachedSession(handle=handle))
+            if self._seating.is_away(seat, request):
+                self.refuse(handle, 0, self._seating.why_away(seat))
             return
         seat.leaving = True
         self._core.directory.close(seat.session, Reply(seat, self._single), self._core.now())
 
-    def _seat(self, handle: int) -> Attachment | Fault:
-        seat = self._seats.get(handle)
+    def seat(self, handle: int) -> Attachment | Fault:
+        """The session that a handle stands for, or why there is none."""
+        seat = self.seats.get(handle)
         if seat is not None and not seat.leaving:
             return seat
         if self._lingering:
@@ -362,30 +386,42 @@ class StreamCall:
     # ------------------------------------------------------------ messages
 
     def _end(self) -> None:
-        if self._broken:
+        if self.is_broken:
             return
-        if not self._ending:
-            self._ending = True
-            for seat in list(self._seats.values()):
+        if not self.ending:
+            self.ending = True
+            for seat in list(self.seats.values()):
                 # What still comes for it is refused here: the session's own refusal would follow its SessionDetached.
                 seat.leaving = True
                 self._core.directory.detach(seat, self._core.now())
-        self._expect_flush()
+        self.expect_flush()
         self._core.kick()
 
-    def _refuse(self, handle: int, seq: int, fault: Fault) -> None:
-        self._expect_flush()
+    def refuse(self, handle: int, seq: int, fault: Fault) -> None:
+        """Refuses a step, an attach or something else of a handle."""
+        self.expect_flush()
         self._replies.error(handle, seq, fault)
 
     def _send(self, message: session_pb2.StreamResponse) -> None:
         if message.HasField("error"):
             self._metrics.refused(message.error.status)
-        self._put(message)
+        self.say(message)
 
-    def _put(self, message: session_pb2.StreamResponse) -> None:
+    def say(self, message: session_pb2.StreamResponse) -> None:
+        """Says something, behind what was said before."""
         self.outlet.put(message.SerializeToString())
 
-    def _expect_flush(self) -> None:
+    def _put_bytes(self, message: bytes) -> None:
+        # The outlet may be another by now than it was at first.
+        self.outlet.put(message)
+
+    def about(self, handle: int, message: session_pb2.StreamResponse) -> None:
+        """Says something of a session, behind its answers."""
+        self.expect_flush()
+        self._replies.about(handle, message)
+
+    def expect_flush(self) -> None:
+        """What was said is sent, and the stream ends if that is due, at the end of the turn."""
         if not self._routed:
             self._routed = True
             self._core.after_routing(self._flush)
@@ -393,6 +429,6 @@ class StreamCall:
     def _flush(self) -> None:
         self._routed = False
         self._replies.flush()
-        if self._ending and not self._seats and not self._lingering:
-            self._put(session_pb2.StreamResponse(end=session_pb2.StreamEnd()))
+        if self.ending and not self.seats and not self._lingering and not self._seating.awaits:
+            self.say(session_pb2.StreamResponse(end=session_pb2.StreamEnd()))
             self.outlet.close()

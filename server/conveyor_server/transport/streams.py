@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Mapping
 
 from conveyor_server.metrics import Metrics
+from conveyor_server.servicers import tenant
 from conveyor_server.servicers.core import Core
 from conveyor_server.transport.binding import Calls
 from conveyor_server.transport.echo import EchoCall
@@ -50,7 +51,7 @@ class Streams:
         """An Opener: of SessionService.Stream."""
         if self._diagnostics and metadata.get(DIAGNOSTICS_KEY) == "echo":
             return EchoCall(outlet)
-        return StreamCall(self._core, outlet, self._metrics, self._intake)
+        return StreamCall(self._core, outlet, self._metrics, self._intake, metadata.get(tenant.METADATA_KEY, ""))
 
     def enter(self, outlet: Outlet, metadata: Mapping[str, str], opener: Opener | None = None) -> Lingering:
         """A call begins.

@@ -20,6 +20,7 @@ from conveyor_server.runner.staging import can_be_staged, time_step_bytes
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.record import Record
 from conveyor_server.transport.result_wire import ResultWriter
+from conveyor_server.transport.sinks import durable_seqs_of
 from conveyor_server.transport.step_layout import STEP_TAG
 from conveyor_server.transport.step_parts import Forms, Sender
 
@@ -66,7 +67,7 @@ class TurnReader:
         self._core = core
         self._forms = forms
         self._writer = writer
-        self._turn = compiled.Turn(core.directory.table.cells, _MOST_ROWS)
+        self._turn = compiled.Turn(core.directory.table.cells, _MOST_ROWS, durable_seqs_of(core))
         self._numbers: dict[Engine, int] = {}
         self._failures: dict[int, int] = {}
         core.after_removal(self._forget)
@@ -128,7 +129,7 @@ class TurnReader:
         model = self._model(form.engine, form.record)
         if model is None:
             return False
-        answer, label, outputs = self._writer(form.engine).shape(layout.label_sizes, 1)
+        answer, label, outputs, durable = self._writer(form.engine).shape(layout.label_sizes, 1)
         self._turn.add_form(
             compiled.Form(
                 model,
@@ -140,6 +141,7 @@ class TurnReader:
                 answer,
                 label,
                 outputs,
+                durable,
             )
         )
         return True

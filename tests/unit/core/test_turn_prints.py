@@ -104,6 +104,9 @@ def test_what_is_not_finite_is_seen_wherever_it_is(dtype, value: float, at: tupl
         lambda: form(label=(4, 99)),
         lambda: form(outputs=[50]),
         lambda: form(answer_label=49),
+        lambda: form(durable=43),
+        lambda: form(durable=-2),
+        lambda: compiled.Turn(SessionTable(ROWS).cells, ROWS, np.zeros(ROWS, np.int64)),
     ],
 )
 def test_places_outside_of_what_they_are_of_are_refused(make) -> None:
@@ -125,9 +128,21 @@ def form(**changed) -> "compiled.Form":
         "answer": bytes(50),
         "answer_label": 0,
         "outputs": [10],
+        "durable": -1,
     }
     return compiled.Form(model, *{**whole, **changed}.values())
 
 
-def test_the_form_that_the_others_are_broken_from_is_whole() -> None:
-    assert form() is not None
+@pytest.mark.parametrize("durable", [-1, 0, 42])
+def test_the_form_that_the_others_are_broken_from_is_whole(durable: int) -> None:
+    assert form(durable=durable) is not None
+
+
+@pytest.mark.parametrize("says", [False, True])
+def test_a_form_that_says_something_else_than_its_server_is_refused(says: bool) -> None:
+    """It would be read from, or written to, where nothing is."""
+    table = SessionTable(ROWS)
+    turn = compiled.Turn(table.cells, ROWS, table.durable_seq if says else None)
+    turn.add_form(form(durable=42 if says else -1))
+    with pytest.raises(ValueError, match="durable_seq"):
+        turn.add_form(form(durable=-1 if says else 42))

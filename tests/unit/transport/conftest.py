@@ -17,6 +17,8 @@ from conveyor_proto.v1 import model_pb2, model_pb2_grpc, session_pb2_grpc, spec_
 from conveyor_proto.v1 import session_pb2 as pb
 from conveyor_server.engine.engine import Engine, EngineLimits
 from conveyor_server.inference.service import InferenceServicer
+from conveyor_server.keeper.beat import Beat
+from conveyor_server.keeper.policy import KeeperPolicy
 from conveyor_server.metrics import Metrics
 from conveyor_server.repository import Repository
 from conveyor_server.runner.base import Run, RunFailed, RunnerUnavailable, RunResult
@@ -25,6 +27,7 @@ from conveyor_server.servicers.models import ModelServicer
 from conveyor_server.servicers.session import SessionServicer
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.limits import SessionLimits
+from conveyor_server.store.contract import StateStore
 from conveyor_server.transport.choice import after_sending, deferral, open_transport
 from conveyor_server.transport.completion_loop import CompletionLoop
 from conveyor_server.transport.loop import Driver
@@ -138,6 +141,8 @@ class Server:
         max_time_steps: int,
         quantum: int,
         timed: bool,
+        store: StateStore | None,
+        policy: KeeperPolicy,
     ) -> None:
         engine_limits = EngineLimits(max_batch=64, quantum=quantum, max_batch_time_steps=64 * quantum)
         capacity = engine_limits.capacity(limits.max_sessions)
@@ -170,6 +175,17 @@ class Server:
             defer=deferral(),
             afterwards=after_sending(),
         )
+        if store is not None:
+            self.driver.store = Beat(
+                store,
+                self.directory,
+                repository,
+                policy,
+                self.metrics,
+                wall=self.driver.wall,
+                kick=self.driver.kick,
+                fail=self.driver.fail,
+            )
         self.loader = Loader(self.driver, self.metrics, diagnostics=wire.diagnostics)
         servicers = {
             pb.DESCRIPTOR.services_by_name["SessionService"]: SessionServicer(self.driver),
@@ -233,6 +249,8 @@ class Server:
         for runner in self.runners.values():
             runner.gate.set()
         await self.channel.close()
+        if self.driver.store is not None:
+            await self.driver.store.stop(1.0)
         await self.grpc.stop()
         assert await self.driver.stop(20.0)
         assert not self.driver.failed.done()
@@ -338,6 +356,8 @@ async def make_server(tmp_path: Path) -> AsyncIterator[Callable[..., Server]]:
             quantum: int = 8,
             timed: bool = False,
             folder: str = "",
+            store: StateStore | None = None,
+            policy: KeeperPolicy | None = None,
             **limits: float,
         ) -> Server:
             server = Server(
@@ -348,6 +368,8 @@ async def make_server(tmp_path: Path) -> AsyncIterator[Callable[..., Server]]:
                 max_time_steps=max_time_steps,
                 quantum=quantum,
                 timed=timed,
+                store=store,
+                policy=policy or KeeperPolicy("r1", "a runtime", checkpoint_s=0.02),
             )
             await server.start()
             stack.push_async_callback(server.stop)

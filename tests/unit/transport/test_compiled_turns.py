@@ -11,6 +11,7 @@ from conveyor_proto.reasons import from_status
 from conveyor_proto.v1 import session_pb2 as pb
 from conveyor_server import compiled
 from conveyor_server.sessions import table
+from conveyor_server.transport.loop import Driver
 
 from tests.unit.transport.test_intake import Paper, step
 
@@ -39,6 +40,8 @@ class Twin:
         self.server = server
         self.told: dict[int, list[object]] = {number: [] for number in range(SESSIONS)}
         self.others: list[str] = []
+        # The durable_seq that each answer said of its session, in the same order; None: it said nothing.
+        self.durable: dict[int, list[int | None]] = {number: [] for number in range(SESSIONS)}
         # By stream: its call and paper, and the sessions that it holds, whose handles are their numbers.
         self.streams: list[tuple[object, Paper]] = []
 
@@ -55,6 +58,12 @@ class Twin:
                 options=pb.SessionOptions(max_in_flight=CREDIT),
             )
             call.receive(pb.StreamRequest(attach=request).SerializeToString())
+
+    def store(self, durable: dict[int, int]) -> None:
+        """As if the store had the sessions up to these steps."""
+        for number, seq in durable.items():
+            session = self.server.directory.sessions[f"s{number}"]
+            session.table.durable_seq[session.row] = seq
 
     async def settle(self) -> None:
         """Returns once all that came is done."""
@@ -76,11 +85,16 @@ class Twin:
         if kind == "result":
             outputs = [output.data for output in response.result.outputs]
             self.told[response.result.handle].append((response.result.seq, outputs, response.result.replayed))
+            said = response.result.durable_seq if response.result.HasField("durable_seq") else None
+            self.durable[response.result.handle].append(said)
         elif kind == "frame":
             frame = response.frame
             handles, seqs = np.frombuffer(frame.handles, np.uint32).tolist(), np.frombuffer(frame.seqs, np.uint64)
             lengths = np.frombuffer(frame.lengths, np.uint32) if frame.lengths else np.ones(len(handles), np.uint32)
             replayed = np.frombuffer(frame.replayed_rows, np.uint32).tolist()
+            durable = np.frombuffer(frame.durable_seqs, np.uint64).tolist() or [None] * len(handles)
+            for handle, said in zip(handles, durable, strict=True):
+                self.durable[handle].append(said)
             stops = np.cumsum(lengths) * 8
             for row, handle in enumerate(handles):
                 start = int(stops[row]) - 8 * int(lengths[row])
@@ -241,9 +255,11 @@ HOLDERS = [
 
 # A loop of the fast transport's has one server; and nothing comes over a wire here.
 @pytest.mark.asyncio(loop_factories=["aio"])
+@pytest.mark.parametrize("says_durable", [False, True], ids=["no store", "a store"])
 @pytest.mark.parametrize("seed", range(12))
-async def test_the_same_is_told_and_left_behind(make_server, wire_options, monkeypatch, seed) -> None:
+async def test_the_same_is_told_and_left_behind(make_server, wire_options, monkeypatch, seed, says_durable) -> None:
     """Random turns to both: steps, frames, repeats, gaps, chunks, what is not finite, what cannot be read."""
+    monkeypatch.setattr(Driver, "says_durable", property(lambda driver: says_durable))
     twins = []
     for use in (True, False):
         server = await make_server(folder=f"{use}", inline_run_s=10.0, wire=wire_options(compiled=use))
@@ -264,6 +280,9 @@ async def test_the_same_is_told_and_left_behind(make_server, wire_options, monke
         await twin.settle()
     talk = Talk(seed)
     for turn in range(60):
+        durable = {number: talk.random.getrandbits(talk.random.choice([1, 8, 40, 63])) for number in range(SESSIONS)}
+        for twin in twins:
+            twin.store(durable)
         # Of one model in every other turn.
         holders = [index for index in range(len(HOLDERS)) if HOLDERS[index][1] == "sum" or turn % 2 == 0]
         for _ in range(talk.random.randint(1, 12)):
@@ -279,6 +298,11 @@ async def test_the_same_is_told_and_left_behind(make_server, wire_options, monke
             # A refusal may overtake the answer to a step before, where that has to wait for another one first.
             ours, theirs = (sorted(twin.told.pop(number), key=repr) for twin in twins)
             same(ours, theirs, f"what session {number} was told in turn {turn}")
+            answered = sum(len(told) > 2 for told in ours)
+            for twin in twins:
+                # Each answer says where its session is now.
+                assert twin.durable[number] == [durable[number] if says_durable else None] * answered
+                twin.durable[number] = []
         same(*(sorted(twin.told.items()) for twin in twins), f"what was told of no session in turn {turn}")
         for twin in twins:
             twin.told = {number: [] for number in range(SESSIONS)}

@@ -70,7 +70,7 @@ async def ended_with_incident(stream, caplog) -> None:
     assert any(incident in record.getMessage() and record.exc_info for record in caplog.records)
 
 
-@pytest.mark.parametrize("at", ["_attach", "_detach", "half_close", "__init__"])
+@pytest.mark.parametrize("at", ["request", "_detach", "half_close", "__init__"])
 async def test_a_defect_in_one_stream_ends_that_stream_only(server, monkeypatch, caplog, at) -> None:
     neighbour = server.stream()
     await neighbour.attached(1)
@@ -90,7 +90,7 @@ async def test_a_defect_in_one_stream_ends_that_stream_only(server, monkeypatch,
     monkeypatch.setattr(StreamCall, at, broken)
     if at == "__init__":
         stream = server.stream()
-    if at == "_attach":
+    if at == "request":
         await stream.attach(1)
     elif at == "_detach":
         await stream.send(detach=pb.DetachSession(handle=1))

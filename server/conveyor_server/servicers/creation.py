@@ -1,0 +1,109 @@
+"""How a session begins, in memory or in the store, fresh or from a state."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from conveyor_proto.codec import Array
+from conveyor_proto.reasons import Fault
+from conveyor_proto.v1 import session_pb2
+
+from conveyor_server.engine.engine import Engine
+from conveyor_server.errors import Refused
+from conveyor_server.keeper.policy import not_durable
+from conveyor_server.servicers.core import Core
+from conveyor_server.sessions import rules
+from conveyor_server.sessions.keeping import Kept
+from conveyor_server.sessions.session import Durability, Session, SessionOptions
+from conveyor_server.store.contract import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A session that is to be.
+
+    Attributes:
+        engine: of its model version.
+        session_id: its name; "": the server chooses.
+        max_in_flight, idle_timeout_s, durability: what is asked for; zeros take the defaults.
+        tenant: whose quota it counts against.
+        states: one `[*shape]` array for each of ModelSpec.states; None: fresh.
+        applied_seq, applied_time_steps: what the states have in them.
+    """
+
+    engine: Engine
+    session_id: str = ""
+    max_in_flight: int = 0
+    idle_timeout_s: float = 0.0
+    durability: Durability = session_pb2.DURABILITY_UNSPECIFIED
+    tenant: str = ""
+    states: Sequence[Array] | None = None
+    applied_seq: int = 0
+    applied_time_steps: int = 0
+
+
+def create(wanted: Wanted, core: Core, then: Callable[[Session | Fault], None]) -> None:
+    """Calls `then` with the session, at once or once the store has it; or with STORE_UNAVAILABLE, or as below.
+
+    Raises:
+        Refused: NOT_DURABLE, DRAINING, SESSIONS_EXHAUSTED, SESSION_EXISTS or SESSION_ID_INVALID.
+    """
+    directory, store = core.directory, core.store
+    if store is None:
+        if wanted.durability > session_pb2.DURABILITY_NONE:
+            raise not_durable(wanted.durability, session_pb2.DURABILITY_NONE)
+        then(_in_memory(wanted, core, directory.limits.grant(wanted.max_in_flight, wanted.idle_timeout_s)))
+        return
+    directory.admit(0)
+    session_id = directory.new_id(wanted.session_id)
+    options = store.policy.grant(
+        directory.limits,
+        wanted.durability,
+        max_in_flight=wanted.max_in_flight,
+        idle_timeout_s=wanted.idle_timeout_s,
+        tenant=wanted.tenant,
+    )
+    if options.durability == session_pb2.DURABILITY_NONE:
+        if not wanted.session_id:
+            then(_in_memory(wanted, core, options, session_id))
+            return
+
+        def unless_stored(found: Record | Fault | None) -> None:
+            if found is not None:
+                then(found if isinstance(found, Fault) else rules.exists(session_id))
+                return
+            try:
+                session = _in_memory(wanted, core, options, session_id)
+            except Refused as refusal:
+                then(refusal.fault)
+            else:
+                then(session)
+
+        store.peek(session_id, unless_stored)
+        return
+    kept = Kept(
+        session_id,
+        wanted.engine,
+        options,
+        1,
+        wanted.states,
+        wanted.applied_seq,
+        wanted.applied_time_steps,
+        wanted.applied_seq,
+        core.now(),
+    )
+    store.create(kept, then)
+
+
+def _in_memory(wanted: Wanted, core: Core, options: SessionOptions, session_id: str = "") -> Session:
+    if core.store is not None:
+        core.store.keeper.room.make_one()
+    return core.directory.restore(
+        wanted.engine,
+        wanted.states,
+        core.now(),
+        applied_seq=wanted.applied_seq,
+        applied_time_steps=wanted.applied_time_steps,
+        session_id=session_id or wanted.session_id,
+        max_in_flight=options.max_in_flight,
+        idle_timeout_s=options.idle_timeout_s,
+    )

@@ -1,0 +1,208 @@
+"""Sessions by their ids, for unary calls: in memory, asleep, or in the store.
+
+Invariant: a call that steps or changes a session does it here, where the session lives from then on; one that only
+looks moves nothing.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from conveyor_proto.reasons import Fault
+from conveyor_proto.v1 import session_pb2 as pb
+
+from conveyor_server.errors import Refused
+from conveyor_server.servicers.convert import session_info
+from conveyor_server.servicers.core import Core
+from conveyor_server.servicers.creation import Wanted, create
+from conveyor_server.sessions import rules
+from conveyor_server.sessions.session import Session
+from conveyor_server.store.contract import Record
+
+T = TypeVar("T")
+
+
+async def created(wanted: Wanted, core: Core) -> Session:
+    """A new session.
+
+    Raises:
+        Refused: as servicers.creation.create.
+    """
+    return await _told(lambda then: create(wanted, core, then))
+
+
+async def found(session_id: str, core: Core, *, epoch: int = 0) -> tuple[Session, int]:
+    """The session, in memory, and the epoch under which a call of that epoch steps it.
+
+    Args:
+        session_id: which.
+        core: what drives the sessions.
+        epoch: of the caller; 0: any.
+
+    Raises:
+        Refused: SESSION_NOT_FOUND and the like, SESSION_TAKEN_OVER, STORE_UNAVAILABLE, RECORD_INVALID, or why its model
+            is not served.
+    """
+    directory, store = core.directory, core.store
+    here = directory.sessions.get(session_id)
+    if store is None or (here is not None and (not here.stored or here.attachment is not None)):
+        return directory.lookup(session_id), epoch
+    if here is not None and here.closing is None:
+        # No stream holds it here: another server may have it by now, which nobody has told.
+        record = await _peeked(session_id, core)
+        if record is not None and record.epoch == here.epoch and directory.sessions.get(session_id) is here:
+            return directory.lookup(session_id), epoch
+    asleep = directory.asleep.get(session_id)
+    if asleep is not None:
+        return await _told(lambda then: store.restore(asleep, then)), epoch
+    directory.admit(0)
+
+    def take(then: Callable[[Session | Fault], None]) -> None:
+        store.take(session_id, then, max_epoch=epoch)
+
+    session = await _told(take)
+    return session, session.epoch if epoch else 0
+
+
+async def durable(session: Session, core: Core, seq: int) -> None:
+    """Returns once the session's state after that step is in the store.
+
+    Raises:
+        Refused: STORE_UNAVAILABLE, SESSION_TAKEN_OVER.
+    """
+    store = core.store
+    if store is None or session.durable_seq >= seq:
+        return
+    waits: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def written(_: Session) -> None:
+        if not waits.done():
+            waits.set_result(None)
+
+    store.keeper.flush(session, written)
+    try:
+        async with asyncio.timeout(store.policy.sync_patience_s):
+            await waits
+    except TimeoutError:
+        raise Refused(store.keeper.away(session.id)) from None
+    if not session.stored and session.closing == pb.DETACH_CAUSE_TAKEN_OVER:
+        raise Refused(rules.taken_over(session))
+
+
+async def stored_info(session_id: str, core: Core) -> pb.SessionInfo:
+    """Describes a session, wherever it is.
+
+    Raises:
+        Refused: SESSION_NOT_FOUND and the like, STORE_UNAVAILABLE, RECORD_INVALID.
+    """
+    here = core.directory.sessions.get(session_id)
+    if core.store is None or (here is not None and not here.stored):
+        return session_info(core.directory.lookup(session_id), core)
+    record = await _peeked(session_id, core)
+    here = core.directory.sessions.get(session_id)
+    if record is None:
+        if here is not None and not here.stored:
+            return session_info(core.directory.lookup(session_id), core)
+        raise Refused(core.directory.why_gone(session_id))
+    if here is not None and here.epoch == record.epoch:
+        return session_info(core.directory.lookup(session_id), core)
+    return record_info(record, core)
+
+
+async def stored_page(request: pb.ListSessionsRequest, size: int, core: Core) -> pb.ListSessionsResponse:
+    """A page of all sessions by id: those in the store, and this server's own that are in memory alone.
+
+    Raises:
+        Refused: STORE_UNAVAILABLE.
+    """
+    store = core.store
+    if store is None:
+        raise AssertionError("there is no store")
+    page = await store.call(lambda: store.store.listed(request.page_token, size, request.model))
+    ids = {record.session_id: record for record in page.records}
+    own = {
+        key: session
+        for key, session in core.directory.sessions.items()
+        if not session.stored and request.model in {"", session.engine.model}
+    }
+    chosen = sorted({*ids, *(key for key in own if key > request.page_token)})
+    more = page.more or len(chosen) > size
+    if page.more and page.records:
+        # What lies behind the last of the store's is for the next page.
+        chosen = [key for key in chosen if key <= page.records[-1].session_id]
+    chosen = chosen[:size]
+    infos = []
+    for key in chosen:
+        here = core.directory.sessions.get(key)
+        if here is not None and (key not in ids or here.epoch == ids[key].epoch):
+            infos.append(session_info(here, core))
+        elif key in ids:
+            infos.append(record_info(ids[key], core))
+    return pb.ListSessionsResponse(
+        sessions=infos, next_page_token=chosen[-1] if more and chosen else "", total_size=page.total + len(own)
+    )
+
+
+def record_info(record: Record, core: Core) -> pb.SessionInfo:
+    """A session as the store has it.
+
+    Raises:
+        Refused: RECORD_INVALID.
+    """
+    store = core.store
+    if store is None:
+        raise AssertionError("there is no store")
+    content = store.keeper.revival.head(record)
+    asleep = core.directory.asleep.get(record.session_id)
+    info = pb.SessionInfo(
+        session_id=record.session_id,
+        model=content.model,
+        version=content.version,
+        model_digest=content.model_digest,
+        epoch=record.epoch,
+        applied_seq=record.seq,
+        max_in_flight=content.max_in_flight,
+        idle_timeout=content.idle_timeout,
+        created_at=content.created_at,
+        attached=asleep is not None and asleep.attachment is not None,
+        durability=content.durability,
+        durable_seq=record.seq,
+        resident=False,
+    )
+    info.last_used_at.FromNanoseconds(round((record.expires_at - content.idle_timeout.ToNanoseconds() / 1e9) * 1e9))
+    return info
+
+
+async def _peeked(session_id: str, core: Core) -> Record | None:
+    """What the store has of a session; None: nothing.
+
+    Raises:
+        Refused: STORE_UNAVAILABLE.
+    """
+
+    def peek(then: Callable[[Record | Fault | None], None]) -> None:
+        if core.store is None:
+            raise AssertionError("there is no store")
+        core.store.peek(session_id, then)
+
+    record: Record | None = await _told(peek)
+    return record
+
+
+async def _told(ask: Callable[[Callable[[T | Fault], None]], None]) -> T:
+    """What `ask` has its argument called with.
+
+    Raises:
+        Refused: a fault.
+    """
+    answer: asyncio.Future[T | Fault] = asyncio.get_running_loop().create_future()
+
+    def tell(what: T | Fault) -> None:
+        if not answer.done():
+            answer.set_result(what)
+
+    ask(tell)
+    told = await answer
+    if isinstance(told, Fault):
+        raise Refused(told)
+    return told

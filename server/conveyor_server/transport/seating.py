@@ -1,0 +1,226 @@
+"""How sessions come to a stream: attached, awaited from the store, woken; and what comes for them meanwhile.
+
+Invariant: what is about one session is done in the order in which it came, however long the session takes to come;
+other sessions of the stream do not wait for it.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from conveyor_proto.reasons import Fault
+from conveyor_proto.v1 import errors_pb2 as e
+from conveyor_proto.v1 import session_pb2
+
+from conveyor_server.errors import Refused
+from conveyor_server.keeper.held import Held
+from conveyor_server.keeper.token import ResumeToken
+from conveyor_server.servicers.attach import Found, open_session
+from conveyor_server.servicers.convert import session_info
+from conveyor_server.servicers.core import Core
+from conveyor_server.sessions.events import Attachment
+from conveyor_server.sessions.rules import store_away
+from conveyor_server.sessions.session import Session
+from conveyor_server.transport.ends import Outlet
+from conveyor_server.transport.waiting import Waiting
+
+
+class Call(Protocol):
+    """The stream; see StreamCall."""
+
+    number: int
+    seats: dict[int, Attachment]
+    outlet: Outlet
+    is_broken: bool
+    ending: bool
+
+    def refuse(self, handle: int, seq: int, fault: Fault) -> None:
+        """Refuses something of a handle."""
+
+    def say(self, message: session_pb2.StreamResponse) -> None:
+        """Says something."""
+
+    def about(self, handle: int, message: session_pb2.StreamResponse) -> None:
+        """Says something of a session, behind its answers."""
+
+    def expect_flush(self) -> None:
+        """What was said is sent at the end of the turn."""
+
+    def moved(self, handle: int, session: Session | None) -> None:
+        """The handle's session has a row in the table from now on, or none."""
+
+    def request(self, request: session_pb2.StreamRequest, *, whole: bool = False) -> None:
+        """Does what a message asks for."""
+
+    def seat(self, handle: int) -> Attachment | Fault:
+        """The session that a handle stands for, or why there is none."""
+
+    def holds(self, seat: Attachment) -> bool:
+        """The session is the stream's still."""
+
+
+class Seating:
+    """Of one stream. Core thread only.
+
+    Args:
+        call: the stream.
+        core: what drives the sessions.
+        tenant: whose sessions it creates.
+    """
+
+    __slots__ = ("_absent", "_call", "_core", "_tenant", "_waiting")
+
+    def __init__(self, call: Call, core: Core, tenant: str) -> None:
+        self._call = call
+        self._core = core
+        self._tenant = tenant
+        # Handles whose session is awaited, and what came for them meanwhile; None: nothing is awaited.
+        self._waiting: Waiting | None = None
+        # While what waited for a handle is done: its session does not come back now, and why.
+        self._absent: tuple[int, Fault] | None = None
+
+    @property
+    def awaits(self) -> bool:
+        """A session is awaited."""
+        return self._waiting is not None
+
+    def takes(self, request: session_pb2.StreamRequest) -> bool:
+        """Keeps a request until the session that it is about has come; False: there is nothing to wait for."""
+        return self._waiting is not None and self._waiting.takes(request)
+
+    def resume_token(self, grace_s: float) -> str:
+        """What the stream's client is to show to the next server, when this one stops in so many seconds."""
+        store = self._core.store
+        if store is None or not store.store.shared:
+            return ""
+        return ResumeToken(store.policy.replica, self._core.wall(self._core.now()) + grace_s).text()
+
+    def attach(self, message: session_pb2.AttachSession) -> None:
+        """Attaches a session, once it is here."""
+        handle = message.handle
+        if handle in self._call.seats:
+            text = f"handle {handle} is taken on this stream: choose another, or wait for its SessionDetached"
+            self._call.refuse(handle, 0, Fault(e.ERROR_REASON_HANDLE_IN_USE, text, {"handle": str(handle)}))
+            return
+        self._await(handle)
+        open_session(message, self._core, self._tenant, lambda found: self._found(message, found))
+
+    def _found(self, message: session_pb2.AttachSession, found: Found | Fault) -> None:
+        """The session that an attach means is here, or it is known why not."""
+        handle = message.handle
+        if isinstance(found, Fault):
+            self._call.refuse(handle, 0, found)
+            self._go_on(handle)
+            return
+        try:
+            attachment = self._core.directory.attach(
+                found.session,
+                self._call,
+                handle,
+                self._core.now(),
+                max_epoch=message.max_epoch if found.resumed and not found.epoch else 0,
+                number=self._call.number,
+                epoch=found.epoch,
+            )
+        except Refused as refusal:
+            self._call.refuse(handle, 0, refusal.fault)
+            self._go_on(handle)
+            return
+        if self._call.is_broken:
+            self._core.directory.abandon((attachment,), self._core.now())
+            return
+        # What happened to the session before must be told before: this stream may have held it under another handle.
+        self._core.route()
+        session = found.session
+        self._call.seats[handle] = attachment
+        self._call.moved(handle, session)
+        if session.durability == session_pb2.DURABILITY_SYNC:
+            self._wait_for_store()
+        info = session_info(session, self._core)
+        attached = session_pb2.SessionAttached(handle=handle, session=info, resumed=found.resumed)
+        self._call.say(session_pb2.StreamResponse(attached=attached))
+        if self._call.ending:
+            # The client has half-closed, or the server stops: what came meanwhile is still done.
+            self._go_on(handle)
+            attachment.leaving = True
+            self._core.directory.detach(attachment, self._core.now())
+            self._core.kick()
+            return
+        self._go_on(handle)
+
+    def _await(self, handle: int) -> None:
+        """What comes for this handle waits until `_go_on`."""
+        if self._waiting is None:
+            self._waiting = Waiting()
+        self._waiting.handles.add(handle)
+
+    def _go_on(self, handle: int) -> None:
+        """Does what came for a handle meanwhile."""
+        waiting = self._waiting
+        if waiting is None or self._call.is_broken:
+            return
+        waiting.handles.discard(handle)
+        if not waiting.handles:
+            self._waiting = None
+        if waiting.requests:
+            for request in waiting.taken():
+                self._call.request(request)
+            self._core.kick()
+        self._call.expect_flush()
+
+    def is_away(self, seat: Attachment, request: session_pb2.StreamRequest) -> bool:
+        """The session is in memory. False: it is asleep, and the request is done once it is back."""
+        handle = seat.handle
+        if not seat.session.asleep or (self._absent is not None and self._absent[0] == handle):
+            return True
+        self._await(handle)
+        if self._waiting is not None:
+            self._waiting.takes(request)
+
+        def back(opened: Session | Fault) -> None:
+            if self._call.is_broken or self._call.seats.get(handle) is not seat:
+                self._go_on(handle)
+            elif isinstance(opened, Fault):
+                # What waits for it is refused, and it may be asked for again.
+                self._absent = handle, opened
+                self._go_on(handle)
+                self._absent = None
+            else:
+                self._call.moved(handle, opened)
+                self._go_on(handle)
+
+        if self._core.store is not None:
+            self._core.store.restore(seat.session, back)
+        return False
+
+    def why_away(self, seat: Attachment) -> Fault:
+        """Why the session of a handle that is asleep does not come back now."""
+        if self._absent is not None:
+            return self._absent[1]
+        return store_away(seat.session.id, self._core.directory.limits.retry_s)
+
+    def _wait_for_store(self) -> None:
+        """From now on what is told to the client waits until the store has what it tells of."""
+        if not isinstance(self._call.outlet, Held) and self._core.store is not None:
+            self._call.outlet = self._core.store.keeper.hold(self._call.outlet)
+
+    def flush(self, handle: int) -> None:
+        """Says DurableSteps once the store has all that the session has applied."""
+        seat = self._call.seat(handle)
+        if isinstance(seat, Fault):
+            self._call.refuse(handle, 0, seat)
+            return
+        session, store = seat.session, self._core.store
+        if store is None or not session.stored:
+            text = f"session {session.id!r} has durability none: there is no store to flush it to"
+            metadata = {"session_id": session.id, "durability": "none", "most": "none"}
+            self._call.refuse(handle, 0, Fault(e.ERROR_REASON_NOT_DURABLE, text, metadata))
+            return
+
+        def flushed(session: Session) -> None:
+            if self._call.holds(seat) and session.stored:
+                seqs = np.array([session.durable_seq], "<u8")
+                durable = session_pb2.DurableSteps(handles=np.uint32(handle).tobytes(), seqs=seqs.tobytes())
+                self._call.about(handle, session_pb2.StreamResponse(durable=durable))
+                self._core.kick()
+
+        store.keeper.flush(session, flushed)
