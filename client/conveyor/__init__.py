@@ -15,6 +15,14 @@ resumes it by its id:
 
     s = client.session("charlm", session_id="user-7", resume="or-create", detach_on_exit=True)
 
+It outlives its server too, where that has a store. What the store does not have yet when a server dies, the SDK sends
+again to the one that takes over; nothing is lost, and no answer comes twice:
+
+    s = client.session("charlm", durability="async")
+    for y in s.stream(chunks):               # across kill -9, deploys and failovers
+        ...
+    s.flush()                                # every step so far is in the store
+
 A gateway's whole population of sessions steps in one call, over one stream, in columns:
 
     with client.population("telemetry", 500) as p:
@@ -64,8 +72,10 @@ from conveyor.errors import (
     ModelMismatch,
     ModelNotFound,
     ModelNotReady,
+    NotDurable,
     Overloaded,
     ProtocolError,
+    RecordInvalid,
     RowsFailed,
     SessionClosed,
     SessionExists,
@@ -82,6 +92,7 @@ from conveyor.errors import (
     StepFailed,
     StepGap,
     StepTimeout,
+    StoreUnavailable,
 )
 
 __version__ = _version("conveyor")
@@ -108,9 +119,11 @@ __all__ = [
     "ModelMismatch",
     "ModelNotFound",
     "ModelNotReady",
+    "NotDurable",
     "Overloaded",
     "Population",
     "ProtocolError",
+    "RecordInvalid",
     "RowsFailed",
     "RunTime",
     "Session",
@@ -130,6 +143,7 @@ __all__ = [
     "StepFailed",
     "StepGap",
     "StepTimeout",
+    "StoreUnavailable",
     "__version__",
     "aio",
     "connect",
@@ -143,6 +157,7 @@ def connect(
     timeout_s: float = 30.0,
     connect_timeout_s: float = 5.0,
     resume_timeout_s: float = 30.0,
+    resend_buffer_bytes: int = 8 << 20,
     streams_per_client: int = 1,
     keepalive_s: float | None = 30.0,
     metadata: Sequence[tuple[str, str]] = (),
@@ -155,7 +170,11 @@ def connect(
         tls: None: not encrypted.
         timeout_s: bounds each unary call, opening a session, and waiting for an answer over a standing connection.
         connect_timeout_s: for how long an unreachable server is tried, before it was first reached.
-        resume_timeout_s: for how long a lost connection is tried again before whoever waits gets ConnectionLost.
+        resume_timeout_s: for how long a lost connection is tried again before whoever waits gets ConnectionLost; and a
+            server's store that does not answer, before StoreUnavailable.
+        resend_buffer_bytes: inputs of one session, or population, that are kept here until the server has stored their
+            steps (durability `async`), and 4096 steps at most. A step that finds the buffer full waits until more is
+            stored; the last one may exceed it.
         streams_per_client: gRPC streams that sessions share; more than one helps only above some 10,000 steps a second.
         keepalive_s: time of silence after which a ping finds out whether the connection is dead; None: never.
         metadata: sent with every call, for example an authorization.
@@ -169,6 +188,7 @@ def connect(
         timeout_s=timeout_s,
         connect_timeout_s=connect_timeout_s,
         resume_timeout_s=resume_timeout_s,
+        resend_buffer_bytes=resend_buffer_bytes,
         streams_per_client=streams_per_client,
         keepalive_s=keepalive_s,
         metadata=metadata,

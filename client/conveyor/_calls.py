@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from conveyor._core.retry import Backoff
 from conveyor._io.base import Io
 from conveyor._settings import Settings
-from conveyor.errors import ConnectionLost, Draining
+from conveyor.errors import ConnectionLost, Draining, StoreUnavailable
 
 R = TypeVar("R", bound=Message)
 
@@ -59,7 +59,7 @@ class Calls:
         timeout_s: float | None = None,
         repeatable: bool = True,
     ) -> R:
-        """Calls, and calls again while no server is there, for `connect_timeout_s`.
+        """Calls, and calls again while no server or no store of its is there, for `connect_timeout_s`.
 
         Args:
             method: what to call.
@@ -80,7 +80,7 @@ class Calls:
         while True:
             try:
                 return await self._io.call(path, request, method.response, bound_s, metadata)
-            except (ConnectionLost, Draining) as error:
+            except (ConnectionLost, Draining, StoreUnavailable) as error:
                 chance = random.random()  # noqa: S311 - jitter, no secret
                 delay_s = backoff.failed(self._io.now_s(), chance, at_least_s=error.retry_s or 0.0)
                 if delay_s is None or not repeatable:

@@ -11,7 +11,7 @@ from conveyor_proto.v1 import session_pb2 as pb
 from conveyor import _calls
 from conveyor._core.attachment import Claim
 from conveyor._core.attachment import Opening as Mode
-from conveyor._info import Model, SessionInfo
+from conveyor._info import Durability, Model, SessionInfo, session_options
 from conveyor._io.base import Io
 from conveyor._opener import Opener
 from conveyor._opening import Opening
@@ -46,6 +46,7 @@ class AsyncClient:
         resume: Resume = False,
         max_in_flight: int | None = None,
         idle_timeout_s: float | None = None,
+        durability: Durability | None = None,
         detach_on_exit: bool = False,
         own_stream: bool = False,
         timeout_s: float | None = None,
@@ -61,13 +62,20 @@ class AsyncClient:
             max_in_flight: steps that may be unanswered at once, which bounds `stream`; None: 64. The server's limit
                 holds.
             idle_timeout_s: idle time after which the server closes it; the server's limit holds.
+            durability: what a new session is worth when its server is lost. `"none"`: it ends with the server's
+                process. `"async"`: the server stores it beside the steps, a moment later; this client keeps what is not
+                stored yet, and sends it again to the server that takes over: nothing is lost while either lives.
+                `"sync"`: an answer comes only when its step is stored. None: the server's setting, which may be more
+                than was asked for; `info.durability` says what it is.
             detach_on_exit: leaving the `with` detaches instead of closing.
             own_stream: a stream for this session alone, which carries `x-session-id` for proxies that route by it.
             timeout_s: how long opening may take while there is a connection; None: the client's, here and below.
 
         Raises:
             ModelNotFound, SessionExists, SessionNotFound, SessionExpired, SessionsExhausted: as the names say.
-            ConnectionLost: no server within `connect_timeout_s`.
+            NotDurable: the server keeps no session as durable as that.
+            ConnectionLost, StoreUnavailable: no server, or no store of its, within `connect_timeout_s`.
+            RecordInvalid: what the store has of the session is torn.
         """
         if resume and session_id is None:
             raise ValueError("resume needs the session_id")
@@ -77,7 +85,7 @@ class AsyncClient:
             model,
             version or "",
             opening(model, resume),
-            session_options(max_in_flight or _IN_FLIGHT, idle_timeout_s),
+            session_options(max_in_flight or _IN_FLIGHT, idle_timeout_s, durability),
         )
         return Opening(lambda: opened(claim, detach_on_exit=detach_on_exit, own_stream=own_stream, timeout_s=timeout_s))
 
@@ -91,6 +99,7 @@ class AsyncClient:
         resume: Resume = False,
         max_in_flight: int | None = None,
         idle_timeout_s: float | None = None,
+        durability: Durability | None = None,
         detach_on_exit: bool = False,
         timeout_s: float | None = None,
     ) -> Opening[AsyncPopulation]:
@@ -104,6 +113,7 @@ class AsyncClient:
             resume: as in `session`, for every row.
             max_in_flight: as in `session`, for every row; None: the server's setting.
             idle_timeout_s: as in `session`, for every row.
+            durability: as in `session`, for every row.
             detach_on_exit: as in `session`.
             timeout_s: as in `session`.
 
@@ -115,7 +125,7 @@ class AsyncClient:
         ids = [secrets.token_hex(16) for _ in range(n or 0)] if session_ids is None else list(session_ids)
         if not ids or n not in (None, len(ids)) or len(set(ids)) != len(ids):
             raise ValueError(f"a population has one or more rows of different ids; n is {n} and {len(ids)} ids came")
-        options = session_options(max_in_flight, idle_timeout_s)
+        options = session_options(max_in_flight, idle_timeout_s, durability)
         opened = self._opener.population
         claims = [Claim(each, model, version or "", opening(model, resume), options) for each in ids]
         return Opening(lambda: opened(claims, detach_on_exit=detach_on_exit, timeout_s=timeout_s))
@@ -129,6 +139,7 @@ class AsyncClient:
         version: str | None = None,
         max_in_flight: int | None = None,
         idle_timeout_s: float | None = None,
+        durability: Durability | None = None,
         detach_on_exit: bool = False,
         timeout_s: float | None = None,
     ) -> Opening[AsyncSession]:
@@ -141,6 +152,7 @@ class AsyncClient:
             version: None: the snapshot's own.
             max_in_flight: as in `session`.
             idle_timeout_s: as in `session`.
+            durability: as in `session`.
             detach_on_exit: as in `session`.
             timeout_s: as in `session`.
 
@@ -149,7 +161,7 @@ class AsyncClient:
             ModelMismatch: of another model.
             SessionExists: the id is taken.
         """
-        options = session_options(max_in_flight or _IN_FLIGHT, idle_timeout_s)
+        options = session_options(max_in_flight or _IN_FLIGHT, idle_timeout_s, durability)
 
         def request(chosen: str) -> pb.RestoreSessionRequest:
             return pb.RestoreSessionRequest(
@@ -224,7 +236,13 @@ class AsyncClient:
     # ------------------------------------------------------------ life
 
     async def close(self) -> None:
-        """Detaches from all sessions, which live on, and disconnects. Whoever still waits gets ClientClosed."""
+        """Detaches from all sessions, which live on, and disconnects. Whoever still waits gets ClientClosed.
+
+        Where steps were answered that the server's store does not have yet (durability `async`), it waits for them, and
+        sends them again where that is what it takes, but not for longer than `timeout_s`. What was not stored even then
+        is lost if that server is; it is what lies between a session's `durable_seq` and its `applied_seq`, which can
+        still be read.
+        """
         await self._opener.close()
 
     async def __aenter__(self) -> Self:
@@ -247,11 +265,3 @@ def opening(model: str, resume: Resume) -> Mode:
     if not model and resume is not True:
         raise ValueError("a new session needs the name of a model")
     return {False: Mode.CREATE, True: Mode.RESUME, "or-create": Mode.RESUME_OR_CREATE}[resume]
-
-
-def session_options(max_in_flight: int | None, idle_timeout_s: float | None) -> pb.SessionOptions:
-    """The contract's message of a session's options; what is None is left to the server."""
-    options = pb.SessionOptions(max_in_flight=max_in_flight or 0)
-    if idle_timeout_s is not None:
-        options.idle_timeout.FromNanoseconds(round(idle_timeout_s * 1e9))
-    return options

@@ -1,11 +1,39 @@
-"""What the server says about sessions and models, in Python's own types."""
+"""What the server says about sessions and models, and what it is asked for, in Python's own types."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal
 
 from conveyor_proto.v1 import model_pb2, spec_pb2
 from conveyor_proto.v1 import session_pb2 as pb
 from google.protobuf import timestamp_pb2
+
+Durability = Literal["none", "async", "sync"]
+DURABILITIES: Mapping[Durability, pb.Durability.ValueType] = {
+    "none": pb.DURABILITY_NONE,
+    "async": pb.DURABILITY_ASYNC,
+    "sync": pb.DURABILITY_SYNC,
+}
+_NAMES: Mapping[pb.Durability.ValueType, Durability] = {value: name for name, value in DURABILITIES.items()}
+
+
+def session_options(
+    max_in_flight: int | None = None, idle_timeout_s: float | None = None, durability: Durability | None = None
+) -> pb.SessionOptions:
+    """The contract's message of a session's options; what is None is left to the server.
+
+    Raises:
+        ValueError: no such durability.
+    """
+    options = pb.SessionOptions(max_in_flight=max_in_flight or 0)
+    if idle_timeout_s is not None:
+        options.idle_timeout.FromNanoseconds(round(idle_timeout_s * 1e9))
+    if durability is not None:
+        if durability not in DURABILITIES:
+            raise ValueError(f"durability is one of {', '.join(DURABILITIES)}, not {durability!r}")
+        options.durability = DURABILITIES[durability]
+    return options
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +56,9 @@ class SessionInfo:
         oldest_replayable_seq: answers from this step on can still be replayed; 0: none.
         state_bytes: size of its hidden and cell state.
         pending_steps: steps accepted and not yet applied.
+        durability: what outlives the server's process, as granted: `none`, `async` or `sync`.
+        durable_seq: the last step whose state is in the server's store; 0 without one.
+        resident: its state is in the server's memory; otherwise it lies in the store until the next step.
     """
 
     id: str
@@ -45,6 +76,9 @@ class SessionInfo:
     oldest_replayable_seq: int
     state_bytes: int
     pending_steps: int
+    durability: Durability
+    durable_seq: int
+    resident: bool
 
     @classmethod
     def of(cls, message: pb.SessionInfo) -> "SessionInfo":
@@ -65,6 +99,10 @@ class SessionInfo:
             oldest_replayable_seq=message.oldest_replayable_seq,
             state_bytes=message.state_bytes,
             pending_steps=message.pending_steps,
+            # A server of before there was durability says nothing.
+            durability=_NAMES.get(message.durability, "none"),
+            durable_seq=message.durable_seq,
+            resident=message.resident,
         )
 
 

@@ -1,7 +1,8 @@
 """A link keeps one stream open while anybody needs it, through every cut.
 
 Invariant: the core is only touched inside `with link:`, which on leaving wakes the stream's writer where there is
-something to write. One runner reads, from the first member until the client is closed or nobody needs a stream.
+something to write. One runner reads, from the first member until the client is closed or nobody needs a stream; another
+one runs while something that was refused for now is to be asked for again.
 """
 
 import random
@@ -11,6 +12,7 @@ from typing import Any
 
 from conveyor_proto.v1 import session_pb2 as pb
 
+from conveyor._core.member import Member
 from conveyor._core.retry import RetryPolicy
 from conveyor._core.stream import StreamCore
 from conveyor._core.ticket import Ticket
@@ -33,6 +35,10 @@ class Link:
         self._running = False
         # Set to cut a pause between two tries short.
         self._pausing: Signal | None = None
+        self._retrier: Runner | None = None
+        self._retrying = False
+        # Set when the retrier has to look again before its time.
+        self._dozing: Signal | None = None
 
     def __enter__(self) -> StreamCore:
         """Takes the lock."""
@@ -44,6 +50,8 @@ class Link:
     ) -> None:
         """Has written what is to be written, starts what is to be started, lets go of the lock."""
         try:
+            if self.core.has_postponed:
+                self._postpone()
             if self._wire is not None and self.core.has_outgoing:
                 self._wire.wake()
             if not self._running and self.core.wanted:
@@ -52,34 +60,46 @@ class Link:
         finally:
             self._io.lock.__exit__(kind, error, traceback)
 
-    async def wait(self, ticket: Ticket[Any], timeout_s: float) -> bool:
+    async def wait(self, ticket: Ticket[Any], timeout_s: float, member: Member | None = None) -> bool:
         """True once the ticket is settled; False after `timeout_s` with a connection.
 
-        While the link is being resumed the time does not end: the resumption has a bound of its own.
+        While the link is being resumed the time does not end: the resumption has a bound of its own. Nor does it where
+        `member` was refused something for now, and asks again.
         """
-        while True:
-            with self._io.lock:
-                if ticket.done:
-                    return True
-                signal = self._io.signal()
-                ticket.when_done(signal.set)
-            if await signal.wait(timeout_s):
-                return True
+        while not await self.settled(ticket, timeout_s):
             with self as core:
-                if core.open and not core.finishing:
+                if core.open and not core.finishing and (member is None or not core.retries(member)):
                     return ticket.done
                 wire = self._wire if core.finishing else None
             if wire is not None:
                 # The server said that it goes away, and stays: do not wait for its end.
                 wire.cancel()
+        return True
+
+    def leave(self) -> list[Ticket[None]]:
+        """Detaches from each session of which the server has not stored all; the tickets settle when it has."""
+        with self as core:
+            return core.leave_unstored()
+
+    async def settled(self, ticket: Ticket[Any], timeout_s: float) -> bool:
+        """True once the ticket is settled; False after `timeout_s`."""
+        with self._io.lock:
+            if ticket.done:
+                return True
+            signal = self._io.signal()
+            ticket.when_done(signal.set)
+        return await signal.wait(timeout_s)
 
     async def close(self) -> None:
         """Detaches everything that is still attached, ends the stream, and waits until nothing of it runs."""
         with self as core:
             core.close(ClientClosed("the client was closed"))
-            wire, runner = self._wire, self._runner
-            if self._pausing is not None:
-                self._pausing.set()
+            wire, runner, retrier = self._wire, self._runner, self._retrier
+            for signal in (self._pausing, self._dozing):
+                if signal is not None:
+                    signal.set()
+        if retrier is not None:
+            await retrier.join(None)
         if runner is None:
             return
         try:
@@ -110,6 +130,26 @@ class Link:
             with self as core:
                 core.close(ClientClosed(f"the client's connection has ended: {error!r}"))
             raise
+
+    def _postpone(self) -> None:
+        """Plans when what was refused for now is asked for again. Under the lock."""
+        self.core.schedule(self._io.now_s(), random.random())  # noqa: S311 - jitter, no secret
+        if self._dozing is not None:
+            self._dozing.set()
+        if not self._retrying:
+            self._retrying = True
+            self._retrier = self._io.spawn(self._retry())
+
+    async def _retry(self) -> None:
+        """Asks for it again when it is time, until nothing is due."""
+        while True:
+            with self as core:
+                delay_s = core.retry(self._io.now_s())
+                self._dozing = dozing = None if delay_s is None else self._io.signal()
+                self._retrying = dozing is not None
+            if dozing is None:
+                return
+            await dozing.wait(delay_s)
 
     async def _converse(self) -> ConveyorError:
         """Opens a stream and reads it to its end, which is returned."""

@@ -11,8 +11,9 @@ from google.protobuf.message import Message
 from conveyor import _calls
 from conveyor._calls import Calls, Method
 from conveyor._core.attachment import Attachment, Claim, Opening
+from conveyor._core.member import Leaving
 from conveyor._core.population import PopulationCore
-from conveyor._core.session import Leaving, SessionCore
+from conveyor._core.session import SessionCore
 from conveyor._core.signature import Signature, signature_of
 from conveyor._io.base import Io
 from conveyor._link import Link
@@ -49,7 +50,7 @@ class Opener:
         """Attaches one session, to a shared stream or one of its own."""
         link = self._own_link(claim.session_id) if own_stream else self._shared_link()
         with link as stream:
-            core = SessionCore(Attachment(stream.reserve(1)[0], claim), stream)
+            core = SessionCore(Attachment(stream.reserve(1)[0], claim), stream, self.settings.resend_buffer_bytes)
             stream.add(core)
         what = f"session {claim.session_id!r}"
         signature = await self._opened(link, core, what, creates=_creates(claim), timeout_s=timeout_s)
@@ -62,19 +63,25 @@ class Opener:
         """Attaches every claim to a stream of their own; all or none."""
         link = self._own_link()
         with link as stream:
-            core = PopulationCore(stream.reserve(len(claims)), claims, stream.send)
+            core = PopulationCore(stream.reserve(len(claims)), claims, stream, self.settings.resend_buffer_bytes)
             stream.add(core)
         creates = _creates(claims[0])
         core.use(await self._opened(link, core, "the population", creates=creates, timeout_s=timeout_s))
         return AsyncPopulation(self, link, core, detach_on_exit=detach_on_exit)
 
     async def fork(
-        self, session_id: str, new_id: str | None, *, detach_on_exit: bool, timeout_s: float | None = None
+        self,
+        session_id: str,
+        new_id: str | None,
+        options: pb.SessionOptions,
+        *,
+        detach_on_exit: bool,
+        timeout_s: float | None = None,
     ) -> AsyncSession:
         """A copy of a session, opened."""
 
         def request(chosen: str) -> Message:
-            return pb.ForkSessionRequest(session_id=session_id, new_session_id=chosen)
+            return pb.ForkSessionRequest(session_id=session_id, new_session_id=chosen, options=options)
 
         return await self.made(
             _calls.FORK_SESSION, request, new_id, route=session_id, detach_on_exit=detach_on_exit, timeout_s=timeout_s
@@ -134,12 +141,17 @@ class Opener:
             await link.close()
 
     async def close(self) -> None:
-        """Closes every link, then the connection."""
+        """Closes every link, then the connection. The server is given `timeout_s` to store what it has."""
         if self._closed:
             return
         self._closed = True
+        until_s = self.io.now_s() + self.settings.timeout_s
         try:
-            for link in [*self._shared, *self._own]:
+            links = [*self._shared, *self._own]
+            for link, tickets in [(link, link.leave()) for link in links]:
+                for ticket in tickets:
+                    await link.settled(ticket, max(0.0, until_s - self.io.now_s()))
+            for link in links:
                 await link.close()
         finally:
             await self.io.close()
@@ -150,7 +162,7 @@ class Opener:
         """Waits until a member is attached and its model is known; or else undoes it."""
         bound_s = self.settings.timeout_s if timeout_s is None else timeout_s
         try:
-            if not await link.wait(core.opened, bound_s):
+            if not await link.wait(core.opened, bound_s, core):
                 _too_late(f"{what} was not opened within {bound_s:g} s")
             return await self._signature(core.opened.result())
         except BaseException:

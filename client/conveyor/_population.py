@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from conveyor._core.batch import Batch, prepare_batch, present_batch
 from conveyor._core.frame_step import FrameStep
+from conveyor._core.member import Leaving
 from conveyor._core.population import PopulationCore
-from conveyor._core.session import Leaving
 from conveyor._core.signature import Outputs
 from conveyor._link import Link
 from conveyor._pipeline import pipeline
@@ -58,6 +58,12 @@ class AsyncPopulation:
             return self._core.acked.astype(np.int64)
 
     @property
+    def durable_seq(self) -> NDArray[np.int64]:
+        """`[n]`: each row's last step that is in the server's store, as `Session.durable_seq`."""
+        with self._link:
+            return self._core.durable.astype(np.int64)
+
+    @property
     def row_errors(self) -> dict[int, ConveyorError]:
         """Rows whose sessions are gone, and why. A step of theirs fails; leave them out with `rows=`."""
         with self._link:
@@ -82,6 +88,7 @@ class AsyncPopulation:
         Raises:
             InvalidInput: not what the model takes. Nothing was sent.
             RowsFailed: some rows failed; it carries which, and the others' outputs.
+            StepTimeout: earlier steps were not answered, or not stored, in time. Nothing was sent.
             CallTimeout, ConnectionLost: as `Session.step`; which rows were applied is unknown.
         """
         chosen = self._rows(rows)
@@ -132,12 +139,32 @@ class AsyncPopulation:
                     raise outcome
                 yield outcome
 
+    async def flush(self, *, timeout_s: float | None = None) -> NDArray[np.int64]:
+        """Has the server store every row now, and returns once it has each step that was answered before the call.
+
+        Args:
+            timeout_s: as in `Session.flush`.
+
+        Returns:
+            `[n]`, `durable_seq`: at least what `applied_seq` was, but for rows that are gone.
+
+        Raises:
+            NotDurable: a row is kept in no store (durability `none`).
+            CallTimeout, StoreUnavailable, ConnectionLost: as `Session.flush`.
+        """
+        with self._link:
+            ticket = self._core.flush()
+        bound_s = self._opener.settings.timeout_s if timeout_s is None else timeout_s
+        if not await self._link.wait(ticket, bound_s):
+            raise CallTimeout(f"the population was not stored within {bound_s:g} s")
+        return ticket.result().astype(np.int64)
+
     async def close(self, *, timeout_s: float | None = None) -> None:
         """Closes every session on the server once its steps are answered."""
         await self._leave(Leaving.CLOSE, timeout_s)
 
     async def detach(self, *, timeout_s: float | None = None) -> None:
-        """Lets go of the sessions, which live on until they are resumed, closed or idle for too long."""
+        """Lets go of the sessions, which live on until they are resumed, closed or idle for too long; see `Session`."""
         await self._leave(Leaving.DETACH, timeout_s)
 
     async def __aenter__(self) -> Self:
@@ -193,18 +220,19 @@ class AsyncPopulation:
     async def _submit(
         self, rows: NDArray[np.intp], batch: Batch, timeout_s: float | None, follows: FrameStep | None = None
     ) -> FrameStep | None:
-        """Sends a step once there is credit. None: rows of `follows` failed, and nothing after it may be applied."""
+        """Sends a step once it may be sent. None: rows of `follows` failed, and nothing after it may be applied."""
         timeout_ms = 0 if timeout_s is None else max(1, round(timeout_s * 1000))
         while True:
             with self._link:
                 if follows is not None and (follows.errors or follows.ticket.failed):
                     return None
-                blocker = self._core.blocker(rows)
+                blocker, full = self._core.blocker(rows), self._core.full
                 if blocker is None:
                     return self._core.submit(rows, batch, timeout_ms)
             bound_s = self._opener.settings.timeout_s if timeout_s is None else timeout_s
             if not await self._link.wait(blocker, bound_s):
-                raise StepTimeout(f"{bound_s:g} s have passed and earlier steps are unanswered: nothing was sent")
+                what = "not in the server's store, and no more can be kept here" if full else "unanswered"
+                raise StepTimeout(f"{bound_s:g} s have passed and earlier steps are {what}: nothing was sent")
 
     async def _answer(self, step: FrameStep, timeout_s: float | None) -> Outputs:
         outcome = await self._outcome(step, timeout_s)
@@ -217,7 +245,7 @@ class AsyncPopulation:
         # To wait on the server, and then to run and to travel.
         default_s = self._opener.settings.timeout_s
         bound_s = default_s + (default_s if timeout_s is None else timeout_s)
-        if not step.ticket.done and not await self._link.wait(step.ticket, bound_s):
+        if not step.ticket.done and not await self._link.wait(step.ticket, bound_s, self._core):
             text = f"no answer for {bound_s:g} s from {step.left} rows: resume them to learn where they are"
             self._end(CallTimeout(text))
         step.ticket.result()

@@ -13,11 +13,12 @@ from conveyor_proto.v1 import session_pb2 as pb
 
 from conveyor._calls import GET_SESSION, SNAPSHOT_SESSION
 from conveyor._core.answer import Answer
-from conveyor._core.session import Leaving, SessionCore
+from conveyor._core.member import Leaving
+from conveyor._core.session import SessionCore
 from conveyor._core.signature import Inputs, Outputs, Prepared, Signature
 from conveyor._core.step import Step
 from conveyor._core.ticket import Ticket
-from conveyor._info import SessionInfo
+from conveyor._info import Durability, SessionInfo, session_options
 from conveyor._link import Link
 from conveyor._opening import Opening
 from conveyor._pipeline import pipeline
@@ -29,6 +30,7 @@ from conveyor.errors import (
     SessionNotFound,
     SessionTakenOver,
     StepTimeout,
+    StoreUnavailable,
 )
 
 if TYPE_CHECKING:
@@ -69,6 +71,16 @@ class AsyncSession:
         with self._link:
             return self._core.applied_seq
 
+    @property
+    def durable_seq(self) -> int:
+        """The last step whose state is in the server's store, as far as was heard; 0 where it is kept in none.
+
+        Where answers leave before that (durability `async`) it is behind `applied_seq` for a moment, and the steps
+        between are kept here, to be sent again should the server be lost.
+        """
+        with self._link:
+            return self._core.durable_seq
+
     async def step(self, inputs: Inputs, *, timeout_s: float | None = None) -> Outputs:
         """Applies one time step, or a chunk of them, and returns the model's answer.
 
@@ -84,10 +96,12 @@ class AsyncSession:
         Raises:
             InvalidInput: not what the model takes. Nothing was sent, or nothing moved.
             StepFailed: the server refused it, nothing moved; the session goes on and the input can be sent again.
-            CallTimeout: no answer although the connection stands; or ConnectionLost: no connection for
-                `resume_timeout_s`. Whether it was applied is unknown, and this object is of no more use: open the
-                session again with `resume=True` and compare `applied_seq`.
+            StepTimeout: also where `resend_buffer_bytes` of earlier steps are not stored in time. Nothing was sent.
+            CallTimeout: no answer although the connection stands; ConnectionLost: no connection for
+                `resume_timeout_s`; or StoreUnavailable: no store for as long. Whether it was applied is unknown, and
+                this object is of no more use: open the session again with `resume=True` and compare `applied_seq`.
             SessionNotFound, SessionTakenOver: the session is gone, or somebody else's.
+            StepGap: the server was lost, and with it steps that cannot be applied again. The message says which.
 
         Cancelling the task does not take the step back: it is applied, and its answer dropped.
         """
@@ -129,6 +143,28 @@ class AsyncSession:
             async for answer in answers:
                 yield answer
 
+    async def flush(self, *, timeout_s: float | None = None) -> int:
+        """Has the server store the session now, and returns once it has every step that was answered before the call.
+
+        Args:
+            timeout_s: how long that may take while there is a connection; None: the client's.
+
+        Returns:
+            `durable_seq`: the last step that is stored, at least what `applied_seq` was.
+
+        Raises:
+            NotDurable: the session is kept in no store (durability `none`).
+            CallTimeout: it took longer. The session goes on, and is stored when it is stored.
+            StoreUnavailable: the server's store did not answer for `resume_timeout_s`. The session goes on.
+            ConnectionLost: as in `step`.
+        """
+        with self._link:
+            ticket = self._core.flush()
+        bound_s = self._opener.settings.timeout_s if timeout_s is None else timeout_s
+        if not await self._link.wait(ticket, bound_s):
+            raise CallTimeout(f"session {self.id!r} was not stored within {bound_s:g} s")
+        return ticket.result()
+
     async def refresh(self, *, timeout_s: float | None = None) -> SessionInfo:
         """Asks the server for the session's info now. `timeout_s` None: the client's, here and below."""
         request = pb.GetSessionRequest(session_id=self.id)
@@ -142,20 +178,26 @@ class AsyncSession:
         return answer.snapshot
 
     def fork(
-        self, *, session_id: str | None = None, detach_on_exit: bool = False, timeout_s: float | None = None
+        self,
+        *,
+        session_id: str | None = None,
+        durability: Durability | None = None,
+        detach_on_exit: bool = False,
+        timeout_s: float | None = None,
     ) -> "Opening[AsyncSession]":
         """A new session with a copy of this one's state and `applied_seq`.
 
         Args:
             session_id: of the new session; None: chosen.
+            durability: as in `client.session`, of the new session.
             detach_on_exit: as in `client.session`.
             timeout_s: as in `client.session`.
 
         Raises:
             SessionExists: the id is taken.
         """
-        fork = self._opener.fork
-        return Opening(lambda: fork(self.id, session_id, detach_on_exit=detach_on_exit, timeout_s=timeout_s))
+        fork, options = self._opener.fork, session_options(durability=durability)
+        return Opening(lambda: fork(self.id, session_id, options, detach_on_exit=detach_on_exit, timeout_s=timeout_s))
 
     async def close(self, *, timeout_s: float | None = None) -> None:
         """Closes the session on the server once its steps are answered. Closing what is gone does nothing.
@@ -164,7 +206,7 @@ class AsyncSession:
             SessionTakenOver: it lives on with another client.
             ConnectionLost: nobody could be told; it lives until its idle limit.
         """
-        if isinstance(self._core.error, (ConnectionLost, CallTimeout)):
+        if isinstance(self._core.error, (ConnectionLost, CallTimeout, StoreUnavailable)):
             await self._opener.release(self._link)
             await self._opener.close_session(self.id, timeout_s)
             return
@@ -174,7 +216,11 @@ class AsyncSession:
             return
 
     async def detach(self, *, timeout_s: float | None = None) -> None:
-        """Lets go of the session, which lives on until it is resumed, closed or idle for too long."""
+        """Lets go of the session, which lives on until it is resumed, closed or idle for too long.
+
+        Returns once the server has stored what was answered, where the session is kept in a store: resumed anywhere, it
+        goes on from there.
+        """
         try:
             await self._leave(Leaving.DETACH, timeout_s)
         except (SessionTakenOver, ClientClosed):
@@ -220,24 +266,25 @@ class AsyncSession:
     async def _submit(
         self, prepared: Prepared, timeout_s: float | None, follows: Ticket[Answer] | None = None
     ) -> Step | None:
-        """Sends a step once there is credit. None: `follows` has failed, and nothing after it may be applied."""
+        """Sends a step once it may be sent. None: `follows` has failed, and nothing after it may be applied."""
         timeout_ms = 0 if timeout_s is None else max(1, round(timeout_s * 1000))
         while True:
             with self._link:
                 if follows is not None and follows.failed:
                     return None
-                blocker = self._core.blocker()
+                blocker, full = self._core.blocker(), self._core.full
                 if blocker is None:
                     return self._core.submit(prepared, timeout_ms)
             bound_s = self._opener.settings.timeout_s if timeout_s is None else timeout_s
             if not await self._link.wait(blocker, bound_s):
-                raise StepTimeout(f"{bound_s:g} s have passed and earlier steps are unanswered: nothing was sent")
+                what = "not in the server's store, and no more can be kept here" if full else "unanswered"
+                raise StepTimeout(f"{bound_s:g} s have passed and earlier steps are {what}: nothing was sent")
 
     async def _answer(self, sent: Step, timeout_s: float | None) -> Outputs:
         # To wait on the server, and then to run and to travel.
         default_s = self._opener.settings.timeout_s
         bound_s = default_s + (default_s if timeout_s is None else timeout_s)
-        if not sent.ticket.done and not await self._link.wait(sent.ticket, bound_s):
+        if not sent.ticket.done and not await self._link.wait(sent.ticket, bound_s, self._core):
             text = f"no answer for {bound_s:g} s: resume session {self.id!r} to learn whether the step was applied"
             self._end(CallTimeout(text))
         outputs = sent.ticket.result().outputs

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conveyor._core.retry import RetryPolicy
+from conveyor._core.unstored import RESEND_BUFFER_BYTES
 from conveyor._io.channel import TLS, Option, channel_options
 
 
@@ -15,6 +16,7 @@ class Settings:
     timeout_s: float = 30.0
     connect_timeout_s: float = 5.0
     resume_timeout_s: float = 30.0
+    resend_buffer_bytes: int = RESEND_BUFFER_BYTES
     streams_per_client: int = 1
     keepalive_s: float | None = 30.0
     metadata: Sequence[tuple[str, str]] = ()
@@ -27,8 +29,9 @@ class Settings:
         for name in ("connect_timeout_s", "resume_timeout_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is a number of seconds of 0 or more, not {getattr(self, name)}")
-        if self.streams_per_client < 1:
-            raise ValueError(f"streams_per_client is 1 or more, not {self.streams_per_client}")
+        for name in ("streams_per_client", "resend_buffer_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is 1 or more, not {getattr(self, name)}")
 
     @property
     def policy(self) -> RetryPolicy:

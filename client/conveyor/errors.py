@@ -49,7 +49,9 @@ class ConnectionLost(ConveyorError, ConnectionError):
     """The server could not be reached, or stayed away for longer than `resume_timeout_s`.
 
     Steps that were unanswered may or may not have been applied. Open the session again with `resume=True`: its
-    `applied_seq` tells.
+    `applied_seq` tells. Where that is lower than what this object answered, the server was lost before its store had
+    the steps between (see `durable_seq`), and this object, which would have sent them again, has ended: send their
+    inputs once more, as the session's next steps.
     """
 
 
@@ -169,6 +171,18 @@ class Draining(ConveyorError):
     """The server is going away and no other one answered in time."""
 
 
+class StoreUnavailable(ConveyorError):
+    """The server's store of sessions does not answer. Nothing is lost, and nothing moved: try again after `retry_s`."""
+
+
+class RecordInvalid(ConveyorError):
+    """What the server's store holds of the session is torn, or not what was written. Restore a snapshot."""
+
+
+class NotDurable(ConveyorError):
+    """More durability was asked for than there is: the server keeps no sessions so, or this session is not kept."""
+
+
 class RowsFailed(ConveyorError):
     """Some rows of a population's step failed; the others were applied, and their results are here.
 
@@ -229,6 +243,9 @@ _CLASSES: dict[e.ErrorReason.ValueType, type[ConveyorError]] = {
     e.ERROR_REASON_SESSIONS_EXHAUSTED: SessionsExhausted,
     e.ERROR_REASON_OVERLOADED: Overloaded,
     e.ERROR_REASON_DRAINING: Draining,
+    e.ERROR_REASON_STORE_UNAVAILABLE: StoreUnavailable,
+    e.ERROR_REASON_RECORD_INVALID: RecordInvalid,
+    e.ERROR_REASON_NOT_DURABLE: NotDurable,
     e.ERROR_REASON_SEQUENCE_INVALID: ProtocolError,
     e.ERROR_REASON_OUTPUT_UNKNOWN: ProtocolError,
     e.ERROR_REASON_NOT_OFFERED: ProtocolError,

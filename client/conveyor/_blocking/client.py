@@ -7,7 +7,7 @@ from typing import Self
 from conveyor._blocking.population import Population
 from conveyor._blocking.session import Session
 from conveyor._client import AsyncClient, Resume
-from conveyor._info import Model, SessionInfo
+from conveyor._info import Durability, Model, SessionInfo
 from conveyor._io.base import drive, iterate
 
 
@@ -29,6 +29,7 @@ class Client:
         resume: Resume = False,
         max_in_flight: int | None = None,
         idle_timeout_s: float | None = None,
+        durability: Durability | None = None,
         detach_on_exit: bool = False,
         own_stream: bool = False,
         timeout_s: float | None = None,
@@ -44,13 +45,20 @@ class Client:
             max_in_flight: steps that may be unanswered at once, which bounds `stream`; None: 64. The server's limit
                 holds.
             idle_timeout_s: idle time after which the server closes it; the server's limit holds.
+            durability: what a new session is worth when its server is lost. `"none"`: it ends with the server's
+                process. `"async"`: the server stores it beside the steps, a moment later; this client keeps what is not
+                stored yet, and sends it again to the server that takes over: nothing is lost while either lives.
+                `"sync"`: an answer comes only when its step is stored. None: the server's setting, which may be more
+                than was asked for; `info.durability` says what it is.
             detach_on_exit: leaving the `with` detaches instead of closing.
             own_stream: a stream for this session alone, which carries `x-session-id` for proxies that route by it.
             timeout_s: how long opening may take while there is a connection; None: the client's, here and below.
 
         Raises:
             ModelNotFound, SessionExists, SessionNotFound, SessionExpired, SessionsExhausted: as the names say.
-            ConnectionLost: no server within `connect_timeout_s`.
+            NotDurable: the server keeps no session as durable as that.
+            ConnectionLost, StoreUnavailable: no server, or no store of its, within `connect_timeout_s`.
+            RecordInvalid: what the store has of the session is torn.
         """
         opening = self._client.session(
             model,
@@ -59,6 +67,7 @@ class Client:
             resume=resume,
             max_in_flight=max_in_flight,
             idle_timeout_s=idle_timeout_s,
+            durability=durability,
             detach_on_exit=detach_on_exit,
             own_stream=own_stream,
             timeout_s=timeout_s,
@@ -75,6 +84,7 @@ class Client:
         resume: Resume = False,
         max_in_flight: int | None = None,
         idle_timeout_s: float | None = None,
+        durability: Durability | None = None,
         detach_on_exit: bool = False,
         timeout_s: float | None = None,
     ) -> Population:
@@ -88,6 +98,7 @@ class Client:
             resume: as in `session`, for every row.
             max_in_flight: as in `session`, for every row; None: the server's setting.
             idle_timeout_s: as in `session`, for every row.
+            durability: as in `session`, for every row.
             detach_on_exit: as in `session`.
             timeout_s: as in `session`.
 
@@ -102,6 +113,7 @@ class Client:
             resume=resume,
             max_in_flight=max_in_flight,
             idle_timeout_s=idle_timeout_s,
+            durability=durability,
             detach_on_exit=detach_on_exit,
             timeout_s=timeout_s,
         )
@@ -116,6 +128,7 @@ class Client:
         version: str | None = None,
         max_in_flight: int | None = None,
         idle_timeout_s: float | None = None,
+        durability: Durability | None = None,
         detach_on_exit: bool = False,
         timeout_s: float | None = None,
     ) -> Session:
@@ -128,6 +141,7 @@ class Client:
             version: None: the snapshot's own.
             max_in_flight: as in `session`.
             idle_timeout_s: as in `session`.
+            durability: as in `session`.
             detach_on_exit: as in `session`.
             timeout_s: as in `session`.
 
@@ -143,6 +157,7 @@ class Client:
             version=version,
             max_in_flight=max_in_flight,
             idle_timeout_s=idle_timeout_s,
+            durability=durability,
             detach_on_exit=detach_on_exit,
             timeout_s=timeout_s,
         )
@@ -190,7 +205,13 @@ class Client:
         return drive(self._client.unload_model(name, version, force=force, timeout_s=timeout_s))
 
     def close(self) -> None:
-        """Detaches from all sessions, which live on, and disconnects. Whoever still waits gets ClientClosed."""
+        """Detaches from all sessions, which live on, and disconnects. Whoever still waits gets ClientClosed.
+
+        Where steps were answered that the server's store does not have yet (durability `async`), it waits for them, and
+        sends them again where that is what it takes, but not for longer than `timeout_s`. What was not stored even then
+        is lost if that server is; it is what lies between a session's `durable_seq` and its `applied_seq`, which can
+        still be read.
+        """
         drive(self._client.close())
 
     def __enter__(self) -> Self:

@@ -38,6 +38,11 @@ class Population:
         return self._population.applied_seq
 
     @property
+    def durable_seq(self) -> NDArray[np.int64]:
+        """`[n]`: each row's last step that is in the server's store, as `Session.durable_seq`."""
+        return self._population.durable_seq
+
+    @property
     def row_errors(self) -> dict[int, ConveyorError]:
         """Rows whose sessions are gone, and why. A step of theirs fails; leave them out with `rows=`."""
         return self._population.row_errors
@@ -61,6 +66,7 @@ class Population:
         Raises:
             InvalidInput: not what the model takes. Nothing was sent.
             RowsFailed: some rows failed; it carries which, and the others' outputs.
+            StepTimeout: earlier steps were not answered, or not stored, in time. Nothing was sent.
             CallTimeout, ConnectionLost: as `Session.step`; which rows were applied is unknown.
         """
         return drive(self._population.step(inputs, rows=rows, timeout_s=timeout_s))
@@ -91,12 +97,27 @@ class Population:
         answers = self._population.stream(items, rows=rows, in_flight=in_flight, on_error=on_error, timeout_s=timeout_s)
         return iterate(answers)
 
+    def flush(self, *, timeout_s: float | None = None) -> NDArray[np.int64]:
+        """Has the server store every row now, and returns once it has each step that was answered before the call.
+
+        Args:
+            timeout_s: as in `Session.flush`.
+
+        Returns:
+            `[n]`, `durable_seq`: at least what `applied_seq` was, but for rows that are gone.
+
+        Raises:
+            NotDurable: a row is kept in no store (durability `none`).
+            CallTimeout, StoreUnavailable, ConnectionLost: as `Session.flush`.
+        """
+        return drive(self._population.flush(timeout_s=timeout_s))
+
     def close(self, *, timeout_s: float | None = None) -> None:
         """Closes every session on the server once its steps are answered."""
         drive(self._population.close(timeout_s=timeout_s))
 
     def detach(self, *, timeout_s: float | None = None) -> None:
-        """Lets go of the sessions, which live on until they are resumed, closed or idle for too long."""
+        """Lets go of the sessions, which live on until they are resumed, closed or idle for too long; see `Session`."""
         drive(self._population.detach(timeout_s=timeout_s))
 
     def __enter__(self) -> Self:

@@ -47,14 +47,16 @@ class Attachment:
     Attributes:
         handle: the session's number on this client's streams.
         info: what the server said at the last attach, or None.
+        resume_token: what a server said that let go of the session; goes with the attaches until one is granted.
     """
 
-    __slots__ = ("_claim", "_unanswered", "handle", "info")
+    __slots__ = ("_claim", "_unanswered", "handle", "info", "resume_token")
 
     def __init__(self, handle: int, claim: Claim) -> None:
         self.handle = handle
         self.info: pb.SessionInfo | None = None
         self._claim = claim
+        self.resume_token = ""
         self._unanswered = 0
 
     @property
@@ -70,9 +72,10 @@ class Attachment:
     def request(self) -> pb.StreamRequest:
         """The message that attaches the session to a new stream."""
         attach = pb.AttachSession(handle=self.handle, session_id=self.session_id, model=self._claim.model)
+        attach.resume_token = self.resume_token
         if self.info is not None:
             attach.mode = pb.AttachSession.MODE_RESUME
-            # Attaches whose answers were lost in a cut may have raised the epoch.
+            # Attaches whose answers were lost in a cut, or in the server's store, may have raised the epoch.
             attach.max_epoch = self.info.epoch + self._unanswered
         else:
             attach.mode = self._claim.opening.value
@@ -89,6 +92,7 @@ class Attachment:
         """Takes the server's answer. An error: the session that is attached now is not this client's to step."""
         session, before = message.session, self.info
         sent, self._unanswered = self._unanswered, 0
+        self.resume_token = ""
         if before is None:
             self.info = session
             if self._claim.opening is Opening.CREATE and message.resumed and session.applied_seq > 0:
@@ -107,24 +111,42 @@ class Attachment:
         metadata = {"session_id": self.session_id, "epoch": epoch}
         return from_fault(Fault(e.ERROR_REASON_SESSION_TAKEN_OVER, text, metadata))
 
-    def check_progress(self, applied: int, answered: int, sent: int) -> ConveyorError | None:
-        """Whether a session that was resumed is where this client left it.
+    def check_progress(self, applied: int, kept_from: int, answered: int, sent: int) -> ConveyorError | None:
+        """Whether a session that was resumed is where this client left it, or where it can be brought back from.
 
         Args:
             applied: the step that the server has it at.
+            kept_from: the first of the answered steps that can be sent again; `answered + 1` where none is kept.
             answered: the last step whose answer came.
             sent: the last step that was sent and not refused.
         """
-        if answered <= applied <= sent:
+        if kept_from - 1 <= applied <= sent:
             return None
         if applied > sent:
             return self.taken_over()
+        lost = f"steps {applied + 1} to {kept_from - 1}" if applied + 1 < kept_from - 1 else f"step {applied + 1}"
         text = (
             f"the server has session {self.session_id!r} at step {applied}, and answers up to step {answered} were "
-            "given out: it lost some. Restore a snapshot, or open a new session"
+            f"given out: it lost some. No more is kept here of {lost}, which the server was to keep. Restore a "
+            "snapshot, or open a new session"
         )
         metadata = {"session_id": self.session_id, "seq": str(answered + 1), "next_seq": str(applied + 1)}
         return from_fault(Fault(e.ERROR_REASON_STEP_GAP, text, metadata))
+
+    def unrepeatable(self, seq: int, error: ConveyorError) -> ConveyorError:
+        """The error for a step that was answered, is lacking on the server that has the session now, and stays so."""
+        text = (
+            f"step {seq} of session {self.session_id!r} was answered by a server that is gone, and cannot be applied "
+            f"again: {error}. The session is at step {seq - 1}: resume it and go on from there, or restore a snapshot"
+        )
+        metadata = {"session_id": self.session_id, "seq": str(seq), "next_seq": str(seq)}
+        return from_fault(Fault(e.ERROR_REASON_STEP_GAP, text, metadata))
+
+    def not_durable(self) -> ConveyorError:
+        """The error for asking that a session be stored which is not kept in a store."""
+        text = f"session {self.session_id!r} is not kept in a store: open it with durability='async' or 'sync'"
+        metadata = {"session_id": self.session_id, "durability": "none", "most": "none"}
+        return from_fault(Fault(e.ERROR_REASON_NOT_DURABLE, text, metadata))
 
     def aborted(self, seq: int, next_seq: int) -> ConveyorError:
         """The error for a step that was sent after one that was refused."""
@@ -146,6 +168,10 @@ class Attachment:
         name = pb.DetachCause.Name(cause).removeprefix("DETACH_CAUSE_").lower()
         text = f"session {self.session_id!r} is gone: {name.replace('_', ' ')}"
         return from_fault(Fault(e.ERROR_REASON_SESSION_CLOSED, text, {"session_id": self.session_id, "cause": name}))
+
+    def flush(self) -> pb.StreamRequest:
+        """The message that has the session's state written to the store."""
+        return pb.StreamRequest(flush=pb.FlushSession(handle=self.handle))
 
     def goodbye(self, *, close: bool) -> pb.StreamRequest:
         """The message that closes the session, or detaches from it."""

@@ -242,3 +242,10 @@ def pick_rows(batch: Batch, positions: Picked) -> tuple[Sequence[bytes], bytes]:
         spread = field.has_time and batch.lengths is not None
         columns.append(column[_spread(batch.starts, positions) if spread else positions].tobytes())
     return columns, b"" if batch.lengths is None else batch.lengths[positions].tobytes()
+
+
+def take_rows(batch: Batch, positions: NDArray[np.intp]) -> Batch:
+    """Some rows of a batch, as a batch of their own."""
+    columns, _ = pick_rows(batch, positions)
+    lengths = None if batch.lengths is None else batch.lengths[positions]
+    return Batch(batch.fields, columns, lengths, batch.form, len(positions))

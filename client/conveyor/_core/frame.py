@@ -22,9 +22,21 @@ class Frame:
         handle_bytes, seq_bytes: `handles` and `seqs` as they came.
         lengths: `[rows]` uint32, or None: one time step each.
         columns: per output, the rows' bytes one after the other.
+        durables: `[rows]` uint64, the last step of each row's session that is in the server's store, or None.
     """
 
-    __slots__ = ("_cuts", "_handles", "_replayed", "_seqs", "columns", "handle_bytes", "lengths", "rows", "seq_bytes")
+    __slots__ = (
+        "_cuts",
+        "_handles",
+        "_replayed",
+        "_seqs",
+        "columns",
+        "durables",
+        "handle_bytes",
+        "lengths",
+        "rows",
+        "seq_bytes",
+    )
 
     def __init__(
         self,
@@ -33,12 +45,15 @@ class Frame:
         columns: Sequence[bytes],
         lengths: Lengths | None = None,
         replayed_bytes: bytes = b"",
+        *,
+        durables: Seqs | None = None,
     ) -> None:
         self.rows = len(handle_bytes) // 4
         self.handle_bytes = handle_bytes
         self.seq_bytes = seq_bytes
         self.lengths = lengths
         self.columns = columns
+        self.durables = durables
         self._replayed = frozenset(np.frombuffer(replayed_bytes, np.uint32).tolist()) if replayed_bytes else ()
         self._handles: Handles | None = None
         self._seqs: Seqs | None = None
@@ -115,9 +130,36 @@ def decode_frame(message: pb.ResultFrame) -> Frame:
     # Each look at a repeated field of bytes copies: one look per column.
     handles, seqs, lengths, columns = message.handles, message.seqs, message.lengths, list(message.columns)
     replayed = message.replayed_rows
-    if len(seqs) != 2 * len(handles) or len(handles) % 4 or len(lengths) not in {0, len(handles)} or len(replayed) % 4:
+    durables = message.durable_seqs
+    if (
+        len(seqs) != 2 * len(handles)
+        or len(handles) % 4
+        or len(lengths) not in {0, len(handles)}
+        or len(replayed) % 4
+        or len(durables) not in {0, len(seqs)}
+    ):
         raise ProtocolError(
-            f"a result frame cannot be read: {len(handles)}, {len(seqs)}, {len(lengths)} and {len(replayed)} bytes of "
-            "handles, seqs, lengths and replayed_rows"
+            f"a result frame cannot be read: {len(handles)}, {len(seqs)}, {len(lengths)}, {len(replayed)} and "
+            f"{len(durables)} bytes of handles, seqs, lengths, replayed_rows and durable_seqs"
         )
-    return Frame(handles, seqs, columns, np.frombuffer(lengths, np.uint32) if lengths else None, replayed)
+    return Frame(
+        handles,
+        seqs,
+        columns,
+        np.frombuffer(lengths, np.uint32) if lengths else None,
+        replayed,
+        durables=np.frombuffer(durables, np.uint64) if durables else None,
+    )
+
+
+def decode_pairs(handles: bytes, seqs: bytes) -> tuple[Handles, Seqs]:
+    """Handles and seqs that belong together.
+
+    Raises:
+        ProtocolError: they are not equally many.
+    """
+    if len(seqs) != 2 * len(handles) or len(handles) % 4:
+        raise ProtocolError(
+            f"{len(handles)} and {len(seqs)} bytes came of handles and seqs, of which there are as many"
+        )
+    return np.frombuffer(handles, np.uint32), np.frombuffer(seqs, np.uint64)

@@ -3,11 +3,13 @@
 Invariant: a row is pending until it is answered or refused, and is sent again as long as it is pending.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 from conveyor_proto.v1 import session_pb2 as pb
 from numpy.typing import NDArray
 
-from conveyor._core.batch import Batch, Piece, pick_rows
+from conveyor._core.batch import Batch, Piece, pick_rows, take_rows
 from conveyor._core.frame import Frame, Seqs
 from conveyor._core.gather import MESSAGE_BYTES
 from conveyor._core.ledger import ALL, Picked
@@ -27,6 +29,9 @@ class FrameStep:
         pieces: the answers.
         errors: position in `rows` -> why it failed.
         ticket: settled with the step itself.
+        again: its rows were answered before, by a server that is gone; these answers are nobody's.
+        sent: the stream that is open now was given it.
+        number: where it is in the order of submission.
     """
 
     __slots__ = (
@@ -36,18 +41,31 @@ class FrameStep:
         "_positions",
         "_seqs",
         "_timeout_ms",
+        "_unapplied",
+        "again",
         "batch",
         "errors",
         "left",
+        "number",
         "picked",
         "pieces",
         "rows",
+        "sent",
         "seqs",
         "ticket",
     )
 
     def __init__(
-        self, rows: NDArray[np.intp], picked: Picked, batch: Batch, seqs: Seqs, handles: bytes, *, timeout_ms: int = 0
+        self,
+        rows: NDArray[np.intp],
+        picked: Picked,
+        batch: Batch,
+        seqs: Seqs,
+        handles: bytes,
+        *,
+        number: int = 0,
+        timeout_ms: int = 0,
+        again: bool = False,
     ) -> None:
         self.rows = rows
         self.picked = picked
@@ -57,6 +75,9 @@ class FrameStep:
         self.pieces: list[Piece] = []
         self.errors: dict[int, ConveyorError] = {}
         self.ticket: Ticket[FrameStep] = Ticket()
+        self.number = number
+        self.again = again
+        self.sent = False
         # As they travel.
         self._handles = handles
         self._seqs = seqs.tobytes()
@@ -65,6 +86,13 @@ class FrameStep:
         self._pending: NDArray[np.bool_] | None = None
         self._order: NDArray[np.intp] | None = None
         self._positions: dict[int, int] | None = None
+        # Positions that were refused, and not applied.
+        self._unapplied: list[int] = []
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the inputs."""
+        return sum(map(len, self.batch.columns))
 
     @property
     def pending(self) -> NDArray[np.bool_]:
@@ -101,13 +129,43 @@ class FrameStep:
             self.pending[positions] = False
             self.left -= len(positions)
 
-    def requests(self, acked: Seqs) -> list[pb.StreamRequest]:
-        """The messages that carry the pending rows; `acked` is of all of the population's rows."""
+    def unapplied(self, position: int) -> None:
+        """A row's step was refused: it has no part in the row's state."""
+        self._unapplied.append(position)
+
+    def applied(self) -> NDArray[np.intp]:
+        """Positions that were answered, or whose answer is lost."""
+        applied = ~self.pending
+        applied[self._unapplied] = False
+        return np.flatnonzero(applied)
+
+    def repeat(self, positions: NDArray[np.intp]) -> "FrameStep | None":
+        """The same step of some of its rows, which were answered before, to be sent again; None: of no row."""
+        if not len(positions):
+            return None
+        if len(positions) == len(self.rows):
+            return FrameStep(
+                self.rows, self.picked, self.batch, self.seqs, self._handles, number=self.number, again=True
+            )
+        handles = np.frombuffer(self._handles, np.uint32)[positions].tobytes()
+        rows, batch = self.rows[positions], take_rows(self.batch, positions)
+        return FrameStep(rows, rows, batch, self.seqs[positions], handles, number=self.number, again=True)
+
+    def requests(self, acked: Seqs, only: Iterable[int] | None = None) -> list[pb.StreamRequest]:
+        """The messages that carry the pending rows.
+
+        Args:
+            acked: of all of the population's rows.
+            only: rows of the population; None: all.
+        """
         acked = acked[self.picked]
-        size = sum(map(len, self.batch.columns))
-        if self.left == len(self.rows) and size <= MESSAGE_BYTES:
+        size = self.size_bytes
+        if self.left == len(self.rows) and size <= MESSAGE_BYTES and only is None:
             return [self._request(self._handles, self._seqs, acked.tobytes(), ALL)]
-        positions = np.flatnonzero(self.pending)
+        wanted = self.pending if only is None else self.pending & np.isin(self.rows, list(only))
+        positions = np.flatnonzero(wanted)
+        if not len(positions):
+            return []
         handles = np.frombuffer(self._handles, np.uint32)
         parts = min(len(positions), 1 + size // MESSAGE_BYTES)
         return [

@@ -5,6 +5,7 @@ fails stops no other.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from conveyor_proto.v1 import session_pb2 as pb
@@ -12,16 +13,20 @@ from numpy.typing import NDArray
 
 from conveyor._core.attachment import Attachment, Claim
 from conveyor._core.batch import Batch
-from conveyor._core.frame import Frame, Seqs
+from conveyor._core.flushes import Flushes
+from conveyor._core.frame import Frame, Handles, Seqs
 from conveyor._core.frame_step import FrameStep
 from conveyor._core.frames import Frames
-from conveyor._core.member import Send
+from conveyor._core.member import Leaving, Outlet
 from conveyor._core.retry import PASSING
-from conveyor._core.session import Leaving
 from conveyor._core.signature import Signature
 from conveyor._core.ticket import Ticket
+from conveyor._core.unstored import RESEND_BUFFER_BYTES
 from conveyor._core.verdict import Verdict, verdict
-from conveyor.errors import ClientClosed, ConveyorError
+from conveyor.errors import ClientClosed, ConnectionLost, ConveyorError
+
+# A row that is gone lacks nothing.
+_NOTHING = np.iinfo(np.uint64).max
 
 
 class PopulationCore:
@@ -34,21 +39,31 @@ class PopulationCore:
         error: why nothing can be asked of it any more, or None.
     """
 
-    def __init__(self, handles: range, claims: Sequence[Claim], send: Send) -> None:
+    def __init__(
+        self,
+        handles: range,
+        claims: Sequence[Claim],
+        outlet: Outlet,
+        resend_buffer_bytes: int = RESEND_BUFFER_BYTES,
+    ) -> None:
         self.attachments = [Attachment(handle, claim) for handle, claim in zip(handles, claims, strict=True)]
         self.opened: Ticket[pb.SessionInfo] = Ticket()
         self.left: Ticket[None] = Ticket()
         self.error: ConveyorError | None = None
         self._handles = handles
-        self._send_request = send
+        self._outlet = outlet
         self._signature: Signature | None = None
-        self._frames = Frames(handles)
+        self._frames = Frames(handles, resend_buffer_bytes)
         self._ledger = self._frames.ledger
+        self._flushes = Flushes(self._frames)
+        # Where the servers had the rows at their last attach.
+        self._applied: Seqs = np.zeros(len(handles), np.uint64)
         # The stream that is open now got our attaches, and still takes messages.
         self._present = False
         # Rows whose attach is unanswered on this stream; when there are none, steps may be sent.
         self._attaching: set[int] = set()
         self._leaving: Leaving | None = None
+        self._said_goodbye = False
 
     # ------------------------------------------------------------ asked by the client
 
@@ -78,7 +93,17 @@ class PopulationCore:
         """`[n]` uint64, the last step of each row that was answered."""
         return self._ledger.acked
 
-    def blocker(self, rows: NDArray[np.intp]) -> Ticket[FrameStep] | None:
+    @property
+    def durable(self) -> Seqs:
+        """`[n]` uint64, the last step of each row that is in the server's store, as far as was heard."""
+        return self._ledger.durable
+
+    @property
+    def full(self) -> bool:
+        """The store lacks so much that nothing more may be submitted."""
+        return self._frames.full
+
+    def blocker(self, rows: NDArray[np.intp]) -> Ticket[Any] | None:
         """What to wait for before `submit` may be called for these rows; None: nothing.
 
         Raises:
@@ -91,17 +116,30 @@ class PopulationCore:
     def submit(self, rows: NDArray[np.intp], batch: Batch, timeout_ms: int = 0) -> FrameStep:
         """Numbers a step of some rows and sends it now, or with the next stream. Only where `blocker` gave None."""
         step = self._frames.submit(rows, batch, timeout_ms)
-        if self._sending:
-            for request in self._frames.requests(step):
-                self._send_request(request)
+        self._go_on()
         return step
 
+    def flush(self) -> Ticket[Seqs]:
+        """Settled with `durable` once every row is stored up to what `acked` says now; rows that are gone are left out.
+
+        Raises:
+            NotDurable: a row is kept in no store.
+            ConveyorError: the population has ended.
+        """
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+        for row in np.flatnonzero(~self._ledger.stored).tolist():
+            if row not in self.row_errors:
+                raise self.attachments[row].not_durable()
+        ticket = self._flushes.ask()
+        self._go_on()
+        return ticket
+
     def leave(self, how: Leaving) -> Ticket[None]:
-        """Detaches from, or closes, every session once its steps are answered."""
+        """Detaches from, or closes, every session once its steps are answered and, to detach, stored."""
         if self.error is None and self._leaving is None:
             self._leaving = how
-            if self._sending:
-                self._send_leave()
+            self._go_on()
             self._check_left()
         return self.left
 
@@ -116,6 +154,7 @@ class PopulationCore:
                     self._send_goodbye(row, close=not self.opened.done and attachment.creates)
         self._present = False
         self._frames.end(error)
+        self._flushes.refuse(error)
         self.opened.fail(error)
         self.left.fail(error)
 
@@ -127,21 +166,25 @@ class PopulationCore:
 
     @property
     def busy(self) -> bool:
-        return self.error is None and (bool(self._frames) or not self.opened.done or self._leaving is not None)
+        return self.error is None and (self._owes or self._flushes.waited_for)
 
     @property
     def unanswered(self) -> bool:
         return bool(self._frames)
 
     @property
+    def unstored(self) -> bool:
+        return self._ledger.keeps and (bool(self._frames) or bool(self._frames.kept))
+
+    @property
     def gone(self) -> bool:
         return self.error is not None
 
     def attach(self) -> None:
-        self._present = True
+        self._present, self._said_goodbye = True, False
         self._attaching = set(range(len(self._handles))) - self.row_errors.keys()
         for row in sorted(self._attaching):
-            self._send_request(self.attachments[row].request())
+            self._outlet.send(self.attachments[row].request())
 
     def attached(self, message: pb.SessionAttached) -> None:
         row = message.handle - self._handles.start
@@ -149,52 +192,110 @@ class PopulationCore:
         error = attachment.accept(message)
         applied = message.session.applied_seq
         if error is None and self.opened.done:
-            error = attachment.check_progress(applied, int(self.acked[row]), int(self._ledger.next_seqs[row]) - 1)
+            sent = int(self._ledger.next_seqs[row]) - 1
+            error = attachment.check_progress(applied, self._ledger.kept_from(row), int(self.acked[row]), sent)
         if error is not None:
             self._send_goodbye(row, close=False)
             self._lose_row(row, error)
         else:
-            self._ledger.granted(row, message.session.max_in_flight)
             if not self.opened.done:
                 self._ledger.begin(row, applied)
+                self._flushes.secure(row, applied)
+            self._ledger.granted(row, message.session)
+            self._applied[row] = applied
         self._attach_answered(row)
 
     def result(self, message: pb.StepResult) -> None:
         self._frames.result(message)
+        self._heard()
 
     def owns(self, frame: Frame) -> bool:
         return self._frames.owns(frame)
 
     def rows(self, frame: Frame, rows: Sequence[int] | None) -> None:
         self._frames.rows(frame, rows)
+        self._heard()
+
+    def stored(self, handles: Handles, seqs: Seqs) -> None:
+        rows = handles.astype(np.intp) - self._handles.start
+        self._frames.stored(rows, seqs)
+        self._flushes.answered(rows)
+        self._heard()
 
     def failed(self, handle: int, seq: int, error: ConveyorError) -> bool:
         row = handle - self._handles.start
         if seq == 0:
             return self._refused(row, error)
-        kind = verdict(error, held=not self._present)
+        held_from = int(self._ledger.resend_from[row])
+        if error.reason == "STEP_ABORTED" and held_from and seq > held_from:
+            self._frames.followed(row, error)
+            self._heard((row,))
+            return False
+        again = self._frames.is_again(row, seq)
+        kind = verdict(error, held=not self._present, again=again)
         if kind is Verdict.ENDED:
             self._lose_row(row, error)
-            return False
-        held = int(self._ledger.resend_from[row])
-        if kind is Verdict.RESEND:
-            self._ledger.resend_from[row] = min(seq, held or seq)
-            return True
-        if kind is Verdict.ABORTED and held and seq > held:
-            return False
-        if kind is Verdict.APPLIED:
-            self._ledger.skipped(row, seq)
+        elif kind is Verdict.LOST:
+            self._send_goodbye(row, close=False)
+            self._lose_row(row, self.attachments[row].unrepeatable(seq, error))
+        elif kind is Verdict.RESEND or kind is Verdict.LATER:
+            self._frames.postpone(row, seq, error if kind is Verdict.LATER else None)
         else:
-            self._ledger.refused(row, min(seq, int(error.metadata.get("next_seq", seq))))
-        self._frames.fail(row, seq, error)
-        return False
+            if not again:
+                if kind is Verdict.APPLIED:
+                    self._ledger.skipped(row, seq)
+                else:
+                    self._ledger.refused(row, min(seq, int(error.metadata.get("next_seq", seq))))
+            self._frames.fail(row, seq, error, applied=kind is Verdict.APPLIED)
+        self._heard((row,))
+        return kind is Verdict.RESEND
 
     def detached(self, message: pb.SessionDetached) -> None:
         row = message.handle - self._handles.start
-        if message.cause == pb.DETACH_CAUSE_DETACHED and self._leaving is None and not self._present:
+        asked = message.cause == pb.DETACH_CAUSE_DETACHED
+        if asked and self._leaving is None and not self._present:
             # The answer to our half-close: the next stream attaches again.
             return
+        if asked and self._leaving is not None and self._ledger.stored[row]:
+            self._frames.stored(np.array([row]), np.array([message.applied_seq], np.uint64))
         self._lose_row(row, self.attachments[row].lost(message.cause))
+
+    def retry(self, handles: Sequence[int]) -> None:
+        if not self._present:
+            return
+        rows = [handle - self._handles.start for handle in handles]
+        for row in rows:
+            if row in self._attaching:
+                self._outlet.send(self.attachments[row].request())
+            elif self._said_goodbye:
+                # A goodbye may be what was refused; it can be said twice.
+                self._send_goodbye(row, close=self._leaving is Leaving.CLOSE)
+        told = [row for row in rows if self._frames.told(row)]
+        self._frames.abort_rows(told, self._aborted)
+        for request in self._frames.retry(told):
+            self._outlet.send(request)
+        self._flushes.answered(np.array(rows))
+        self._go_on()
+
+    def give_up(self, handle: int, error: ConveyorError) -> None:
+        row = handle - self._handles.start
+        if not self.opened.done or self._leaving is not None:
+            self.end(error)
+        elif row in self._attaching:
+            self._lose_row(row, error)
+            self._attach_answered(row)
+        elif (seq := self._frames.first(row)) is None:
+            self._flushes.refuse(error)
+        else:
+            if isinstance(error, ConnectionLost) and self._frames.is_again(row, seq):
+                error = self.attachments[row].unrepeatable(seq, error)
+            self._send_goodbye(row, close=False)
+            self._lose_row(row, error)
+            self._heard()
+
+    def move(self, resume_token: str) -> None:
+        for attachment in self.attachments:
+            attachment.resume_token = resume_token
 
     def hold(self) -> None:
         self._present = False
@@ -202,9 +303,9 @@ class PopulationCore:
     def suspend(self) -> None:
         self._present = False
         self._attaching.clear()
-        self._frames.abort(lambda row, refused, seq: self.attachments[row].aborted(seq, refused))
-        if self._leaving is Leaving.DETACH:
-            # A lost stream is a detach.
+        self._frames.abort(self._aborted)
+        if self._leaving is Leaving.DETACH and not self.unstored:
+            # A lost stream is a detach, where nobody but this client has what must not be lost.
             self._leave_done()
 
     def abandon(self, error: ConveyorError) -> None:
@@ -214,16 +315,28 @@ class PopulationCore:
     # ------------------------------------------------------------ rules
 
     @property
+    def _owes(self) -> bool:
+        """Somebody waits for an answer, the opening or the end."""
+        return bool(self._frames) or not self.opened.done or self._leaving is not None
+
+    @property
     def _sending(self) -> bool:
         return self._present and not self._attaching
 
     def _refused(self, row: int, error: ConveyorError) -> bool:
-        """An attach, detach or close of one row was refused."""
+        """An attach, flush, detach or close of one row was refused."""
         if not self._present:
             # The stream takes no more, and what was not done is asked of the next one.
             return True
-        if row in self._attaching and error.reason in PASSING and (self.opened.done or error.reason == "DRAINING"):
-            return True
+        if error.reason == "STORE_UNAVAILABLE":
+            self._outlet.postpone(self._handles[row], error)
+            return False
+        if row in self._attaching:
+            if error.reason in PASSING and (self.opened.done or error.reason == "DRAINING"):
+                return True
+        elif error.reason == "NOT_DURABLE":
+            self._flushes.refuse(error)
+            return False
         self._lose_row(row, error)
         self._attach_answered(row)
         return False
@@ -237,25 +350,53 @@ class PopulationCore:
                 self.end(next(iter(self.row_errors.values())))
                 return
             self.opened.resolve(self.attachments[0].info or pb.SessionInfo())
-        for request in self._frames.unanswered():
-            self._send_request(request)
-        if self._leaving is not None:
-            self._send_leave()
+        applied = self._applied.copy()
+        applied[list(self.row_errors)] = _NOTHING
+        self._frames.begin(applied)
+        self._flushes.begin()
+        self._go_on()
+
+    def _aborted(self, row: int, refused: int, seq: int) -> ConveyorError:
+        return self.attachments[row].aborted(seq, refused)
 
     def _lose_row(self, row: int, error: ConveyorError) -> None:
         """A row's session is gone: its steps fail, now and later."""
         if row in self.row_errors:
             return
         self._frames.fail_row(row, error)
+        self._flushes.check()
         self._check_left()
 
-    def _send_leave(self) -> None:
-        for row in range(len(self._handles)):
-            if row not in self.row_errors:
-                self._send_goodbye(row, close=self._leaving is Leaving.CLOSE)
+    def _heard(self, rows: Sequence[int] | None = None) -> None:
+        """Some rows were answered, stored or refused: others may follow. None: any of them."""
+        setbacks = self._frames.setbacks
+        if setbacks and self._present:
+            for row in setbacks if rows is None else rows:
+                if row in setbacks and self._frames.told(row):
+                    self._outlet.postpone(self._handles[row], setbacks[row][0])
+        if self._ledger.stores:
+            self._flushes.check()
+        if self._frames.unsent or self._ledger.stores:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Sends what there is to send on a stream that takes it."""
+        if not self._sending:
+            return
+        for request in self._frames.take():
+            self._outlet.send(request)
+        if self._leaving is None:
+            if not self._frames.again:
+                for row in self._flushes.take():
+                    self._outlet.send(self.attachments[row].flush())
+        elif not self._frames.unsent and not self._said_goodbye:
+            self._said_goodbye = True
+            for row in range(len(self._handles)):
+                if row not in self.row_errors:
+                    self._send_goodbye(row, close=self._leaving is Leaving.CLOSE)
 
     def _send_goodbye(self, row: int, *, close: bool) -> None:
-        self._send_request(self.attachments[row].goodbye(close=close))
+        self._outlet.send(self.attachments[row].goodbye(close=close))
 
     def _check_left(self) -> None:
         if self._leaving is not None and len(self.row_errors) == len(self._handles):

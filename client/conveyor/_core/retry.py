@@ -18,7 +18,7 @@ _CUTS = frozenset(
     }
 )
 # Refusals of an attach that waiting or another server cures.
-PASSING = frozenset({"DRAINING", "MODEL_NOT_READY", "OVERLOADED"})
+PASSING = frozenset({"DRAINING", "MODEL_NOT_READY", "OVERLOADED", "STORE_UNAVAILABLE"})
 
 
 def is_cut(code: grpc.StatusCode, reason: str) -> bool:

@@ -1,37 +1,27 @@
-"""One session on a stream: numbers its steps, keeps what is unanswered, and sends it again after a cut.
+"""One session on a stream: attached, stepped, flushed and left, and all that again after a cut.
 
-Invariant: a step's number and content are bound to each other from `submit` until it is answered, so however often it
-is sent the server applies it once; each answer settles one ticket.
+Invariant: however often a step is sent, the server applies it once, and each answer settles one ticket. Where the
+server's store is written later than answers leave (durability ASYNC), steps are kept until it has them, and sent again
+to a server that lacks them.
 """
 
-from collections.abc import Iterable, Sequence
-from enum import Enum, auto
+from collections.abc import Sequence
+from typing import Any
 
 from conveyor_proto.v1 import session_pb2 as pb
 
-from conveyor._core.answer import Answer, answer_of
+from conveyor._core.answer import answer_of
 from conveyor._core.attachment import Attachment
-from conveyor._core.frame import Frame
-from conveyor._core.member import Outlet
+from conveyor._core.frame import Frame, Handles, Seqs
+from conveyor._core.member import Leaving, Outlet
 from conveyor._core.retry import PASSING
 from conveyor._core.signature import Prepared, Signature
 from conveyor._core.step import Parcel, Step
+from conveyor._core.steps import Steps
 from conveyor._core.ticket import Ticket
-from conveyor._core.verdict import Verdict, verdict
-from conveyor._core.window import Window
-from conveyor.errors import (
-    ClientClosed,
-    ConveyorError,
-    ProtocolError,
-    SessionNotFound,
-)
-
-
-class Leaving(Enum):
-    """How the client lets go of a session."""
-
-    DETACH = auto()
-    CLOSE = auto()
+from conveyor._core.unstored import RESEND_BUFFER_BYTES
+from conveyor._core.verdict import Verdict
+from conveyor.errors import ClientClosed, ConnectionLost, ConveyorError, ProtocolError, SessionNotFound
 
 
 class SessionCore:
@@ -43,7 +33,7 @@ class SessionCore:
         error: why nothing can be asked of it any more, or None.
     """
 
-    def __init__(self, attachment: Attachment, outlet: Outlet) -> None:
+    def __init__(self, attachment: Attachment, outlet: Outlet, resend_buffer_bytes: int = RESEND_BUFFER_BYTES) -> None:
         self.attachment = attachment
         self.opened: Ticket[pb.SessionInfo] = Ticket()
         self.left: Ticket[None] = Ticket()
@@ -58,14 +48,8 @@ class SessionCore:
         self._sending = False
         self._leaving: Leaving | None = None
         self._said_goodbye = False
-        self._next_seq = 1
-        self._window = Window()
-        # Steps from _next_seq on follow a refused one and await their own refusal.
-        self._stalled = False
-        # Steps that may be unanswered.
-        self._credit = 1
-        # The first step that this stream refused and the next one shall take.
-        self._resend_from: int | None = None
+        self._steps = Steps(attachment, resend_buffer_bytes)
+        self._unstored = self._steps.unstored
 
     # ------------------------------------------------------------ asked by the client
 
@@ -84,11 +68,19 @@ class SessionCore:
     @property
     def applied_seq(self) -> int:
         """Steps whose answers are here: all before the first one that is unanswered."""
-        if not self._window:
-            return self._next_seq - 1
-        return min(self._window.oldest.seq, self._next_seq) - 1
+        return self._steps.applied_seq
 
-    def blocker(self) -> Ticket[Answer] | None:
+    @property
+    def durable_seq(self) -> int:
+        """The last step that is in the server's store, as far as was heard; 0 without a store."""
+        return self._unstored.durable
+
+    @property
+    def full(self) -> bool:
+        """The store lacks so much that nothing more may be submitted."""
+        return self._unstored.full
+
+    def blocker(self) -> Ticket[Any] | None:
         """What to wait for before `submit` may be called; None: nothing.
 
         Raises:
@@ -96,24 +88,31 @@ class SessionCore:
         """
         if self.error is not None:
             raise self.error.with_traceback(None)
-        if self._stalled:
-            if self._window and self._window.newest.seq >= self._next_seq:
-                return self._window.newest.ticket
-            self._stalled = False
-        if len(self._window) >= self._credit:
-            return self._window.oldest.ticket
-        return None
+        return self._steps.blocker()
 
     def submit(self, prepared: Prepared, timeout_ms: int = 0) -> Step:
         """Numbers a step, to be sent with the next message, or with the next stream. Only where `blocker` gave None."""
-        step = Step(self._next_seq, prepared, timeout_ms, Ticket())
-        self._window.add(step)
-        self._next_seq += 1
+        step = self._steps.submit(prepared, timeout_ms)
         self._offer()
         return step
 
+    def flush(self) -> Ticket[int]:
+        """Settled with `durable_seq` once that is at least what `applied_seq` is now.
+
+        Raises:
+            NotDurable: the session is kept in no store.
+            ConveyorError: the session has ended.
+        """
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+        if not self._unstored.stored:
+            raise self.attachment.not_durable()
+        ticket = self._unstored.flush(self.applied_seq)
+        self._send_flush()
+        return ticket
+
     def leave(self, how: Leaving) -> Ticket[None]:
-        """Detaches from, or closes, the session once its steps are answered."""
+        """Detaches from, or closes, the session once its steps are answered and, to detach, stored."""
         if self.error is None and self._leaving is None:
             self._leaving = how
             self._send_leave()
@@ -129,8 +128,7 @@ class SessionCore:
             close = not self.opened.done and self.attachment.creates
             self._outlet.send(self.attachment.goodbye(close=close))
         self._present = self._sending = False
-        for step in self._window.drop_all():
-            step.ticket.fail(error)
+        self._steps.end(error)
         self.opened.fail(error)
         self.left.fail(error)
 
@@ -142,11 +140,15 @@ class SessionCore:
 
     @property
     def busy(self) -> bool:
-        return self.error is None and (bool(self._window) or not self.opened.done or self._leaving is not None)
+        return self.error is None and (self._owes or self._unstored.waited_for)
 
     @property
     def unanswered(self) -> bool:
-        return bool(self._window)
+        return bool(self._steps.window) or self._steps.window.again
+
+    @property
+    def unstored(self) -> bool:
+        return self._unstored.keeps and self._steps.pending
 
     @property
     def gone(self) -> bool:
@@ -154,78 +156,68 @@ class SessionCore:
 
     def attach(self) -> None:
         self._present, self._said_goodbye = True, False
-        self._window.rewind()
         self._outlet.send(self.attachment.request())
 
     def attached(self, message: pb.SessionAttached) -> None:
         error = self.attachment.accept(message)
-        self._sending = True
-        applied = message.session.applied_seq
-        if error is None and self.opened.done:
-            newest = self._window.newest.seq if self._window else self._next_seq - 1
-            error = self.attachment.check_progress(applied, self.applied_seq, newest)
+        first = not self.opened.done
+        if error is None and not first:
+            error = self._steps.check(message.session.applied_seq)
         if error is not None:
             self.end(error)
             return
-        self._credit = max(1, message.session.max_in_flight)
-        if not self.opened.done:
-            self._next_seq = applied + 1
+        self._sending = True
+        self._steps.begin(message.session, first=first)
         self.opened.resolve(message.session)
-        self._offer()
-        self._send_leave()
+        self._go_on()
 
     def take(self) -> Parcel | None:
         """The steps of this session that go in the next message."""
-        steps = self._window.take(self._credit) if self._sending else ()
-        if not steps or self._signature is None:
+        if not self._sending or self._signature is None:
             return None
-        self._offer()
-        self._send_leave()
-        return Parcel(self._signature, self.attachment.handle, self.applied_seq, steps)
+        parcel = self._steps.take(self._signature)
+        if parcel is not None:
+            self._offer()
+            self._send_leave()
+        return parcel
 
     def result(self, message: pb.StepResult) -> None:
-        step = self._window.pop(message.seq)
-        if step is not None:
-            step.ticket.resolve(answer_of(message))
-        self._offer()
+        self._steps.answered(message.seq, answer_of(message))
+        if self._unstored.stored and message.HasField("durable_seq"):
+            self._unstored.moved(message.durable_seq)
+        self._heard()
 
     def owns(self, frame: Frame) -> bool:
         return frame.handle_bytes == frame.handle_bytes[:4] * frame.rows
 
     def rows(self, frame: Frame, rows: Sequence[int] | None) -> None:
         for seq, answer in frame.answers(range(frame.rows) if rows is None else rows, self._timed):
-            step = self._window.pop(seq)
-            if step is not None:
-                step.ticket.resolve(answer)
-        self._offer()
+            self._steps.answered(seq, answer)
+        if self._unstored.stored and frame.durables is not None:
+            durables = frame.durables if rows is None else frame.durables[rows]
+            self._unstored.moved(int(durables.max()))
+        self._heard()
+
+    def stored(self, handles: Handles, seqs: Seqs) -> None:  # noqa: ARG002
+        self._unstored.flushing = False
+        self._unstored.moved(int(seqs.max()))
+        self._send_flush()
 
     def failed(self, handle: int, seq: int, error: ConveyorError) -> bool:  # noqa: ARG002
         if seq == 0:
             return self._refused(error)
-        step = self._window.find(seq)
-        if step is None:
-            return False
-        kind = verdict(error, held=not self._present)
+        kind = self._steps.refused(seq, error, held=not self._present)
         if kind is Verdict.ENDED:
             self._present = False
             self.end(error)
-            return False
-        if kind is Verdict.RESEND:
-            self._resend_from = min(seq, self._resend_from or seq)
-            self._sending = False
-            return True
-        if kind is Verdict.ABORTED and self._resend_from is not None and seq > self._resend_from:
-            return False
-        self._window.pop(seq)
-        step.ticket.fail(error)
-        if kind is not Verdict.APPLIED:
-            self._next_seq = min(self._next_seq, seq, int(error.metadata.get("next_seq", seq)))
-            self._stalled = True
-            # No stream was given these, and none shall be: the server would refuse them like those that it has.
-            self._abort(self._window.drop_unsent())
+        elif kind is Verdict.LOST:
+            self.end(self.attachment.unrepeatable(seq, error))
+        else:
+            if kind is Verdict.RESEND or kind is Verdict.LATER:
+                self._sending = False
+            self._heard()
             self._send_leave()
-        self._offer()
-        return False
+        return kind is Verdict.RESEND
 
     def detached(self, message: pb.SessionDetached) -> None:
         present, self._present = self._present, False
@@ -236,18 +228,43 @@ class SessionCore:
             return
         if self._leaving is None or message.cause == pb.DETACH_CAUSE_TAKEN_OVER:
             self.end(self.attachment.lost(message.cause))
-        else:
-            self._leave_done()
+            return
+        if self._unstored.stored and message.cause == pb.DETACH_CAUSE_DETACHED:
+            self._unstored.moved(message.applied_seq)
+        self._leave_done()
+
+    def retry(self, handles: Sequence[int]) -> None:  # noqa: ARG002
+        if not self._present:
+            return
+        if not self._sending and self._steps.setback.error is None:
+            self._outlet.send(self.attachment.request())
+            return
+        if self._steps.told:
+            self._steps.retry()
+            self._sending = True
+        # A flush or a goodbye may be what was refused; both can be asked for twice.
+        self._unstored.flushing = self._said_goodbye = False
+        self._go_on()
+
+    def give_up(self, handle: int, error: ConveyorError) -> None:  # noqa: ARG002
+        if not self._owes:
+            self._unstored.refuse(error)
+            return
+        if self._steps.window.again and isinstance(error, ConnectionLost):
+            error = self.attachment.unrepeatable(self._steps.window.first_again, error)
+        self.end(error)
+
+    def move(self, resume_token: str) -> None:
+        self.attachment.resume_token = resume_token
 
     def hold(self) -> None:
         self._present = self._sending = False
 
     def suspend(self) -> None:
         self._present = self._sending = False
-        self._resend_from = None
-        self._abort(self._window.drop_from(self._next_seq))
-        if self._leaving is Leaving.DETACH:
-            # A lost stream is a detach.
+        self._steps.suspend()
+        if self._leaving is Leaving.DETACH and not self.unstored:
+            # A lost stream is a detach, where nobody but this client has what must not be lost.
             self._leave_done()
 
     def abandon(self, error: ConveyorError) -> None:
@@ -256,11 +273,19 @@ class SessionCore:
 
     # ------------------------------------------------------------ rules
 
+    @property
+    def _owes(self) -> bool:
+        """Somebody waits for an answer, the opening or the end."""
+        return bool(self._steps.window) or not self.opened.done or self._leaving is not None
+
     def _refused(self, error: ConveyorError) -> bool:
-        """An attach, detach or close was refused."""
+        """An attach, flush, detach or close was refused."""
         if not self._present:
             # The stream takes no more, and what was not done is asked of the next one.
             return True
+        if error.reason == "STORE_UNAVAILABLE":
+            self._outlet.postpone(self.attachment.handle, error)
+            return False
         if not self._sending and error.reason in PASSING and (self.opened.done or error.reason == "DRAINING"):
             return True
         if self._leaving is not None and isinstance(error, SessionNotFound):
@@ -271,22 +296,39 @@ class SessionCore:
         self.end(error)
         return False
 
+    def _go_on(self) -> None:
+        """Sends what there is to send on a stream that takes it."""
+        self._offer()
+        self._send_flush()
+        self._send_leave()
+
+    def _heard(self) -> None:
+        """Some step was answered or refused: others may follow."""
+        self._offer()
+        if self._unstored.stored:
+            self._send_flush()
+        error = self._steps.setback.error
+        if error is not None and self._present and self._steps.told:
+            self._outlet.postpone(self.attachment.handle, error)
+
     def _offer(self) -> None:
         """Asks to be asked by `take`, where that would give something."""
-        if self._sending and self._window.may_send():
+        if self._sending and self._steps.window.may_send():
             self._outlet.offer(self)
+
+    def _send_flush(self) -> None:
+        """Asks the server to store what is answered, where that is wanted and the server has it all."""
+        if self._sending and not self._said_goodbye and not self._steps.window.again and self._unstored.wants_flush:
+            self._unstored.flushing = True
+            self._outlet.send(self.attachment.flush())
 
     def _send_leave(self) -> None:
         """Says goodbye to this stream, where that was asked for, behind the last step."""
         if self._leaving is None or self._said_goodbye:
             return
-        if self._sending and not self._window.unsent:
+        if self._sending and not self._steps.window.unsent:
             self._said_goodbye = True
             self._outlet.send(self.attachment.goodbye(close=self._leaving is Leaving.CLOSE))
-
-    def _abort(self, steps: Iterable[Step]) -> None:
-        for step in steps:
-            step.ticket.fail(self.attachment.aborted(step.seq, self._next_seq))
 
     def _leave_done(self) -> None:
         self.left.resolve(None)

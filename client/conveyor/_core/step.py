@@ -32,7 +32,7 @@ class Parcel(NamedTuple):
     Attributes:
         signature: the session's model; sessions of one model version share one object.
         handle: the session's handle.
-        acked_seq: the last step whose answer is here.
+        acked_seq: the last step whose answer is here, and before all that are sent again.
         steps: one or more, of consecutive numbers and with one `timeout_ms`.
     """
 

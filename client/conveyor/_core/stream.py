@@ -2,18 +2,20 @@
 
 Invariant: every member hears of each stream's beginning and end, so what it believes to be on the server is what it
 has sent since the last beginning. Messages are written in order; steps are made into messages when they are written, so
-that those of many sessions share one.
+that those of many sessions share one. What one member is refused for now is asked again for that one alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from conveyor_proto.v1 import session_pb2 as pb
 
-from conveyor._core.frame import decode_frame
+from conveyor._core.frame import Frame, decode_frame, decode_pairs
 from conveyor._core.gather import gather
-from conveyor._core.member import Member, Stepper
+from conveyor._core.member import Leaving, Member, Stepper
+from conveyor._core.postponed import Postponed, gave_up
 from conveyor._core.retry import PASSING, Backoff, RetryPolicy, is_cut
-from conveyor.errors import ClientClosed, ConnectionLost, ConveyorError, Draining, ProtocolError, from_rpc_status
+from conveyor._core.ticket import Ticket
+from conveyor.errors import ClientClosed, ConveyorError, ProtocolError, from_rpc_status
 
 
 class StreamCore:
@@ -35,6 +37,7 @@ class StreamCore:
         self._members: dict[int, Member] = {}
         self._next_handle = 1
         self._backoff = Backoff(policy)
+        self._postponed = Postponed(policy)
         # Steps were unanswered when the stream was lost: being attached again is no progress, only answers are.
         self._owes_answers = False
         self._resting = False
@@ -81,6 +84,33 @@ class StreamCore:
         if self.open and not self.finishing:
             self._ready[stepper] = None
 
+    def postpone(self, handle: int, error: ConveyorError) -> None:
+        """Has a member ask again later for what a handle was refused now."""
+        self._postponed.add(handle, error)
+
+    @property
+    def has_postponed(self) -> bool:
+        """Somebody was refused something: `schedule` says when it is asked for again."""
+        return self._postponed.fresh
+
+    def schedule(self, now_s: float, chance: float) -> None:
+        """Plans the next tries of those who were refused something; arguments as of `lost`."""
+        self._postponed.schedule(self._members, now_s, chance)
+        self._drop_gone()
+
+    def retry(self, now_s: float) -> float | None:
+        """Has those ask again whose time has come. Returns seconds until the next one's; None: there is none."""
+        due: dict[Member, list[int]] = {}
+        for handle in self._postponed.take_due(now_s):
+            due.setdefault(self._members[handle], []).append(handle)
+        for member, handles in due.items():
+            member.retry(handles)
+        return self._postponed.next_s(now_s)
+
+    def retries(self, member: Member) -> bool:
+        """The member was refused something for now, and waits to be answered."""
+        return self._postponed.concerns(member.handles)
+
     @property
     def has_outgoing(self) -> bool:
         """There is something to be written, or the stream is to be half-closed."""
@@ -99,16 +129,22 @@ class StreamCore:
             self._outgoing.clear()
         return outgoing
 
+    def leave_unstored(self) -> list[Ticket[None]]:
+        """Detaches from all sessions of which the server's store lacks steps; the tickets settle when that is done."""
+        return [member.leave(Leaving.DETACH) for member in self._each() if member.unstored]
+
     def close(self, error: ConveyorError) -> None:
         """Ends every member with `error`."""
         self.closed = True
         for member in list(self._each()):
             member.end(error)
+            self._postponed.forget(member.handles)
         self._members.clear()
 
     def forget_if_gone(self, member: Member) -> None:
         """Frees the handles of a member that has ended."""
         if member.gone:
+            self._postponed.forget(member.handles)
             for handle in member.handles:
                 self._members.pop(handle, None)
 
@@ -148,6 +184,7 @@ class StreamCore:
         self.open = self._progresses = False
         self._outgoing.clear()
         self._ready.clear()
+        self._postponed.stream_ended()
         for member in list(self._each()):
             member.suspend()
         self._drop_gone()
@@ -161,9 +198,7 @@ class StreamCore:
             return None
         delay_s = self._backoff.failed(now_s, chance, at_least_s=hint_s)
         if delay_s is None:
-            text = f"gave up after {self._backoff.bound_s:g} s without an answer: {error}"
-            kind = Draining if isinstance(error, Draining) else ConnectionLost
-            self._give_up(kind(text, reason=error.reason, code=error.code, metadata=error.metadata))
+            self._give_up(gave_up(error, self._backoff.bound_s))
         return delay_s
 
     # ------------------------------------------------------------ messages
@@ -171,9 +206,12 @@ class StreamCore:
     def _attached(self, message: pb.StreamResponse) -> None:
         member = self._members.get(message.attached.handle)
         if member is not None:
+            owes = self._owes_answers or member.unanswered
             member.attached(message.attached)
             if not self._owes_answers:
                 self._backoff.progressed()
+            if not owes:
+                self._postponed.progressed((message.attached.handle,))
             self.forget_if_gone(member)
 
     def _result(self, message: pb.StreamResponse) -> None:
@@ -181,6 +219,8 @@ class StreamCore:
         member = self._members.get(message.result.handle)
         if member is not None:
             member.result(message.result)
+            if self._postponed:
+                self._postponed.progressed((message.result.handle,))
 
     def _frame(self, message: pb.StreamResponse) -> None:
         self._progressed()
@@ -189,24 +229,40 @@ class StreamCore:
             return
         member = self._members.get(int.from_bytes(frame.handle_bytes[:4], "little"))
         if member is not None and member.owns(frame):
-            member.rows(frame, None)
-            self.forget_if_gone(member)
+            self._rows(member, frame, None)
             return
         shares: dict[Member, list[int]] = {}
         for row, handle in enumerate(frame.handles.tolist()):
             if (member := self._members.get(handle)) is not None:
                 shares.setdefault(member, []).append(row)
         for member, rows in shares.items():
-            member.rows(frame, rows)
+            self._rows(member, frame, rows)
+
+    def _rows(self, member: Member, frame: Frame, rows: Sequence[int] | None) -> None:
+        member.rows(frame, rows)
+        if self._postponed:
+            self._postponed.progressed((frame.handles if rows is None else frame.handles[rows]).tolist())
+        self.forget_if_gone(member)
+
+    def _durable(self, message: pb.StreamResponse) -> None:
+        handles, seqs = decode_pairs(message.durable.handles, message.durable.seqs)
+        shares: dict[Member, list[int]] = {}
+        for row, handle in enumerate(handles.tolist()):
+            if (member := self._members.get(handle)) is not None:
+                shares.setdefault(member, []).append(row)
+        for member, rows in shares.items():
+            member.stored(handles[rows], seqs[rows])
+            if not member.unanswered:
+                self._postponed.progressed(handles[rows].tolist())
             self.forget_if_gone(member)
 
     def _error(self, message: pb.StreamResponse) -> None:
         self._refused(message.error.handle, message.error.seq, from_rpc_status(message.error.status))
 
     def _errors(self, message: pb.StreamResponse) -> None:
-        refused = decode_frame(pb.ResultFrame(handles=message.errors.handles, seqs=message.errors.seqs))
+        handles, seqs = decode_pairs(message.errors.handles, message.errors.seqs)
         error = from_rpc_status(message.errors.status)
-        for handle, seq in zip(refused.handles.tolist(), refused.seqs.tolist(), strict=True):
+        for handle, seq in zip(handles.tolist(), seqs.tolist(), strict=True):
             self._refused(handle, seq, error)
 
     def _refused(self, handle: int, seq: int, error: ConveyorError) -> None:
@@ -229,7 +285,10 @@ class StreamCore:
             member.detached(message.detached)
             self.forget_if_gone(member)
 
-    def _go_away(self, _message: pb.StreamResponse) -> None:
+    def _go_away(self, message: pb.StreamResponse) -> None:
+        if message.go_away.resume_token:
+            for member in self._each():
+                member.move(message.go_away.resume_token)
         self._finish()
 
     def _end(self, _message: pb.StreamResponse) -> None:
@@ -242,6 +301,7 @@ class StreamCore:
         "error": _error,
         "errors": _errors,
         "detached": _detached,
+        "durable": _durable,
         "go_away": _go_away,
         "end": _end,
     }

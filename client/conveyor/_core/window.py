@@ -2,14 +2,17 @@
 
 Invariant: on one stream each step is sent once, in order, and never are more than two messages of a session unanswered.
 What is submitted meanwhile gathers and goes in one message: a pipelined session costs two messages for each window of
-steps, its next ones are there when the server is done with those before, and nothing ever waits for a timer.
+steps, its next ones are there when the server is done with those before, and nothing ever waits for a timer. Steps that
+were answered before and are sent again go first, and count against the credit of the stream, not of the application.
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 
 from conveyor._core.step import Step
 
+_SEQ = attrgetter("seq")
 # One that the server works on, and one that it has when that is done.
 _MESSAGES = 2
 
@@ -17,10 +20,12 @@ _MESSAGES = 2
 class Window:
     """Unanswered steps in the order of their numbers."""
 
-    __slots__ = ("_ends", "_steps", "_unsent")
+    __slots__ = ("_again", "_ends", "_steps", "_unsent")
 
     def __init__(self) -> None:
         self._steps: dict[int, Step] = {}
+        # Those that were answered on another stream, and not yet on this one.
+        self._again: dict[int, Step] = {}
         # Those that this stream was not given.
         self._unsent: deque[Step] = deque()
         # The last step of each message that may be unanswered.
@@ -47,6 +52,21 @@ class Window:
         """Some step was not given to this stream."""
         return bool(self._unsent)
 
+    @property
+    def again(self) -> bool:
+        """Some step that was answered before is unanswered on this stream."""
+        return bool(self._again)
+
+    @property
+    def first_again(self) -> int:
+        """The first of those. Only where there is one."""
+        return next(iter(self._again))
+
+    @property
+    def on_stream(self) -> int:
+        """How many this stream was given and has not answered."""
+        return len(self._steps) + len(self._again) - len(self._unsent)
+
     def find(self, seq: int) -> Step | None:
         """The step of that number, while it is unanswered."""
         return self._steps.get(seq)
@@ -62,6 +82,14 @@ class Window:
     def pop(self, seq: int) -> Step | None:
         """Takes out what was answered or refused."""
         return self._steps.pop(seq, None)
+
+    def is_again(self, seq: int) -> bool:
+        """The step of that number was answered before, and is unanswered on this stream."""
+        return seq in self._again
+
+    def pop_again(self, seq: int) -> None:
+        """A step that was answered before is answered on this stream too."""
+        self._again.pop(seq, None)
 
     def drop_unsent(self) -> Sequence[Step]:
         """Takes out what this stream was not given."""
@@ -80,19 +108,25 @@ class Window:
         """Takes out everything."""
         dropped = list(self)
         self._steps.clear()
+        self._again.clear()
         self._unsent.clear()
         return dropped
 
+    def begin(self, again: Sequence[Step]) -> None:
+        """A new stream was given nothing, and lacks `again` too, which were answered and come before all others."""
+        self._again = {step.seq: step for step in again}
+        self.rewind()
+
     def rewind(self) -> None:
-        """A new stream was given nothing."""
-        self._unsent = deque(self)
+        """All that is unanswered shall be sent anew."""
+        self._unsent = deque(sorted([*self._again.values(), *self._steps.values()], key=_SEQ))
         self._ends.clear()
 
     def may_send(self) -> bool:
         """`take` would give something."""
         if not self._unsent:
             return False
-        while self._ends and self._ends[0] not in self._steps:
+        while self._ends and self._ends[0] not in self._steps and self._ends[0] not in self._again:
             self._ends.popleft()
         return len(self._ends) < _MESSAGES
 
@@ -105,9 +139,14 @@ class Window:
         """
         if not self.may_send():
             return ()
+        longest = (credit + _MESSAGES - 1) // _MESSAGES
+        if self._again:
+            # Without these there are never more than the credit in all.
+            longest = min(longest, credit - self.on_stream)
+            if longest < 1:
+                return ()
         first = last = self._unsent.popleft()
         steps = [first]
-        longest = (credit + _MESSAGES - 1) // _MESSAGES
         while self._unsent and len(steps) < longest:
             step = self._unsent[0]
             if step.seq != last.seq + 1 or step.timeout_ms != first.timeout_ms:

@@ -3,10 +3,10 @@
 Invariants, whatever the store: a record's epoch rises by one whenever somebody takes the session, and only whoever took
 it last can write or delete it; its seq never falls; a call does all of what it answers for or, where it raises, nobody
 knows how much, and everything in it can be tried again. Each call is one transaction or one round trip, however many
-sessions it is about.
+sessions it is about (a put of very many bytes may be several).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple, Protocol, TypeAlias
@@ -40,7 +40,7 @@ class Record(NamedTuple):
         head, body: as they were given, byte for byte; see keeper.head and keeper.body.
         owner: of the replica that took it last, for people.
         runtime: of the replica that wrote `body`.
-        expires_at: unix seconds.
+        expires_at: unix seconds; stores round it to a millisecond.
     """
 
     session_id: str
@@ -85,6 +85,10 @@ class Creation:
     runtime: str
     expires_at: float
     quotas: Sequence[Quota] = ()
+
+    def counted_as(self) -> list[str]:
+        """Keys of all kinds that it is of, each once: "" and its model's first, whether they are bounded or not."""
+        return list(dict.fromkeys(("", f"model:{self.model}", *(quota.key for quota in self.quotas))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,35 @@ class Checkpoint:
     runtime: str
     heads: dict[int, bytes] = field(default_factory=dict)
 
+    def parts(self, most_bytes: int) -> "Iterator[Checkpoint]":
+        """It, or, where its bodies are more than a store can be given at once, parts of it that have at most that many.
+
+        A body that alone is more is a part of its own.
+        """
+        if len(self.bodies) <= most_bytes:
+            yield self
+            return
+        first = start = end = 0
+        for index, size in enumerate(self.sizes):
+            if end + size - start > most_bytes and index > first:
+                yield self._part(first, index, self.bodies[start:end])
+                first, start = index, end
+            end += size
+        yield self._part(first, len(self.sizes), self.bodies[start:end])
+
+    def _part(self, first: int, last: int, bodies: bytes) -> "Checkpoint":
+        return Checkpoint(
+            self.session_ids[first:last],
+            self.epochs[first:last],
+            self.seqs[first:last],
+            self.expires[first:last],
+            bodies,
+            self.sizes[first:last],
+            self.owner,
+            self.runtime,
+            {index - first: head for index, head in self.heads.items() if first <= index < last},
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -183,6 +216,15 @@ class Page:
     records: Sequence[Record] = field(default_factory=list)
     more: bool = False
     total: int = 0
+
+
+# Of what stores keep; in milliseconds, and so far below the integers that floating-point numbers have.
+_LATEST_S = 1e12
+
+
+def milliseconds(moment: float) -> int:
+    """What a store keeps of a moment in unix seconds; infinity is some day."""
+    return round(min(max(moment, 0.0), _LATEST_S) * 1000)
 
 
 class StateStore(Protocol):
@@ -211,14 +253,14 @@ class StateStore(Protocol):
         """Records of (session id, epoch), which must be theirs still; epoch 0: whatever it is. Nothing changes."""
 
     def put(self, checkpoint: Checkpoint) -> list[Outcome]:
-        """Writes states where the epoch is the owner's still.
+        """Writes states where the epoch is the owner's still; in the order of the checkpoint, an outcome for each.
 
         One whose seq the record already has, or has passed, is DONE without being written: a write that was tried
         twice. With another head it is written where the seq is the same, too.
         """
 
     def delete(self, sessions: Sequence[tuple[str, int]]) -> list[Outcome]:
-        """Removes records of (session id, epoch)."""
+        """Removes records of (session id, epoch); ids are distinct."""
 
     def listed(self, after: str, limit: int, model: str) -> Page:
         """At most `limit` records whose ids are above `after`, of one model or (empty) of all."""

@@ -19,6 +19,7 @@ from conveyor_server.store.contract import (
     Quota,
     QuotaFull,
     Record,
+    milliseconds,
 )
 
 
@@ -121,16 +122,18 @@ class MemoryStore:
         if full is not None:
             return QuotaFull(full)
         self._records[new.session_id] = Record(
-            new.session_id, 1, new.seq, new.head, new.body, new.owner, new.runtime, new.expires_at
+            new.session_id, 1, new.seq, new.head, new.body, new.owner, new.runtime, _kept(new.expires_at)
         )
         self._models[new.session_id] = new.model
-        self._keys[new.session_id] = [quota.key for quota in new.quotas]
+        self._keys[new.session_id] = new.counted_as()
         return None
 
     def _full(self, quotas: Sequence[Quota]) -> Quota | None:
-        self.sweep(self._clock())
-        for quota in quotas:
-            if quota.most and sum(quota.key in keys for keys in self._keys.values()) >= quota.most:
+        bounds = [quota for quota in quotas if quota.most]
+        if bounds:
+            self.sweep(self._clock())
+        for quota in bounds:
+            if sum(quota.key in keys for keys in self._keys.values()) >= quota.most:
                 return quota
         return None
 
@@ -142,7 +145,7 @@ class MemoryStore:
             return Fenced(record.epoch)
         if record.seq < claim.min_seq:
             return Behind(record.seq)
-        taken = record._replace(epoch=record.epoch + 1, owner=claim.owner, expires_at=claim.expires_at)
+        taken = record._replace(epoch=record.epoch + 1, owner=claim.owner, expires_at=_kept(claim.expires_at))
         self._records[claim.session_id] = taken
         return taken._replace(body=b"") if record.epoch == claim.known_epoch else taken
 
@@ -160,9 +163,13 @@ class MemoryStore:
                 head=record.head if head is None else head,
                 owner=checkpoint.owner,
                 runtime=checkpoint.runtime,
-                expires_at=checkpoint.expires[index],
+                expires_at=_kept(checkpoint.expires[index]),
             )
         return Outcome.DONE
 
     def _remove(self, session_id: str) -> None:
         del self._records[session_id], self._models[session_id], self._keys[session_id]
+
+
+def _kept(moment: float) -> float:
+    return milliseconds(moment) / 1000

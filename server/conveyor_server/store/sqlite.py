@@ -1,18 +1,20 @@
 """A store in one SQLite file: embedded, nothing to run beside it; several processes of one machine may share it.
 
-Invariants: each call is one transaction, begun so that it is the only writer; a checkpoint is a handful of statements
-however many sessions it has, each of which does its work without the interpreter's lock, so that the core thread goes on
-meanwhile (a statement for each session would ask for the lock thousands of times a second, and wait for it each time).
+Invariants: each call is one transaction, and one that writes is the only one that does; what a call says and is told of
+all its sessions passes in a handful of values, so that it is a handful of statements however many sessions there are,
+each of which does its work without the interpreter's lock: the core thread goes on meanwhile. (A statement or a row for
+each session would ask for the lock thousands of times a second, and wait for it each time.)
 """
 
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
+from conveyor_server.store import sqlite_statements as sql
 from conveyor_server.store.contract import (
     Behind,
     Checkpoint,
@@ -28,61 +30,15 @@ from conveyor_server.store.contract import (
     Page,
     QuotaFull,
     Record,
-    StoreInvalid,
-    StoreUnavailable,
+    milliseconds,
 )
+from conveyor_server.store.sqlite_file import Synchronous, open_file, unavailable
 
-Synchronous: TypeAlias = Literal["full", "normal"]
-_SCHEMA = 1
-# Bodies lie apart from what a fence looks at, so that looking reads few pages; and the numbers that join the two are
-# what the writes of a batch are found by.
-_TABLES = """
-CREATE TABLE session (
-    number INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
-    model TEXT NOT NULL,
-    epoch INTEGER NOT NULL,
-    seq INTEGER NOT NULL,
-    owner TEXT NOT NULL,
-    runtime TEXT NOT NULL,
-    expires_at REAL NOT NULL,
-    head BLOB NOT NULL,
-    quotas TEXT NOT NULL
-) STRICT;
-CREATE INDEX session_expires ON session (expires_at);
-CREATE INDEX session_model ON session (model, id);
-CREATE TABLE body (number INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
-CREATE TABLE quota (key TEXT PRIMARY KEY, count INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-"""
-_SWEEP = 5000
-_COLUMNS = "s.id, s.epoch, s.seq, s.head, s.owner, s.runtime, s.expires_at"
-# Of a batch: [[id, epoch, seq, expires, offset, size], ...]; `position` is its place there.
-_BATCH = """
-CREATE TEMP TABLE batch (
-    position INTEGER PRIMARY KEY, number INTEGER, epoch INTEGER, seq INTEGER, expires REAL, at INTEGER, size INTEGER,
-    outcome INTEGER NOT NULL
-)
-"""
-_FILL = """
-INSERT INTO batch
-SELECT j.key, s.number, j.value ->> 1, j.value ->> 2, j.value ->> 3, j.value ->> 4, j.value ->> 5,
-    CASE WHEN s.number IS NULL OR s.expires_at <= :now THEN 2
-        WHEN s.epoch <> (j.value ->> 1) THEN 1
-        WHEN s.seq < (j.value ->> 2) THEN 0
-        ELSE -1 END
-FROM json_each(:batch) AS j LEFT JOIN session AS s ON s.id = (j.value ->> 0)
-"""
-# An expiry moves only by a quarter of what is left of it: it is an index's column, and every step would move it.
-_PUT_SESSIONS = """
-UPDATE session SET seq = b.seq, owner = :owner, runtime = :runtime,
-    expires_at = CASE WHEN abs(b.expires - session.expires_at) > 0.25 * abs(b.expires - :now) THEN b.expires
-        ELSE session.expires_at END
-FROM batch AS b WHERE b.outcome = 0 AND session.number = b.number
-"""
-_PUT_BODIES = """
-INSERT INTO body SELECT b.number, substr(:bodies, b.at + 1, b.size) FROM batch AS b WHERE b.outcome = 0
-ON CONFLICT (number) DO UPDATE SET data = excluded.data
-"""
+_SWEPT = 5000
+# What one call that needs the place of the dead sweeps at most, in units of _SWEPT.
+_ROUNDS = 4
+# Of bodies in one value; the longest that SQLite takes is 1,000,000,000.
+_MOST_BYTES = 1 << 28
 
 
 class SqliteStore:
@@ -96,6 +52,7 @@ class SqliteStore:
 
     Raises:
         StoreInvalid: the file is none of ours, or cannot be opened.
+        StoreUnavailable: another process keeps it locked.
     """
 
     shared = True
@@ -110,97 +67,107 @@ class SqliteStore:
     ) -> None:
         self.name = f"sqlite:{path}"
         self._clock = clock
-        try:
-            # Whoever calls sees to it that it is one thread at a time.
-            self._db = sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
-            self._open(synchronous)
-        except sqlite3.Error as error:
-            raise StoreInvalid(f"{path} cannot be used as a store: {error}") from error
+        self._db = open_file(path, synchronous, timeout_s)
 
     def create(self, creations: Sequence[Creation]) -> list[Created]:
         """See StateStore."""
-        with self._transaction():
-            self._sweep(self._clock())
-            return [self._create(creation) for creation in creations]
+        with self._transaction() as now:
+            known = self._look([new.session_id for new in creations], now)
+            used = self._used({quota.key for new in creations for quota in new.quotas if quota.most}, now)
+            answers: list[Created] = []
+            added = []
+            for new in creations:
+                answer = _created(new, known.get(new.session_id), used)
+                answers.append(answer)
+                if answer is None and new.session_id not in known:
+                    added.append(new)
+                    for key in new.counted_as():
+                        used[key] = used.get(key, 0) + 1
+            if added:
+                self._add(added, now)
+        return answers
 
     def take(self, claims: Sequence[Claim]) -> list[Claimed]:
         """See StateStore."""
-        with self._transaction():
-            found = self._read([claim.session_id for claim in claims])
-            return [self._take(claim, found.get(claim.session_id)) for claim in claims]
+        with self._transaction() as now:
+            known = self._look([claim.session_id for claim in claims], now)
+            taken, bodies = [], []
+            answers: list[Claimed] = []
+            for claim in claims:
+                number, record = known.get(claim.session_id, _NONE)
+                answer = _claimed(claim, record)
+                answers.append(answer)
+                if isinstance(answer, Record):
+                    taken.append((number, claim.owner, milliseconds(claim.expires_at)))
+                    if answer.epoch - 1 != claim.known_epoch:
+                        bodies.append(number)
+            if taken:
+                self._execute(sql.TAKE, claims=json.dumps(taken))
+            found = self._bodies(bodies)
+        return [
+            answer._replace(body=found.get(known[answer.session_id][0], b"")) if isinstance(answer, Record) else answer
+            for answer in answers
+        ]
 
     def load(self, wanted: Sequence[tuple[str, int]]) -> list[Found]:
         """See StateStore."""
-        with self._transaction():
-            found = self._read([session_id for session_id, _ in wanted])
+        with self._transaction("DEFERRED") as now:
+            known = self._look([session_id for session_id, _ in wanted], now)
+            found = [(known.get(session_id, _NONE), epoch) for session_id, epoch in wanted]
+            bodies = self._bodies([number for (number, record), epoch in found if record and _theirs(record, epoch)])
         answers: list[Found] = []
-        for session_id, epoch in wanted:
-            record = found.get(session_id)
+        for (number, record), epoch in found:
             if record is None:
                 answers.append(Missing())
+            elif _theirs(record, epoch):
+                answers.append(record._replace(body=bodies[number]))
             else:
-                answers.append(record if epoch in {0, record.epoch} else Fenced(record.epoch))
+                answers.append(Fenced(record.epoch))
         return answers
 
     def put(self, checkpoint: Checkpoint) -> list[Outcome]:
         """See StateStore."""
-        rows, at = [], 0
-        columns = (checkpoint.session_ids, checkpoint.epochs, checkpoint.seqs, checkpoint.expires, checkpoint.sizes)
-        for session_id, epoch, seq, expires, size in zip(*columns, strict=True):
-            rows.append((session_id, epoch, seq, expires, at, size))
-            at += size
-        now = self._clock()
-        with self._transaction():
-            self._execute("DELETE FROM batch")
-            self._execute(_FILL, {"batch": json.dumps(rows), "now": now})
-            for index, head in checkpoint.heads.items():
-                self._put_head(index, head)
-            self._execute(_PUT_SESSIONS, {"owner": checkpoint.owner, "runtime": checkpoint.runtime, "now": now})
-            self._execute(_PUT_BODIES, {"bodies": checkpoint.bodies})
-            told = self._execute("SELECT position, outcome FROM batch WHERE outcome > 0").fetchall()
-        outcomes = [Outcome.DONE] * len(rows)
-        for position, outcome in told:
-            outcomes[position] = Outcome(outcome)
+        outcomes: list[Outcome] = []
+        with self._transaction() as now:
+            for part in checkpoint.parts(_MOST_BYTES):
+                outcomes += self._put(part, now)
         return outcomes
 
     def delete(self, sessions: Sequence[tuple[str, int]]) -> list[Outcome]:
         """See StateStore."""
-        outcomes = []
-        with self._transaction():
-            found = self._read([session_id for session_id, _ in sessions], bodies=False)
-            gone = []
+        outcomes, gone = [], []
+        with self._transaction() as now:
+            known = self._look([session_id for session_id, _ in sessions], now)
             for session_id, epoch in sessions:
-                record = found.get(session_id)
+                number, record = known.get(session_id, _NONE)
                 if record is None:
                     outcomes.append(Outcome.MISSING)
                 elif record.epoch != epoch:
                     outcomes.append(Outcome.FENCED)
                 else:
-                    gone.append(session_id)
+                    gone.append(number)
                     outcomes.append(Outcome.DONE)
-            self._remove("id IN (SELECT value FROM json_each(?))", json.dumps(gone))
+            self._execute(sql.DELETE, numbers=json.dumps(gone))
         return outcomes
 
     def listed(self, after: str, limit: int, model: str) -> Page:
         """See StateStore."""
-        where = "s.model = ? AND s.id > ?" if model else "? = '' AND s.id > ?"
-        with self._transaction():
-            rows = self._execute(
-                f"SELECT {_COLUMNS} FROM session AS s WHERE {where} AND s.expires_at > ? ORDER BY s.id LIMIT ?",
-                (model, after, self._clock(), limit + 1),
-            ).fetchall()
-            total = self._counted(f"model:{model}" if model else "")
-        return Page([_record(row, b"") for row in rows[:limit]], more=len(rows) > limit, total=total)
+        with self._transaction("DEFERRED") as now:
+            select = sql.LISTED_OF_MODEL if model else sql.LISTED
+            row = self._row(select, after=after, limit=limit + 1, model=model, now=now)
+            total = self._counted(model, now)
+        records = [record for _, record in _records(row)]
+        return Page(records[:limit], more=len(records) > limit, total=total)
 
     def count(self) -> int:
         """See StateStore."""
-        with self._transaction():
-            return self._counted("")
+        with self._transaction("DEFERRED") as now:
+            return self._counted("", now)
 
     def sweep(self, now: float) -> int:
         """See StateStore."""
         with self._transaction():
-            return self._sweep(now)
+            return self._sweep(milliseconds(now))
 
     def close(self) -> None:
         """See StateStore."""
@@ -208,156 +175,143 @@ class SqliteStore:
 
     # ------------------------------------------------------------ within
 
-    def _open(self, synchronous: Synchronous) -> None:
-        db = self._db
-        db.execute("PRAGMA busy_timeout")
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            db.execute("PRAGMA page_size = 8192")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute(f"PRAGMA synchronous = {synchronous}")
-        db.execute("PRAGMA temp_store = MEMORY")
-        db.execute("PRAGMA cache_size = -65536")
-        # In pages: what is written over and over is brought back into the file before the log is large.
-        db.execute("PRAGMA wal_autocheckpoint = 4000")
-        db.execute("PRAGMA journal_size_limit = 67108864")
-        db.execute(_BATCH)
-        with _Transaction(db):
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in filter(str.strip, _TABLES.split(";")):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version = {_SCHEMA}")
-            elif version != _SCHEMA:
-                raise StoreInvalid(f"{self.name} is of version {version}, and this server reads {_SCHEMA}")
-
-    def _transaction(self) -> AbstractContextManager[None]:
-        return _Transaction(self._db)
-
-    def _execute(self, statement: str, values: Any = ()) -> sqlite3.Cursor:
-        return self._db.execute(statement, values)
-
-    def _read(self, session_ids: Sequence[str], *, bodies: bool = True) -> dict[str, Record]:
-        """Live records by id."""
-        data, join = ("b.data", "LEFT JOIN body AS b ON b.number = s.number") if bodies else ("x''", "")
-        rows = self._execute(
-            f"SELECT {_COLUMNS}, {data} FROM json_each(?) AS j JOIN session AS s ON s.id = j.value {join} "
-            "WHERE s.expires_at > ?",
-            (json.dumps(list(session_ids)), self._clock()),
-        )
-        return {row[0]: _record(row[:-1], row[-1]) for row in rows}
-
-    def _create(self, new: Creation) -> Created:
-        known = self._read([new.session_id], bodies=False).get(new.session_id)
-        if known is not None:
-            ours = known.epoch == 1 and known.owner == new.owner and known.head == new.head
-            return None if ours else Exists()
-        for quota in new.quotas:
-            if quota.most and self._counted(quota.key) >= quota.most:
-                return QuotaFull(quota)
-        # One that has expired and was not swept makes place.
-        self._remove("id = ?", new.session_id)
-        number = self._execute(
-            "INSERT INTO session (id, model, epoch, seq, owner, runtime, expires_at, head, quotas) "
-            "VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?)",
-            (
-                new.session_id,
-                new.model,
-                new.seq,
-                new.owner,
-                new.runtime,
-                new.expires_at,
-                new.head,
-                json.dumps(sorted({"", f"model:{new.model}", *(quota.key for quota in new.quotas)})),
-            ),
-        ).lastrowid
-        self._execute("INSERT INTO body VALUES (?, ?)", (number, new.body))
-        self._count("id = ?", new.session_id, 1)
-        return None
-
-    def _take(self, claim: Claim, record: Record | None) -> Claimed:
-        if record is None:
-            return Missing()
-        if claim.max_epoch and record.epoch > claim.max_epoch:
-            return Fenced(record.epoch)
-        if record.seq < claim.min_seq:
-            return Behind(record.seq)
-        self._execute(
-            "UPDATE session SET epoch = epoch + 1, owner = ?, expires_at = ? WHERE id = ?",
-            (claim.owner, claim.expires_at, claim.session_id),
-        )
-        taken = record._replace(epoch=record.epoch + 1, owner=claim.owner, expires_at=claim.expires_at)
-        return taken._replace(body=b"") if record.epoch == claim.known_epoch else taken
-
-    def _put_head(self, index: int, head: bytes) -> None:
-        """Another head, where the record's seq is the same too."""
-        self._execute(
-            "UPDATE batch SET outcome = 0 WHERE position = ? AND outcome = -1 AND seq = "
-            "(SELECT seq FROM session WHERE session.number = batch.number)",
-            (index,),
-        )
-        self._execute(
-            "UPDATE session SET head = ? WHERE number = (SELECT number FROM batch WHERE position = ? AND outcome = 0)",
-            (head, index),
-        )
-
-    def _sweep(self, now: float) -> int:
-        return self._remove(
-            f"number IN (SELECT number FROM session WHERE expires_at <= ? ORDER BY expires_at LIMIT {_SWEEP})", now
-        )
-
-    def _remove(self, where: str, value: object) -> int:
-        """Removes records, and counts them no more."""
-        (count,) = self._execute(f"SELECT count(*) FROM session WHERE {where}", (value,)).fetchone()
-        if count:
-            self._count(where, value, -1)
-            self._execute(f"DELETE FROM body WHERE number IN (SELECT number FROM session WHERE {where})", (value,))
-            self._execute(f"DELETE FROM session WHERE {where}", (value,))
-        return int(count)
-
-    def _count(self, where: str, value: object, by: int) -> None:
-        self._execute(
-            "INSERT INTO quota SELECT j.value, :by * count(*) FROM "
-            f"(SELECT quotas FROM session WHERE {where.replace('?', ':value')}) AS q, json_each(q.quotas) AS j "
-            "GROUP BY j.value "
-            "ON CONFLICT (key) DO UPDATE SET count = count + excluded.count",
-            {"value": value, "by": by},
-        )
-
-    def _counted(self, key: str) -> int:
-        row = self._execute("SELECT count FROM quota WHERE key = ?", (key,)).fetchone()
-        return int(row[0]) if row else 0
-
-
-class _Transaction:
-    """One transaction, the only one that writes. What SQLite cannot do is StoreUnavailable."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
+    @contextmanager
+    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[int]:
+        """One transaction, at a moment. What SQLite cannot do is StoreUnavailable, and nothing of it is done."""
         try:
-            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(f"BEGIN {kind}")
+            try:
+                yield milliseconds(self._clock())
+                self._db.execute("COMMIT")
+            except BaseException:
+                # Some errors have ended it already.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
         except sqlite3.Error as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+    def _execute(self, statement: str, **values: object) -> int:
+        """Returns how many rows it has changed."""
+        return self._db.execute(statement, values).rowcount
+
+    def _row(self, statement: str, **values: object) -> Any:
+        return self._db.execute(statement, values).fetchone()
+
+    def _look(self, session_ids: Sequence[str], now: int) -> dict[str, tuple[int, Record]]:
+        """Records that are there, without bodies, and the numbers that they are found by."""
+        row = self._row(sql.LOOK, ids=json.dumps(session_ids), now=now)
+        return {record.session_id: (number, record) for number, record in _records(row)}
+
+    def _bodies(self, numbers: Sequence[int]) -> dict[int, bytes]:
+        if not numbers:
+            return {}
         try:
-            self._db.execute("ROLLBACK" if kind is not None else "COMMIT")
-        except sqlite3.Error as second:
-            if self._db.in_transaction:
-                self._db.rollback()
-            raise _unavailable(second) from second
-        if isinstance(error, sqlite3.Error):
-            raise _unavailable(error) from error
+            sizes, data = self._row(sql.BODIES, numbers=json.dumps(numbers))
+        except sqlite3.DataError:
+            # More than one value can hold.
+            if len(numbers) == 1:
+                raise
+            half = len(numbers) // 2
+            return self._bodies(numbers[:half]) | self._bodies(numbers[half:])
+        found, at = {}, 0
+        for number, size in json.loads(sizes):
+            found[number] = data[at : at + size]
+            at += size
+        return found
+
+    def _put(self, checkpoint: Checkpoint, now: int) -> list[Outcome]:
+        rows: list[tuple[object, ...]] = []
+        columns = (checkpoint.session_ids, checkpoint.epochs, checkpoint.seqs, checkpoint.expires, checkpoint.sizes)
+        at = 0
+        for session_id, epoch, seq, expires, size in zip(*columns, strict=True):
+            rows.append((session_id, epoch, seq, milliseconds(expires), at, size))
+            at += size
+        heads = b"".join(checkpoint.heads.values())
+        at = 0
+        for index, head in checkpoint.heads.items():
+            rows[index] += (at, len(head))
+            at += len(head)
+        self._execute("DELETE FROM batch")
+        self._execute(sql.FILL, batch=json.dumps(rows), now=now)
+        written = self._execute(sql.PUT_SESSIONS, owner=checkpoint.owner, runtime=checkpoint.runtime)
+        self._execute(sql.PUT_BODIES, bodies=checkpoint.bodies)
+        self._execute(sql.PUT_DUE)
+        if checkpoint.heads:
+            self._execute(sql.PUT_HEADS, heads=heads)
+        outcomes = [Outcome.DONE] * len(rows)
+        if written < len(rows):
+            (told,) = self._row(sql.REFUSED)
+            for position, outcome in json.loads(told):
+                outcomes[position] = Outcome(outcome)
+        return outcomes
+
+    def _used(self, keys: set[str], now: int) -> dict[str, int]:
+        """How many records count against each quota."""
+        if not keys:
+            return {}
+        for _ in range(_ROUNDS):
+            if self._sweep(now) < _SWEPT:
+                break
+        (counts,) = self._row(sql.QUOTAS, keys=json.dumps(sorted(keys)))
+        return dict(json.loads(counts))
+
+    def _add(self, added: Sequence[Creation], now: int) -> None:
+        rows, head_at, body_at = [], 0, 0
+        for new in added:
+            place = (head_at, len(new.head), body_at, len(new.body))
+            expires = milliseconds(new.expires_at)
+            rows.append((new.session_id, new.model, new.seq, new.owner, new.runtime, expires, new.counted_as(), *place))
+            head_at, body_at = head_at + len(new.head), body_at + len(new.body)
+        text = json.dumps(rows)
+        # Those that have expired and were not swept make place.
+        self._execute(sql.DELETE_DEAD, ids=json.dumps([new.session_id for new in added]), now=now)
+        self._execute(sql.CREATE, new=text, heads=b"".join(new.head for new in added))
+        self._execute(sql.CREATE_BODIES, new=text, bodies=b"".join(new.body for new in added))
+
+    def _sweep(self, now: int) -> int:
+        self._execute(sql.SWEEP_ON, now=now, most=_SWEPT)
+        return self._execute(sql.SWEEP, now=now, most=_SWEPT)
+
+    def _counted(self, model: str, now: int) -> int:
+        row = self._row(sql.COUNTED, key=f"model:{model}" if model else "", model=model, now=now)
+        return int(row[0])
 
 
-def _unavailable(error: sqlite3.Error) -> StoreUnavailable:
-    return StoreUnavailable(f"SQLite says: {error}")
+_NONE: tuple[int, None] = (0, None)
 
 
-def _record(row: Sequence[Any], body: bytes | None) -> Record:
-    session_id, epoch, seq, head, owner, runtime, expires_at = row
-    return Record(session_id, epoch, seq, head, body or b"", owner, runtime, expires_at)
+def _records(row: tuple[str, bytes | None]) -> Iterator[tuple[int, Record]]:
+    """The numbers and records of a row that sql.LOOK has made of them."""
+    fields, heads = row
+    at = 0
+    for session_id, number, epoch, seq, owner, runtime, expires, size in json.loads(fields):
+        head = heads[at : at + size] if heads else b""
+        at += size
+        yield number, Record(session_id, epoch, seq, head, b"", owner, runtime, expires / 1000)
 
 
+def _theirs(record: Record, epoch: int) -> bool:
+    return epoch in {0, record.epoch}
+
+
+def _created(new: Creation, known: tuple[int, Record] | None, used: dict[str, int]) -> Created:
+    if known is not None:
+        record = known[1]
+        ours = record.epoch == 1 and record.owner == new.owner and record.head == new.head
+        return None if ours else Exists()
+    for quota in new.quotas:
+        if quota.most and used.get(quota.key, 0) >= quota.most:
+            return QuotaFull(quota)
+    return None
+
+
+def _claimed(claim: Claim, record: Record | None) -> Claimed:
+    if record is None:
+        return Missing()
+    if claim.max_epoch and record.epoch > claim.max_epoch:
+        return Fenced(record.epoch)
+    if record.seq < claim.min_seq:
+        return Behind(record.seq)
+    expires_at = milliseconds(claim.expires_at) / 1000
+    return record._replace(epoch=record.epoch + 1, owner=claim.owner, expires_at=expires_at)

@@ -317,6 +317,9 @@ class StreamCall:
             self._core.directory.submit(session, step, self._core.now())
 
     def _frame(self, frame: session_pb2.StepFrame, *, whole: bool) -> None:
+        if self._seating.awaits and self._seating.takes(session_pb2.StreamRequest(frame=frame)):
+            # One before it in this turn waits, and this one with it.
+            return
         try:
             numbers = read_numbers(frame)
         except WireError as error:

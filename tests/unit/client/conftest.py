@@ -16,11 +16,13 @@ from conveyor._core.retry import RetryPolicy
 from conveyor._core.session import SessionCore
 from conveyor._core.signature import Signature
 from conveyor._core.stream import StreamCore
+from conveyor._core.unstored import RESEND_BUFFER_BYTES
 from conveyor.errors import ConnectionLost
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import model_pb2, model_pb2_grpc, session_pb2_grpc
 from conveyor_proto.v1 import session_pb2 as pb
 from fake_service import SPECS, SUM, FakeServer, FakeStream, Refused
+from fake_store import FakeStore
 
 
 class GrpcServer(session_pb2_grpc.SessionServiceServicer, model_pb2_grpc.ModelServiceServicer):
@@ -238,8 +240,8 @@ def tls_server(authority):
 class Cable:
     """A client's stream core and a fake server, with two queues of messages between them that can be cut."""
 
-    def __init__(self) -> None:
-        self.server = FakeServer()
+    def __init__(self, server: FakeServer | None = None) -> None:
+        self.server = server or FakeServer()
         self.core = StreamCore(RetryPolicy())
         self.up: deque[pb.StreamRequest] = deque()
         self.down: deque[pb.StreamResponse] = deque()
@@ -275,31 +277,52 @@ class Cable:
         assert self.core.lost(ConnectionLost("cut", code=grpc.StatusCode.UNAVAILABLE), 0.0, 0.5) is not None
         self.connect()
 
-    def farewell(self) -> None:
+    def move(self, server: FakeServer) -> None:
+        """Cuts, and connects to another server; the first one does not know that it is left."""
+        self.server = server
+        self.cut()
+
+    def farewell(self, token: str = "") -> None:
         """The server says that it goes, and lets go of every handle; what is still on its way up is refused."""
         if not self.core.finishing:
-            self.end.go_away()
+            self.end.go_away(token)
             self.end.end()
+
+    def pump_time(self) -> bool:
+        """Lets the time pass that was to be waited before something that was refused is asked for again."""
+        if self.core.has_postponed:
+            self.core.schedule(0.0, 0.5)
+        due = self.core.retry(0.0) is not None
+        self.core.retry(1e9)
+        return due
 
     def settle(self) -> None:
         """Delivers everything."""
         for _ in range(10_000):
-            if not (self.pump_up() or self.pump_down()):
+            if not (self.pump_up() or self.pump_down() or self.pump_time()):
                 return
         raise AssertionError("client and server talk without end")
 
-    def session(self, session_id: str = "s", model: str = "sum", opening: Opening = Opening.CREATE) -> SessionCore:
+    def session(
+        self,
+        session_id: str = "s",
+        model: str = "sum",
+        opening: Opening = Opening.CREATE,
+        buffer_bytes: int = RESEND_BUFFER_BYTES,
+    ) -> SessionCore:
         """A session's core, added to the stream."""
         handle = self.core.reserve(1)[0]
-        session = SessionCore(Attachment(handle, Claim(session_id, model, opening=opening)), self.core)
+        session = SessionCore(Attachment(handle, Claim(session_id, model, opening=opening)), self.core, buffer_bytes)
         session.use(Signature(SPECS.get(model, SUM)))
         self.core.add(session)
         return session
 
-    def population(self, rows: int, model: str = "sum", prefix: str = "p") -> PopulationCore:
+    def population(
+        self, rows: int, model: str = "sum", prefix: str = "p", buffer_bytes: int = RESEND_BUFFER_BYTES
+    ) -> PopulationCore:
         """A population's core, added to the stream."""
         claims = [Claim(f"{prefix}{row}", model) for row in range(rows)]
-        population = PopulationCore(self.core.reserve(rows), claims, self.core.send)
+        population = PopulationCore(self.core.reserve(rows), claims, self.core, buffer_bytes)
         population.use(Signature(SPECS[model]))
         self.core.add(population)
         return population
@@ -307,8 +330,19 @@ class Cable:
 
 @pytest.fixture(scope="session")
 def new_cable():
-    """Makes a cable to a fresh fake server: client and server core without I/O."""
+    """Makes a cable to a fake server, a fresh one unless it is given: client and server core without I/O."""
     return Cable
+
+
+@pytest.fixture(scope="session")
+def new_replicas():
+    """Makes fake servers that share a store, and keep sessions so durable unless they ask: `(2, "async")`."""
+
+    def make(count: int, durability: str = "async") -> list[FakeServer]:
+        store = FakeStore()
+        return [FakeServer(store, durability) for _ in range(count)]
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from collections import deque
 
 import numpy as np
 from conveyor._core.batch import prepare_batch, present_batch
-from conveyor._core.session import Leaving
+from conveyor._core.member import Leaving
 from conveyor._core.signature import Signature
 from conveyor.errors import ModelFailed, StepAborted
 from hypothesis import given, settings

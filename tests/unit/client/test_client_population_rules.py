@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conveyor._core.batch import prepare_batch, present_batch
-from conveyor._core.session import Leaving
+from conveyor._core.member import Leaving
 from conveyor._core.signature import Signature
 from conveyor.errors import ModelFailed, SessionExists, SessionNotFound, SessionTakenOver, StepAborted
 from conveyor_proto.v1 import session_pb2 as pb

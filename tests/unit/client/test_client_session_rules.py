@@ -4,7 +4,7 @@ import grpc
 import numpy as np
 import pytest
 from conveyor._core.attachment import Opening
-from conveyor._core.session import Leaving
+from conveyor._core.member import Leaving
 from conveyor._core.signature import Signature
 from conveyor.errors import (
     ClientClosed,

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conveyor._core.session import Leaving
+from conveyor._core.member import Leaving
 from conveyor._core.signature import Signature
 from conveyor.errors import ClientClosed, ModelFailed, Overloaded, ProtocolError, StepAborted
 from conveyor_proto.v1 import session_pb2 as pb

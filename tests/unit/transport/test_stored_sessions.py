@@ -180,6 +180,32 @@ async def test_idle_sessions_leave_memory_and_come_back_with_their_next_step(
     assert server.directory.sessions["s"].applied_seq == 4
 
 
+async def test_a_frame_behind_one_that_waits_waits_too(
+    make_server: Callable, store: FlakyStore, make_frame: Callable
+) -> None:
+    server = await make_server(store=store)
+    stream = server.stream()
+    await stream.attached(1, "s")
+    await stream.attached(2, "t")
+    assert await stream.answer(1, 1, 1.0) == [11.0]
+    assert await durable_seq(stream, 1) == 1
+    store.gate.clear()
+    server.directory.passivate(server.directory.sessions["s"])
+    server.driver.route()
+    stream_call = server.directory.sessions["t"].attachment.owner
+    # In one turn: the first is about one that is asleep and one that is not, the second about the latter alone.
+    for handles, seqs in (([1, 2, 2], [2, 1, 2]), ([2], [3])):
+        request = pb.StreamRequest(frame=make_frame(handles, seqs, [[1.0]] * len(seqs)))
+        stream_call.receive(request.SerializeToString())
+    store.gate.set()
+    seen: list[tuple[int, int]] = []
+    while len(seen) < 4:
+        answered = await stream.expect("frame")
+        handles = memoryview(answered.handles).cast("I").tolist()
+        seen += zip(handles, memoryview(answered.seqs).cast("Q").tolist(), strict=True)
+    assert sorted(seen) == [(1, 2), (2, 1), (2, 2), (2, 3)]
+
+
 async def test_the_least_recently_used_make_room(make_server: Callable, store: FlakyStore) -> None:
     server = await make_server(store=store, max_sessions=4, policy=policy(passivate_after_s=1e9))
     stream = server.stream()
