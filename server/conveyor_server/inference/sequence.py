@@ -13,14 +13,18 @@ from conveyor_proto.codec import Array, WireError
 from conveyor_proto.fingerprint import fingerprint
 from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
+from conveyor_proto.v1 import session_pb2
+from google.rpc import code_pb2
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused
+from conveyor_server.inference import coming
 from conveyor_server.inference.answers import respond
 from conveyor_server.inference.job import Job, take_back
 from conveyor_server.inference.requests import Content
 from conveyor_server.inference.statistics import Statistics
 from conveyor_server.servicers.core import Core
+from conveyor_server.servicers.creation import Wanted
 from conveyor_server.sessions.events import Answer, Closed
 from conveyor_server.sessions.rules import stopping
 from conveyor_server.sessions.session import Session, Submission
@@ -54,8 +58,12 @@ class Place:
         self.result: Several[Array] | Fault | None = None
 
     def answered(self, answer: Answer) -> None:
-        """Its step is answered."""
-        self.result = answer.outputs if answer.fault is None else answer.fault
+        """Its step is answered; what it tells of may have to be in the store first."""
+        self._sequence.wait_for_store(self, answer)
+
+    def told(self, result: Several[Array] | Fault) -> None:
+        """Its step is answered, and its caller may know."""
+        self.result = result
         self._sequence.answered(self)
 
     def closed(self, _: Closed) -> None:
@@ -78,7 +86,10 @@ class Sequence:
         done: called with the name, once nothing is under way.
     """
 
-    __slots__ = ("_core", "_done", "_ending", "_id", "_name", "_places", "_session", "_statistics", "_waiting")
+    __slots__ = (
+        *("_awaits", "_core", "_done", "_ending", "_id", "_name", "_places", "_session", "_statistics"),
+        *("_taking", "_waiting"),
+    )
 
     def __init__(
         self, core: Core, statistics: Statistics, sequence: int | str, name: str, done: Callable[[str], None]
@@ -93,6 +104,10 @@ class Sequence:
         self._places: deque[Place] = deque()
         self._waiting: deque[Place] = deque()
         self._ending = False
+        # The session is awaited from the store.
+        self._awaits = False
+        # What happens now is told by whoever takes a request, once it is taken.
+        self._taking = False
 
     def add(self, job: Job) -> Place:
         """Takes a request, or has it wait for what is before it.
@@ -115,11 +130,23 @@ class Sequence:
         while True:
             while self._places and self._places[0].result is not None:
                 _tell(self._places.popleft())
-            if not self._waiting or self._ending or (self._places and self._waiting[0].job.parameters.start):
+            if not self._waiting or self._ending or self._awaits:
+                break
+            if self._places and self._waiting[0].job.parameters.start:
                 break
             self._take(self._waiting.popleft())
         if not self._places and not self._waiting and not self._ending:
             self._done(self._name)
+
+    def wait_for_store(self, place: Place, answer: Answer) -> None:
+        """Tells a place its answer, once the store has what a SYNC session's tells of."""
+        store, session = self._core.store, answer.session
+        if answer.fault is not None:
+            place.told(answer.fault)
+        elif store is None or session.durability < session_pb2.DURABILITY_SYNC:
+            place.told(answer.outputs)
+        else:
+            store.when_durable(session, lambda fault: place.told(answer.outputs if fault is None else fault))
 
     def gone(self) -> None:
         """The session that was to end is gone."""
@@ -153,10 +180,11 @@ class Sequence:
     # ------------------------------------------------------------ within
 
     def _must_wait(self, place: Place) -> bool:
-        return bool(self._waiting) or self._ending or bool(place.job.parameters.start and self._places)
+        return bool(self._waiting) or self._ending or self._awaits or bool(place.job.parameters.start and self._places)
 
     def _take(self, place: Place) -> None:
         self._places.append(place)
+        self._taking = True
         try:
             self._submit(place)
         except (Refused, WireError) as refusal:
@@ -166,14 +194,60 @@ class Sequence:
             self._places.remove(place)
             self.advance()
             raise
+        finally:
+            self._taking = False
 
     def _submit(self, place: Place) -> None:
-        job, core = place.job, self._core
-        live = None if job.parameters.start else self._live(job)
-        engine = place.engine = live.engine if live is not None else self._served(job)
-        # Before anything moves: a request that cannot be used does not begin the sequence anew either.
-        content = place.content = job.read(engine, self._statistics, max_time_steps=core.max_time_steps)
-        session = self._session = self._begin(job, engine) if live is None else live
+        job, store = place.job, self._core.store
+        if job.parameters.start:
+            engine = place.engine = self._served(job)
+            # Before anything moves: a request that cannot be used does not begin the sequence anew either.
+            self._read(place, engine)
+            if store is None:
+                self._step(place, self._begin(job, engine))
+            else:
+                self._awaits = True
+                limits = self._core.directory.limits
+                coming.begin(
+                    self._core,
+                    store,
+                    Wanted(engine, session_id=self._name, max_in_flight=limits.max_in_flight),
+                    replaced=lambda former: self._note_restart(job, former),
+                    then=lambda come: self._come(place, come),
+                )
+        elif store is None or self._name in self._core.directory.sessions:
+            self._go_on(place, self._live(job))
+        else:
+            self._awaits = True
+            coming.find(self._core, store, self._name, lambda come: self._come(place, come))
+
+    def _come(self, place: Place, come: Session | Fault) -> None:
+        """The session that a request awaits is here, or it is known why not."""
+        self._awaits = False
+        try:
+            if place.job.parameters.start:
+                self._step(place, _here(come))
+            else:
+                self._go_on(place, self._checked(place.job, come))
+        except (Refused, WireError) as refusal:
+            place.result = refusal.fault
+        if not self._taking:
+            self.advance()
+            self._core.kick()
+
+    def _go_on(self, place: Place, session: Session) -> None:
+        place.engine = session.engine
+        self._read(place, session.engine)
+        self._step(place, session)
+
+    def _read(self, place: Place, engine: Engine) -> None:
+        place.content = place.job.read(engine, self._statistics, max_time_steps=self._core.max_time_steps)
+
+    def _step(self, place: Place, session: Session) -> None:
+        job, core, content = place.job, self._core, place.content
+        if content is None:
+            raise AssertionError("a request that was not read")
+        self._session = session
         place.seq = session.accepted_seq + 1
         inputs = [array[0] for array in content.inputs]
         limits = core.directory.limits
@@ -201,13 +275,17 @@ class Sequence:
             if directory.draining:
                 # It is not ended for one that cannot begin.
                 raise Refused(stopping(directory.limits.retry_s))
-            if former.applied_seq:
-                job.notes[RESTARTED] = former.applied_seq
+            self._note_restart(job, former)
             directory.close(former, NOBODY, now)
         return directory.create(engine, now, session_id=self._name, max_in_flight=directory.limits.max_in_flight)
 
+    @staticmethod
+    def _note_restart(job: Job, former: Session) -> None:
+        if former.applied_seq:
+            job.notes[RESTARTED] = former.applied_seq
+
     def _live(self, job: Job) -> Session:
-        """The live session of the sequence.
+        """The live session of the sequence, in memory.
 
         Raises:
             Refused: SEQUENCE_INVALID, with the reason why there is none.
@@ -215,8 +293,20 @@ class Sequence:
         try:
             session = self._core.directory.lookup(self._name)
         except Refused as refusal:
+            return self._checked(job, refusal.fault)
+        return self._checked(job, session)
+
+    def _checked(self, job: Job, session: Session | Fault) -> Session:
+        """The session, if it is one that the request can go on with.
+
+        Raises:
+            Refused: SEQUENCE_INVALID, with the reason why there is none; or why that is not known.
+        """
+        if isinstance(session, Fault):
+            if session.code != code_pb2.NOT_FOUND:
+                raise Refused(session)
             self._served(job)
-            raise Refused(self._not_begun(job, refusal.fault)) from refusal
+            raise Refused(self._not_begun(job, session))
         if session.engine.model != job.request.model_name:
             self._served(job)
             raise Refused(self._not_begun(job, None))
@@ -264,6 +354,12 @@ class Sequence:
             if why.reason == e.ERROR_REASON_SESSION_EXPIRED:
                 metadata["idle_timeout_s"] = why.metadata.get("idle_timeout_s", "")
         return Fault(e.ERROR_REASON_SEQUENCE_INVALID, message, metadata)
+
+
+def _here(come: Session | Fault) -> Session:
+    if isinstance(come, Fault):
+        raise Refused(come)
+    return come
 
 
 def _tell(place: Place) -> None:

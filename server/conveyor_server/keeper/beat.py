@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from conveyor_proto.reasons import Fault
+from conveyor_proto.v1 import session_pb2
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused
@@ -22,7 +23,7 @@ from conveyor_server.metrics import Metrics, StoreFigures
 from conveyor_server.repository import Repository
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.keeping import Kept
-from conveyor_server.sessions.rules import store_away
+from conveyor_server.sessions.rules import store_away, taken_over
 from conveyor_server.sessions.session import Session
 from conveyor_server.store.contract import Record, StateStore, StoreUnavailable
 
@@ -101,6 +102,28 @@ class Beat:
     def peek(self, session_id: str, then: Callable[[Record | Fault | None], None]) -> None:
         """Looks at what the store has of a session."""
         self.keeper.ask(Peek(session_id, then))
+
+    def when_durable(self, session: Session, then: Callable[[Fault | None], None]) -> None:
+        """Calls back once the store has all that the session has applied, or after sync_patience_s with why it has not.
+
+        A fault is STORE_UNAVAILABLE or SESSION_TAKEN_OVER.
+        """
+        told = False
+
+        def tell(fault: Fault | None) -> None:
+            nonlocal told
+            if not told:
+                told = True
+                timer.cancel()
+                then(fault)
+                self._kick()
+
+        def written(session: Session) -> None:
+            lost = not session.stored and session.closing == session_pb2.DETACH_CAUSE_TAKEN_OVER
+            tell(taken_over(session) if lost else None)
+
+        timer = self._loop.call_later(self.policy.sync_patience_s, lambda: tell(self.keeper.away(session.id)))
+        self.keeper.flush(session, written)
 
     async def call(self, what: Callable[[], R]) -> R:
         """Runs something that asks the store, on its thread.

@@ -15,7 +15,6 @@ from conveyor_server.errors import Refused
 from conveyor_server.servicers.convert import session_info
 from conveyor_server.servicers.core import Core
 from conveyor_server.servicers.creation import Wanted, create
-from conveyor_server.sessions import rules
 from conveyor_server.sessions.session import Session
 from conveyor_server.store.contract import Record
 
@@ -73,20 +72,16 @@ async def durable(session: Session, core: Core, seq: int) -> None:
     store = core.store
     if store is None or session.durable_seq >= seq:
         return
-    waits: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waits: asyncio.Future[Fault | None] = asyncio.get_running_loop().create_future()
 
-    def written(_: Session) -> None:
+    def told(fault: Fault | None) -> None:
         if not waits.done():
-            waits.set_result(None)
+            waits.set_result(fault)
 
-    store.keeper.flush(session, written)
-    try:
-        async with asyncio.timeout(store.policy.sync_patience_s):
-            await waits
-    except TimeoutError:
-        raise Refused(store.keeper.away(session.id)) from None
-    if not session.stored and session.closing == pb.DETACH_CAUSE_TAKEN_OVER:
-        raise Refused(rules.taken_over(session))
+    store.when_durable(session, told)
+    fault = await waits
+    if fault is not None:
+        raise Refused(fault)
 
 
 async def stored_info(session_id: str, core: Core) -> pb.SessionInfo:

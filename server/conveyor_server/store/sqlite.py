@@ -81,8 +81,8 @@ class SqliteStore:
                 answers.append(answer)
                 if answer is None and new.session_id not in known:
                     added.append(new)
-                    for key in new.counted_as():
-                        used[key] = used.get(key, 0) + 1
+                    if milliseconds(new.expires_at) > now:
+                        used.update((key, used.get(key, 0) + 1) for key in new.counted_as())
             if added:
                 self._add(added, now)
         return answers

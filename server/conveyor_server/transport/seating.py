@@ -75,8 +75,8 @@ class Seating:
         self._tenant = tenant
         # Handles whose session is awaited, and what came for them meanwhile; None: nothing is awaited.
         self._waiting: Waiting | None = None
-        # While what waited for a handle is done: its session does not come back now, and why.
-        self._absent: tuple[int, Fault] | None = None
+        # Handles whose session does not come back now, and why, until all that waits is done (a frame may name several).
+        self._absent: dict[int, Fault] = {}
 
     @property
     def awaits(self) -> bool:
@@ -165,12 +165,15 @@ class Seating:
             for request in waiting.taken():
                 self._call.request(request)
             self._core.kick()
+        if self._waiting is None:
+            # Each may be asked for again.
+            self._absent.clear()
         self._call.expect_flush()
 
     def is_away(self, seat: Attachment, request: session_pb2.StreamRequest) -> bool:
         """The session is in memory. False: it is asleep, and the request is done once it is back."""
         handle = seat.handle
-        if not seat.session.asleep or (self._absent is not None and self._absent[0] == handle):
+        if not seat.session.asleep or handle in self._absent:
             return True
         self._await(handle)
         if self._waiting is not None:
@@ -180,10 +183,9 @@ class Seating:
             if self._call.is_broken or self._call.seats.get(handle) is not seat:
                 self._go_on(handle)
             elif isinstance(opened, Fault):
-                # What waits for it is refused, and it may be asked for again.
-                self._absent = handle, opened
+                # What waits for it is refused.
+                self._absent[handle] = opened
                 self._go_on(handle)
-                self._absent = None
             else:
                 self._call.moved(handle, opened)
                 self._go_on(handle)
@@ -194,9 +196,7 @@ class Seating:
 
     def why_away(self, seat: Attachment) -> Fault:
         """Why the session of a handle that is asleep does not come back now."""
-        if self._absent is not None:
-            return self._absent[1]
-        return store_away(seat.session.id, self._core.directory.limits.retry_s)
+        return self._absent.get(seat.handle) or store_away(seat.session.id, self._core.directory.limits.retry_s)
 
     def _wait_for_store(self) -> None:
         """From now on what is told to the client waits until the store has what it tells of."""

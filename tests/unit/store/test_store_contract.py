@@ -282,9 +282,7 @@ def test_a_batch_may_have_thousands(store: StateStore) -> None:
     assert store.delete([(name, 2) for name in names]) == [Outcome.DONE] * 3000
 
 
-def test_seqs_and_epochs_are_exact_up_to_the_largest(
-    store: StateStore, set_epoch: Callable[[str, int], None]
-) -> None:
+def test_seqs_and_epochs_are_exact_up_to_the_largest(store: StateStore, set_epoch: Callable[[str, int], None]) -> None:
     add(store, "a", "b", seq=BIG - 1)
     set_epoch("a", BIG - 1)
     assert store.load([("a", BIG - 2)]) == [Fenced(BIG - 1)]

@@ -206,6 +206,56 @@ async def test_a_frame_behind_one_that_waits_waits_too(
     assert sorted(seen) == [(1, 2), (2, 1), (2, 2), (2, 3)]
 
 
+async def asleep(server, stream, *handles: int) -> None:
+    """Has the sessions of these handles, which have stepped once, leave memory."""
+    for handle in handles:
+        await stream.attached(handle, f"s{handle}")
+        await stream.answer(handle, 1, 1.0)
+        await durable_seq(stream, handle)
+        server.directory.passivate(server.directory.sessions[f"s{handle}"])
+    server.driver.route()
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_frame_of_several_that_do_not_come_back_is_refused_row_by_row(
+    make_server: Callable, store: FlakyStore, known: bool
+) -> None:
+    server = await make_server(store=store)
+    stream = server.stream()
+    await asleep(server, stream, 1, 2, 3)
+    await stream.attached(4, "t")
+    store.away = True
+    if known:
+        await stream.attach(5, "u")
+        assert (await stream.fault())[2].reason == e.ERROR_REASON_STORE_UNAVAILABLE
+    await stream.frame([1, 2, 4, 3], [2, 2, 1, 2], [[1.0]] * 4)
+    refused = [await stream.fault() for _ in range(3)]
+    assert sorted((handle, seq) for handle, seq, _ in refused) == [(1, 2), (2, 2), (3, 2)]
+    assert {fault.reason for _, _, fault in refused} == {e.ERROR_REASON_STORE_UNAVAILABLE}
+    assert memoryview((await stream.expect("frame")).handles).cast("I").tolist() == [4]
+    store.away = False
+    while True:
+        await stream.step(1, 2, 1.0)
+        if (await stream.receive()).HasField("result"):
+            break
+    assert await stream.answer(2, 2, 1.0) == [12.0]
+
+
+async def test_a_frame_of_several_whose_records_are_not_whole_is_refused_row_by_row(
+    make_server: Callable, store: FlakyStore
+) -> None:
+    server = await make_server(store=store)
+    stream = server.stream()
+    await asleep(server, stream, 1, 2)
+    for name in ("s1", "s2"):
+        store.inner._records[name] = store.inner._records[name]._replace(body=b"")
+    await stream.frame([1, 2], [2, 2], [[1.0]] * 2)
+    for _ in range(2):
+        assert (await stream.fault())[2].reason == e.ERROR_REASON_RECORD_INVALID
+    await stream.attached(4, "t")
+    assert await stream.answer(4, 1, 1.0) == [11.0]
+
+
 async def test_the_least_recently_used_make_room(make_server: Callable, store: FlakyStore) -> None:
     server = await make_server(store=store, max_sessions=4, policy=policy(passivate_after_s=1e9))
     stream = server.stream()
@@ -256,7 +306,7 @@ async def test_while_the_store_is_away_async_goes_on_and_sync_is_told(make_serve
     store.away = False
     assert await durable_seq(one, 1) == 2
     await two.step(1, 1, 1.0)
-    while (response := await two.receive()).HasField("error"):
+    while (await two.receive()).HasField("error"):
         await two.step(1, 1, 1.0)
     assert store.inner.load([("b", 0)])[0].seq == 1
     assert await two.answer(1, 2, 1.0) == [12.0]
