@@ -1,8 +1,8 @@
 """A real Envoy before the replicas, as one would set it up: by the session's id, and round robin on a second port.
 
 What its settings are for: health checks steer new streams only, so that a replica that drains may end its own in order;
-pings over HTTP/2 find one that is frozen, whose streams are reset; nothing is retried and nothing times out, because
-the SDK does the one and a stream of sessions has no end.
+pings over HTTP/2 find one that is frozen, whose streams are reset; only what reached nobody is tried again, and nothing
+times out, because the SDK knows what else may be repeated, and a stream of sessions has no end.
 """
 
 import json
@@ -23,6 +23,8 @@ _PING_ANSWER_S = 1.0
 _HOST = "127.0.0.1"
 _ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
 _HTTP = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+_OTHERS = "envoy.retry_host_predicates.previous_hosts"
+_OTHERS_TYPE = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
 _UPSTREAM = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 # No bound that a test could meet.
 _MANY = 1 << 30
@@ -93,6 +95,16 @@ def _listener(cluster: str, port: int) -> dict[str, Any]:
         "timeout": "0s",
         "idle_timeout": "0s",
         "hash_policy": [{"header": {"header_name": "x-session-id"}}],
+        # Only what reached nobody is tried again, elsewhere: no connection was had, or the stream was refused.
+        "retry_policy": {
+            "retry_on": "connect-failure,refused-stream",
+            "num_retries": 3,
+            "retry_host_predicate": [
+                {"name": _OTHERS, "typed_config": {"@type": f"type.googleapis.com/{_OTHERS_TYPE}"}}
+            ],
+            "host_selection_retry_max_attempts": 5,
+            "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.1s"},
+        },
     }
     hosts = [{"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": route}]}]
     manager = {

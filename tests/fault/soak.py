@@ -52,13 +52,14 @@ class Soaked:
             self.resumes[kind] += resumes
 
 
-def soak(folder: Path, minutes: float, seed: int) -> bool:
-    """Soaks, and tells as it goes; returns whether every round was good."""
+def soak(folder: Path, minutes: float, seed: int, kinds: Sequence[Kind] = tuple(Kind)) -> bool:
+    """Soaks, and tells as it goes; returns whether every round was good. Of one kind, one fault strikes at a time."""
     end_at = time.monotonic() + minutes * 60
     soaked = Soaked()
     good = True
     with Rig(folder) as rig, MemoryWatch(rig.replicas, _EVERY_S) as watch:
-        weather = Weather(at_once=_AT_ONCE, mortal=rig.replicas[:-1])
+        at_once = _AT_ONCE if len(kinds) > 1 else 1
+        weather = Weather(kinds, at_once=at_once, mortal=rig.replicas[:-1])
         while good and time.monotonic() < end_at:
             number = soaked.rounds + 1
             link = rig.to_envoy[soaked.rounds % len(rig.to_envoy)]
@@ -129,11 +130,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=30.0, help="a round that has begun is finished (%(default)s)")
     parser.add_argument("--seed", type=int, default=None, help="of everything; else one is chosen and told")
     parser.add_argument("--folder", type=Path, default=None, help="for logs and figures; else a temporary one")
+    parser.add_argument(
+        "--only", choices=[kind.name for kind in Kind], help="one kind of fault, for the time that it costs"
+    )
     given = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(1_000_000) if given.seed is None else given.seed
     folder = given.folder or Path(tempfile.mkdtemp(prefix="conveyor-soak-"))
     _say(f"soaking for {given.minutes:g} minutes with --seed {seed}; logs are in {folder}")
-    return 0 if soak(folder, given.minutes, seed) else 1
+    kinds = tuple(Kind) if given.only is None else (Kind[given.only],)
+    return 0 if soak(folder, given.minutes, seed, kinds) else 1
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ all of it, and begins with the session's name and the model's digest, so that a 
 another's place is refused.
 
 Layout, little-endian: HEAD; then each of ModelSpec.states in order, C order (none of a fresh session); then each
-answer, oldest first: ANSWER and the outputs in the order of ModelSpec.outputs.
+answer, oldest first: ANSWER and the outputs in the order of ModelSpec.outputs; then zeros up to a whole 64-bit word.
 """
 
 import zlib
@@ -14,26 +14,29 @@ from dataclasses import dataclass
 
 import numpy as np
 from conveyor_proto.codec import Array, to_numpy_dtype
+from conveyor_proto.fingerprint import fingerprints
 from conveyor_proto.v1 import spec_pb2
 from numpy.typing import NDArray
 
 from conveyor_server.sessions.record import Recorded
 
 MAGIC = b"CVB1"
-# The checksum is a CRC-32 of all that follows it, begun with that of the session's name and the model's digest.
+# The checksum is the fingerprint (conveyor_proto.fingerprint) of the body with zeros in its place, plus `seed`: of
+# all sessions at once, where a CRC would take as long as writing them does.
 HEAD = np.dtype(
     [
         ("magic", "S4"),
-        ("checksum", "<u4"),
+        ("state_bytes", "<u4"),
+        ("checksum", "<u8"),
         ("seq", "<u8"),
         ("time_steps", "<u8"),
         ("last_used", "<f8"),
-        ("state_bytes", "<u4"),
-        ("answers", "<u4"),
+        ("answers", "<u8"),
     ]
 )
 ANSWER = np.dtype([("seq", "<u8"), ("fingerprint", "<u8"), ("length", "<u4"), ("bytes", "<u4")])
-_CHECKED_FROM = 8
+_CHECKSUM = slice(8, 16)
+_WORD = 8
 
 
 class BodyInvalid(Exception):  # noqa: N818 - it says what happened
@@ -79,8 +82,14 @@ class Body:
 
 
 def seed(session_id: str, digest: str) -> int:
-    """What the checksum of that session's bodies begins with."""
-    return zlib.crc32(digest.encode(), zlib.crc32(session_id.encode()))
+    """What makes the checksum of that session's bodies its own."""
+    return seeds((session_id,), digest)[0]
+
+
+def seeds(session_ids: Sequence[str], digest: str) -> list[int]:
+    """`seed` of several sessions of one model."""
+    start = zlib.crc32(digest.encode())
+    return [zlib.crc32(session_id.encode(), start) for session_id in session_ids]
 
 
 def encode(piece: Piece) -> tuple[bytes, int]:
@@ -95,25 +104,18 @@ def encode(piece: Piece) -> tuple[bytes, int]:
         head["bytes"] = sum(column.shape[1] for column in data)
         columns += [_bytes(head, count), *data]
     size = HEAD.itemsize + sum(column.shape[1] for column in columns)
-    rows = np.empty((count, size), np.uint8)
+    size += -size % _WORD
+    rows = np.zeros((count, size), np.uint8)
     head = np.zeros(count, HEAD)
-    head["magic"], head["seq"], head["time_steps"], head["last_used"] = (
-        MAGIC,
-        piece.seqs,
-        piece.time_steps,
-        piece.last_used,
-    )
-    head["state_bytes"], head["answers"] = state_bytes, len(piece.answers)
+    head["magic"], head["seq"], head["time_steps"] = MAGIC, piece.seqs, piece.time_steps
+    head["last_used"], head["state_bytes"], head["answers"] = piece.last_used, state_bytes, len(piece.answers)
     rows[:, : HEAD.itemsize] = _bytes(head, count)
     at = HEAD.itemsize
     for column in columns:
         rows[:, at : at + column.shape[1]] = column
         at += column.shape[1]
-    whole = rows.reshape(-1).data
-    sums = [
-        zlib.crc32(whole[row * size + _CHECKED_FROM : (row + 1) * size], start) for row, start in enumerate(piece.seeds)
-    ]
-    rows[:, 4:_CHECKED_FROM] = np.array(sums, "<u4").view(np.uint8).reshape(count, 4)
+    sums = fingerprints([rows]) + np.array(piece.seeds, np.uint64)
+    rows[:, _CHECKSUM] = sums.astype("<u8").view(np.uint8).reshape(count, -1)
     return rows.tobytes(), size
 
 
@@ -128,10 +130,12 @@ def decode(body: bytes, start: int, spec: spec_pb2.ModelSpec) -> Body:
     Raises:
         BodyInvalid: it is torn, altered, another session's, or of another model.
     """
-    if len(body) < HEAD.itemsize or body[:4] != MAGIC:
+    if len(body) < HEAD.itemsize or len(body) % _WORD or body[:4] != MAGIC:
         raise BodyInvalid("is not one, or is cut short")
     (head,) = np.frombuffer(body, HEAD, 1)
-    if zlib.crc32(memoryview(body)[_CHECKED_FROM:], start) != int(head["checksum"]):
+    plain = np.frombuffer(body, np.uint8)[np.newaxis].copy()
+    plain[:, _CHECKSUM] = 0
+    if fingerprints([plain])[0] + np.uint64(start) != head["checksum"]:
         raise BodyInvalid("was torn, altered or written for another session or model: its checksum does not fit")
     state_bytes, at = int(head["state_bytes"]), HEAD.itemsize
     shapes = [(to_numpy_dtype(item.dtype), tuple(item.shape)) for item in spec.states]
@@ -155,7 +159,7 @@ def decode(body: bytes, start: int, spec: spec_pb2.ModelSpec) -> Body:
             raise BodyInvalid("holds answers of other shapes than the model gives")
         answers.append(Recorded(int(one["seq"]), int(one["fingerprint"]), length, outputs))
         at = end
-    if at != len(body):
+    if at + -at % _WORD != len(body):
         raise BodyInvalid(f"has {len(body)} bytes and its parts have {at}")
     return Body(int(head["seq"]), int(head["time_steps"]), float(head["last_used"]), states, answers)
 

@@ -11,7 +11,7 @@ from conveyor_proto.codec import Array
 from numpy.typing import NDArray
 
 from conveyor_server.engine.engine import Engine
-from conveyor_server.keeper.body import Piece, seed
+from conveyor_server.keeper.body import Piece, seeds
 from conveyor_server.sessions.record import Record
 from conveyor_server.sessions.session import Session
 from conveyor_server.sessions.table import SessionTable
@@ -64,7 +64,6 @@ def _piece(
     wall: Callable[[float], float],
 ) -> tuple[list[Session], Piece]:
     sessions = [session for row in rows.tolist() if (session := table.sessions[row]) is not None]
-    digest = engine.spec.digest
     slots = engine.lanes.held[rows] - 1
     states: Sequence[Array] = []
     if slots[0] >= 0:
@@ -72,7 +71,7 @@ def _piece(
         states = engine.runner.read_rows(slots.tolist())
     offset_s = wall(0.0)
     piece = Piece(
-        [seed(session.id, digest) for session in sessions],
+        seeds([session.id for session in sessions], engine.spec.digest),
         table.applied_seq[rows],
         table.applied_time_steps[rows],
         table.last_used_at[rows] + offset_s,
