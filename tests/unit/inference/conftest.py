@@ -10,9 +10,17 @@ from conveyor_proto.inference import service_pb2 as pb
 from conveyor_proto.v1 import spec_pb2, tensor_pb2
 from conveyor_server.runner.base import Run, RunResult
 
-from tests.unit.transport.conftest import RUNNERS, SumRunner, make_server, pytest_asyncio_loop_factories, server, until
+from tests.unit.transport.conftest import (
+    RUNNERS,
+    SumRunner,
+    make_server,
+    pytest_asyncio_loop_factories,
+    server,
+    store,
+    until,
+)
 
-__all__ = ["make_server", "pytest_asyncio_loop_factories", "server", "until"]
+__all__ = ["make_server", "pytest_asyncio_loop_factories", "server", "store", "until"]
 SERVICE = "/inference.GRPCInferenceService/"
 
 

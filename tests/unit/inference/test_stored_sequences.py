@@ -7,22 +7,12 @@ import grpc
 import pytest
 from conveyor_proto.v1 import session_pb2
 from conveyor_server.inference.sequence import RESTARTED
-from conveyor_server.keeper.policy import KeeperPolicy
 from conveyor_server.store.contract import Claim
-from conveyor_server.store.memory import MemoryStore
 from flaky_store import FlakyStore
+from stored import policy
 
 from tests.unit.inference.conftest import Client, totals, until
 from tests.unit.transport.test_intake import FIRST
-
-
-@pytest.fixture
-def store() -> FlakyStore:
-    return FlakyStore(MemoryStore())
-
-
-def policy(**fields: object) -> KeeperPolicy:
-    return KeeperPolicy("r1", "a runtime", **{"checkpoint_s": 0.02, **fields})
 
 
 def client_of(server) -> Client:

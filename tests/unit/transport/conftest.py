@@ -28,10 +28,12 @@ from conveyor_server.servicers.session import SessionServicer
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.store.contract import StateStore
+from conveyor_server.store.memory import MemoryStore
 from conveyor_server.transport.choice import after_sending, deferral, open_transport
 from conveyor_server.transport.completion_loop import CompletionLoop
 from conveyor_server.transport.loop import Driver
 from conveyor_server.transport.port import WireOptions
+from flaky_store import FlakyStore
 from staged import Staged
 
 FIRST = 10.0
@@ -376,6 +378,11 @@ async def make_server(tmp_path: Path) -> AsyncIterator[Callable[..., Server]]:
             return server
 
         yield make
+
+
+@pytest.fixture
+def store() -> FlakyStore:
+    return FlakyStore(MemoryStore())
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from conveyor_proto.v1 import model_pb2, spec_pb2
 from conveyor_proto.v1 import session_pb2 as pb
 from conveyor_server.keeper import head
 from conveyor_server.servicers.loader import Loader
-from conveyor_server.store.memory import MemoryStore
 from flaky_store import FlakyStore
 
 
@@ -79,8 +78,9 @@ async def test_a_session_whose_step_runs_moves_when_it_is_done_and_those_behind_
     assert old.slots.free == old.slots.capacity
 
 
-async def test_a_stored_session_goes_on_once_the_store_knows_its_version(make_server: Callable) -> None:
-    store = FlakyStore(MemoryStore())
+async def test_a_stored_session_goes_on_once_the_store_knows_its_version(
+    make_server: Callable, store: FlakyStore
+) -> None:
     server = await make_server(store=store)
     stream = server.stream()
     await stream.attached(1, "s")
@@ -97,8 +97,7 @@ async def test_a_stored_session_goes_on_once_the_store_knows_its_version(make_se
     assert head.decode("s", record.head).version == "2"
 
 
-async def test_sessions_that_are_asleep_move_when_they_come_in(make_server: Callable) -> None:
-    store = FlakyStore(MemoryStore())
+async def test_sessions_that_are_asleep_move_when_they_come_in(make_server: Callable, store: FlakyStore) -> None:
     server = await make_server(store=store)
     stream = server.stream()
     await stream.attached(1, "s")

@@ -1,43 +1,15 @@
 """Sessions that are kept in a store, as their clients see them: durable, resumed elsewhere, fenced, asleep."""
 
-import asyncio
 from collections.abc import Callable
 
 import pytest
-from conveyor_proto.reasons import Fault, from_status
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2 as pb
-from conveyor_server.keeper.policy import KeeperPolicy
-from conveyor_server.store.memory import MemoryStore
 from flaky_store import FlakyStore
+from stored import ASYNC, NONE, SYNC, durable_seq, options, policy, turn
 
 # Two servers of the fast transport need two loops.
 with_two_servers = pytest.mark.asyncio(loop_factories=["aio"])
-ASYNC, SYNC, NONE = pb.DURABILITY_ASYNC, pb.DURABILITY_SYNC, pb.DURABILITY_NONE
-
-
-@pytest.fixture
-def store() -> FlakyStore:
-    return FlakyStore(MemoryStore())
-
-
-def policy(replica: str = "r1", **fields: object) -> KeeperPolicy:
-    return KeeperPolicy(replica, "a runtime", **{"checkpoint_s": 0.02, **fields})
-
-
-def options(durability: pb.Durability.ValueType, **fields: object) -> pb.SessionOptions:
-    return pb.SessionOptions(durability=durability, **fields)
-
-
-async def _turn() -> None:
-    await asyncio.sleep(0.001)
-
-
-async def durable_seq(stream, handle: int) -> int:
-    await stream.send(flush=pb.FlushSession(handle=handle))
-    durable = await stream.expect("durable")
-    assert int.from_bytes(durable.handles, "little") == handle
-    return int.from_bytes(durable.seqs, "little")
 
 
 async def test_a_session_that_does_not_say_is_async_and_says_so(make_server: Callable, store: FlakyStore) -> None:
@@ -125,7 +97,7 @@ async def test_a_sync_answer_waits_for_the_store(make_server: Callable, store: F
     store.gate.clear()
     await stream.step(1, 1, 1.0)
     while server.directory.sessions["s"].applied_seq < 1:
-        await _turn()
+        await turn()
     assert server.directory.sessions["s"].durable_seq == 0
     store.gate.set()
     await stream.expect("result")
@@ -164,13 +136,13 @@ async def test_idle_sessions_leave_memory_and_come_back_with_their_next_step(
     await stream.attached(2, "t", options=options(NONE))
     assert await stream.answer(1, 1, 1.0) == [11.0]
     while "s" in server.directory.sessions:
-        await _turn()
+        await turn()
     assert "s" in server.directory.asleep
     assert "t" in server.directory.sessions
     assert await stream.answer(1, 2, 2.0) == [13.0]
     assert "s" in server.directory.sessions
     while "s" in server.directory.sessions:
-        await _turn()
+        await turn()
     await stream.frame([1, 2, 1], [3, 1, 4], [[1.0], [1.0], [2.0]])
     seen = []
     while len(seen) < 3:
@@ -178,82 +150,6 @@ async def test_idle_sessions_leave_memory_and_come_back_with_their_next_step(
         seen += memoryview(answered.handles).cast("I").tolist()
     assert sorted(seen) == [1, 1, 2]
     assert server.directory.sessions["s"].applied_seq == 4
-
-
-async def test_a_frame_behind_one_that_waits_waits_too(
-    make_server: Callable, store: FlakyStore, make_frame: Callable
-) -> None:
-    server = await make_server(store=store)
-    stream = server.stream()
-    await stream.attached(1, "s")
-    await stream.attached(2, "t")
-    assert await stream.answer(1, 1, 1.0) == [11.0]
-    assert await durable_seq(stream, 1) == 1
-    store.gate.clear()
-    server.directory.passivate(server.directory.sessions["s"])
-    server.driver.route()
-    stream_call = server.directory.sessions["t"].attachment.owner
-    # In one turn: the first is about one that is asleep and one that is not, the second about the latter alone.
-    for handles, seqs in (([1, 2, 2], [2, 1, 2]), ([2], [3])):
-        request = pb.StreamRequest(frame=make_frame(handles, seqs, [[1.0]] * len(seqs)))
-        stream_call.receive(request.SerializeToString())
-    store.gate.set()
-    seen: list[tuple[int, int]] = []
-    while len(seen) < 4:
-        answered = await stream.expect("frame")
-        handles = memoryview(answered.handles).cast("I").tolist()
-        seen += zip(handles, memoryview(answered.seqs).cast("Q").tolist(), strict=True)
-    assert sorted(seen) == [(1, 2), (2, 1), (2, 2), (2, 3)]
-
-
-async def asleep(server, stream, *handles: int) -> None:
-    """Has the sessions of these handles, which have stepped once, leave memory."""
-    for handle in handles:
-        await stream.attached(handle, f"s{handle}")
-        await stream.answer(handle, 1, 1.0)
-        await durable_seq(stream, handle)
-        server.directory.passivate(server.directory.sessions[f"s{handle}"])
-    server.driver.route()
-
-
-@pytest.mark.parametrize("known", [False, True])
-async def test_a_frame_of_several_that_do_not_come_back_is_refused_row_by_row(
-    make_server: Callable, store: FlakyStore, known: bool
-) -> None:
-    server = await make_server(store=store)
-    stream = server.stream()
-    await asleep(server, stream, 1, 2, 3)
-    await stream.attached(4, "t")
-    store.away = True
-    if known:
-        await stream.attach(5, "u")
-        assert (await stream.fault())[2].reason == e.ERROR_REASON_STORE_UNAVAILABLE
-    await stream.frame([1, 2, 4, 3], [2, 2, 1, 2], [[1.0]] * 4)
-    refused = [await stream.fault() for _ in range(3)]
-    assert sorted((handle, seq) for handle, seq, _ in refused) == [(1, 2), (2, 2), (3, 2)]
-    assert {fault.reason for _, _, fault in refused} == {e.ERROR_REASON_STORE_UNAVAILABLE}
-    assert memoryview((await stream.expect("frame")).handles).cast("I").tolist() == [4]
-    store.away = False
-    while True:
-        await stream.step(1, 2, 1.0)
-        if (await stream.receive()).HasField("result"):
-            break
-    assert await stream.answer(2, 2, 1.0) == [12.0]
-
-
-async def test_a_frame_of_several_whose_records_are_not_whole_is_refused_row_by_row(
-    make_server: Callable, store: FlakyStore
-) -> None:
-    server = await make_server(store=store)
-    stream = server.stream()
-    await asleep(server, stream, 1, 2)
-    for name in ("s1", "s2"):
-        store.inner._records[name] = store.inner._records[name]._replace(body=b"")
-    await stream.frame([1, 2], [2, 2], [[1.0]] * 2)
-    for _ in range(2):
-        assert (await stream.fault())[2].reason == e.ERROR_REASON_RECORD_INVALID
-    await stream.attached(4, "t")
-    assert await stream.answer(4, 1, 1.0) == [11.0]
 
 
 async def test_the_least_recently_used_make_room(make_server: Callable, store: FlakyStore) -> None:
@@ -290,68 +186,6 @@ async def test_what_the_server_does_not_offer_is_refused(make_server: Callable, 
     await stream.attach(1, "a", options=options(SYNC))
     assert (await stream.fault())[2].reason == e.ERROR_REASON_NOT_DURABLE
     assert (await stream.attached(1, "a", options=options(NONE))).session.durability == ASYNC
-
-
-async def test_while_the_store_is_away_async_goes_on_and_sync_is_told(make_server: Callable, store: FlakyStore) -> None:
-    server = await make_server(store=store, policy=policy(sync_patience_s=0.1, max_undurable_s=1e9))
-    one, two = server.stream(), server.stream()
-    await one.attached(1, "a")
-    await two.attached(1, "b", options=options(SYNC))
-    store.away = True
-    assert await one.answer(1, 1, 1.0) == [11.0]
-    await two.step(1, 1, 1.0)
-    _, seq, fault = await two.fault()
-    assert (seq, fault.reason) == (1, e.ERROR_REASON_STORE_UNAVAILABLE)
-    assert await one.answer(1, 2, 1.0) == [12.0]
-    store.away = False
-    assert await durable_seq(one, 1) == 2
-    await two.step(1, 1, 1.0)
-    while (await two.receive()).HasField("error"):
-        await two.step(1, 1, 1.0)
-    assert store.inner.load([("b", 0)])[0].seq == 1
-    assert await two.answer(1, 2, 1.0) == [12.0]
-
-
-async def test_async_stops_where_the_store_stays_away(make_server: Callable, store: FlakyStore) -> None:
-    server = await make_server(store=store, policy=policy(max_undurable_s=0.05))
-    stream = server.stream()
-    await stream.attached(1, "a")
-    store.away = True
-    seq, fault = 1, Fault(e.ERROR_REASON_UNSPECIFIED, "")
-    while fault.reason == e.ERROR_REASON_UNSPECIFIED:
-        await stream.step(1, seq, 1.0)
-        response = await stream.receive()
-        if response.HasField("error"):
-            fault = from_status(response.error.status)
-        else:
-            seq += 1
-            await _turn()
-    assert fault.reason == e.ERROR_REASON_STORE_UNAVAILABLE
-    assert fault.retry_s
-    store.away = False
-    while True:
-        await stream.step(1, seq, 1.0)
-        if (await stream.receive()).HasField("result"):
-            break
-    assert await durable_seq(stream, 1) == seq
-
-
-@with_two_servers
-async def test_a_record_that_is_not_whole_is_refused_by_name(make_server: Callable, store: FlakyStore) -> None:
-    one = await make_server(store=store)
-    stream = one.stream()
-    await stream.attached(1, "s")
-    await stream.answer(1, 1, 1.0)
-    await stream.end()
-    record = store.inner.load([("s", 0)])[0]
-    two = await make_server(store=store, folder="b", policy=policy("r2"))
-    for body in (record.body[:-1], record.body[:50] + b"\x01" + record.body[51:], b""):
-        store.inner._records["s"] = record._replace(body=body)
-        stream = two.stream()
-        await stream.attach(1, "s", mode=pb.AttachSession.MODE_RESUME)
-        _, _, fault = await stream.fault()
-        assert fault.reason == e.ERROR_REASON_RECORD_INVALID
-        assert "'s'" in fault.message
 
 
 @with_two_servers
