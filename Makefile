@@ -32,8 +32,14 @@ demo: env ## train, export, serve and stream two small models
 	$(BIN)/python -m examples.demo
 
 .PHONY: test
-test: env ## all tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test: env ## all tests; those under faults by themselves, because they fill the machine
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/fault
+	$(BIN)/python -m pytest tests/fault
+
+MINUTES ?= 30
+.PHONY: soak
+soak: env ## sessions under faults for MINUTES=30; SEED=... draws the same faults again
+	$(BIN)/python -m tests.fault.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 .PHONY: check
 check: env ## static checks: ruff, mypy strict, import-linter, stubs fresh
@@ -56,7 +62,7 @@ format: env ## format and fix what can be fixed
 bench: env ## the figures of docs/performance.md, as ratios of one run (some 12 minutes)
 	$(BIN)/python -m benchmarks.bench
 
-.PHONY: bench-open bench-idle bench-ragged bench-churn bench-workers bench-inference bench-all
+.PHONY: bench-open bench-idle bench-ragged bench-churn bench-workers bench-inference bench-durability bench-all
 bench-open: env ## open loop: latency at shares of the closed loop's rate, refusals beyond it
 	$(BIN)/python -m benchmarks.open_loop
 bench-idle: env ## memory of 100,000 idle sessions and of 10,000 silent streams
@@ -69,7 +75,9 @@ bench-workers: env ## one, two and more workers
 	$(BIN)/python -m benchmarks.workers
 bench-inference: env ## what a request of the Open Inference Protocol costs
 	$(BIN)/python -m benchmarks.inference
-bench-all: bench bench-open bench-idle bench-ragged bench-workers bench-inference bench-churn ## all of them
+bench-durability: env ## what a store costs a token, and a session that is in it alone
+	$(BIN)/python -m benchmarks.durability
+bench-all: bench bench-open bench-idle bench-ragged bench-workers bench-inference bench-durability bench-churn ## all of them
 
 # A load as make bench names it: GROUP/TARGET.
 CASE ?= streams/full
