@@ -112,6 +112,19 @@ def test_inference(measure):
         assert rate > 1
 
 
+def test_durability(measure):
+    figures = measure("durability", goals=2 * (4 + 1))
+    for store in ("SQLite", "Valkey"):
+        for form in ("streams", "frames"):
+            for durability in ("none", "async", "sync"):
+                (result,) = figures[store][form][durability]["results"]
+                assert result["steps_per_s"] > 100
+        asleep = figures[f"{store} asleep"]
+        assert asleep["sessions"] == 2000
+        assert 0 < asleep["touched_s"] < 60
+        assert asleep["store_bytes"] > 2000 * asleep["state_bytes"]
+
+
 def test_churn(measure, tmp_path):
     figures = measure("churn", goals=2)
     assert list(figures) == ["cq", "aio"]

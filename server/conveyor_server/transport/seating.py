@@ -4,6 +4,8 @@ Invariant: what is about one session is done in the order in which it came, howe
 other sessions of the stream do not wait for it.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +23,7 @@ from conveyor_server.sessions.events import Attachment
 from conveyor_server.sessions.rules import store_away
 from conveyor_server.sessions.session import Session
 from conveyor_server.transport.ends import Outlet
-from conveyor_server.transport.waiting import Waiting
+from conveyor_server.transport.waiting import Waiting, steps_of
 
 
 class Call(Protocol):
@@ -75,7 +77,7 @@ class Seating:
         self._tenant = tenant
         # Handles whose session is awaited, and what came for them meanwhile; None: nothing is awaited.
         self._waiting: Waiting | None = None
-        # Handles whose session does not come back now, and why, until all that waits is done (a frame may name several).
+        # Handles whose session does not come back now, and why, until all that waits is done: a frame may name several.
         self._absent: dict[int, Fault] = {}
 
     @property
@@ -85,7 +87,15 @@ class Seating:
 
     def takes(self, request: session_pb2.StreamRequest) -> bool:
         """Keeps a request until the session that it is about has come; False: there is nothing to wait for."""
-        return self._waiting is not None and self._waiting.takes(request)
+        waiting = self._waiting
+        if waiting is None or not waiting.concerns(request):
+            return False
+        if waiting.full:
+            for handle, seq in steps_of(request):
+                self._call.refuse(handle, seq, _too_many(handle))
+        else:
+            waiting.add(request)
+        return True
 
     def resume_token(self, grace_s: float) -> str:
         """What the stream's client is to show to the next server, when this one stops in so many seconds."""
@@ -158,10 +168,10 @@ class Seating:
         waiting = self._waiting
         if waiting is None or self._call.is_broken:
             return
-        waiting.handles.discard(handle)
+        free = waiting.arrived(handle)
         if not waiting.handles:
             self._waiting = None
-        if waiting.requests:
+        if free:
             for request in waiting.taken():
                 self._call.request(request)
             self._core.kick()
@@ -170,29 +180,32 @@ class Seating:
             self._absent.clear()
         self._call.expect_flush()
 
-    def is_away(self, seat: Attachment, request: session_pb2.StreamRequest) -> bool:
-        """The session is in memory. False: it is asleep, and the request is done once it is back."""
-        handle = seat.handle
-        if not seat.session.asleep or handle in self._absent:
-            return True
-        self._await(handle)
-        if self._waiting is not None:
-            self._waiting.takes(request)
+    def wakes(self, seats: Sequence[Attachment], request: session_pb2.StreamRequest) -> bool:
+        """Has the sessions that are asleep woken, and the request done once they are back.
 
-        def back(opened: Session | Fault) -> None:
-            if self._call.is_broken or self._call.seats.get(handle) is not seat:
-                self._go_on(handle)
-            elif isinstance(opened, Fault):
+        False: there is nobody to wait for; of those that are asleep, `why_away` says why.
+        """
+        asleep = [seat for seat in seats if seat.session.asleep and seat.handle not in self._absent]
+        store = self._core.store
+        if not asleep or store is None:
+            return False
+        for seat in asleep:
+            self._await(seat.handle)
+        self.takes(request)
+        for seat in asleep:
+            store.restore(seat.session, partial(self._woken, seat))
+        return True
+
+    def _woken(self, seat: Attachment, opened: Session | Fault) -> None:
+        """A session is back, or it is known why not."""
+        handle = seat.handle
+        if not self._call.is_broken and self._call.seats.get(handle) is seat:
+            if isinstance(opened, Fault):
                 # What waits for it is refused.
                 self._absent[handle] = opened
-                self._go_on(handle)
             else:
                 self._call.moved(handle, opened)
-                self._go_on(handle)
-
-        if self._core.store is not None:
-            self._core.store.restore(seat.session, back)
-        return False
+        self._go_on(handle)
 
     def why_away(self, seat: Attachment) -> Fault:
         """Why the session of a handle that is asleep does not come back now."""
@@ -224,3 +237,11 @@ class Seating:
                 self._core.kick()
 
         store.keeper.flush(session, flushed)
+
+
+def _too_many(handle: int) -> Fault:
+    return Fault(
+        e.ERROR_REASON_CREDIT_EXCEEDED,
+        f"too much waits for the session of handle {handle}, which is on its way from the store: wait for an answer",
+        {"max_in_flight": "0"},
+    )

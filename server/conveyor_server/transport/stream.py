@@ -295,7 +295,7 @@ class StreamCall:
             return
         session = seat.session
         if session.asleep:
-            if self._seating.is_away(seat, session_pb2.StreamRequest(step=message)):
+            if not self._seating.wakes((seat,), session_pb2.StreamRequest(step=message)):
                 self.refuse(message.handle, message.seq, self._seating.why_away(seat))
             return
         step = submission(
@@ -325,11 +325,10 @@ class StreamCall:
         except WireError as error:
             self.refuse(0, 0, error.fault)
             return
-        for handle in set(numbers.handles.tolist()).difference(self.rows) if self._core.store is not None else ():
-            asleep = self.seats.get(handle)
-            if asleep is None or asleep.leaving or not asleep.session.asleep:
-                continue
-            if not self._seating.is_away(asleep, session_pb2.StreamRequest(frame=frame)):
+        if self._core.store is not None:
+            strangers = set(numbers.handles.tolist()).difference(self.rows)
+            held = [held for handle in strangers if (held := self.seats.get(handle)) is not None and not held.leaving]
+            if held and self._seating.wakes(held, session_pb2.StreamRequest(frame=frame)):
                 # The whole frame waits: its rows are to stay in their order.
                 return
         contents = self._frames.read(frame, numbers, whole=whole)
@@ -369,7 +368,7 @@ class StreamCall:
             return
         if seat.session.asleep:
             request = session_pb2.StreamRequest(close=session_pb2.CloseAttachedSession(handle=handle))
-            if self._seating.is_away(seat, request):
+            if not self._seating.wakes((seat,), request):
                 self.refuse(handle, 0, self._seating.why_away(seat))
             return
         seat.leaving = True

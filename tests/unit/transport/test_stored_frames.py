@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2 as pb
+from conveyor_server.transport import waiting
 from flaky_store import FlakyStore
-from stored import durable_seq
+from stored import ASYNC, durable_seq, options
 
 # Two servers of the fast transport need two loops.
 with_two_servers = pytest.mark.asyncio(loop_factories=["aio"])
@@ -86,3 +87,31 @@ async def test_a_frame_of_several_whose_records_are_not_whole_is_refused_row_by_
         assert (await stream.fault())[2].reason == e.ERROR_REASON_RECORD_INVALID
     await stream.attached(4, "t")
     assert await stream.answer(4, 1, 1.0) == [11.0]
+
+
+async def test_what_waits_for_the_store_is_bounded(make_server: Callable, store: FlakyStore, monkeypatch) -> None:
+    monkeypatch.setattr(waiting, "_MOST", 4)
+    server = await make_server(store=store, max_in_flight=64)
+    stream = server.stream()
+    store.gate.clear()
+    await stream.attach(1, "s", options=options(ASYNC, max_in_flight=64))
+    for seq in range(1, 8):
+        await stream.step(1, seq, 1.0)
+    for seq in (5, 6, 7):
+        handle, refused, fault = await stream.fault()
+        assert (handle, refused, fault.reason) == (1, seq, e.ERROR_REASON_CREDIT_EXCEEDED)
+    store.gate.set()
+    await stream.expect("attached")
+    assert [(await stream.expect("result")).seq for _ in range(4)] == [1, 2, 3, 4]
+
+
+async def test_a_frame_wakes_all_of_its_sessions_in_one_visit(make_server: Callable, store: FlakyStore) -> None:
+    server = await make_server(store=store)
+    stream = server.stream()
+    handles = list(range(1, 31))
+    await asleep(server, stream, *handles)
+    store.calls.clear()
+    await stream.frame(handles, [2] * len(handles), [[1.0]] * len(handles))
+    answered = await stream.expect("frame")
+    assert sorted(memoryview(answered.handles).cast("I").tolist()) == handles
+    assert store.calls.count("load") <= 2
