@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import sqlite3
 import statistics
 import sys
 import tempfile
@@ -209,9 +210,11 @@ def measure(settings: argparse.Namespace) -> Findings:
 
 
 def _stored_bytes(flag: str) -> int:
-    """Of the file without its log, which is bounded and goes back into it; or of Valkey's memory."""
+    """Of the file, with all in it that is in its log; or of Valkey's memory."""
     kind, _, rest = flag.partition(":")
     if kind == "sqlite":
+        with contextlib.closing(sqlite3.connect(rest)) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return Path(rest).stat().st_size
     with valkey.from_url(flag) as client:
         return int(client.info("memory")["used_memory"])
