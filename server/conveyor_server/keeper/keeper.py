@@ -28,8 +28,8 @@ from conveyor_server.sessions.session import Session
 from conveyor_server.sessions.table import NEVER
 from conveyor_server.store.contract import Outcome, Record
 
-# While the store is away it is tried again after so long, doubled each time up to the second.
-_FIRST_RETRY_S, _LONGEST_RETRY_S = 0.05, 1.0
+# While the store is away it is tried again after so long, doubled each time up to the second of these.
+_FIRST_RETRY_S, _LONGEST_RETRY_S = 0.05, 0.25
 _SWEEP_S = 30.0
 
 
@@ -148,7 +148,8 @@ class Keeper:
         self.writes.add_to(job, now, sync=bool(self._held))
         if self.away_since == math.inf:
             self._openings.add_to(job, now)
-        if now >= self._sweep_at:
+        # While the store is away, nobody is let ask: somebody has to find out when it is back.
+        if now >= self._sweep_at or self.away_since < math.inf:
             job.sweep = self._wall(now)
             self._sweep_at = now + _SWEEP_S
         if not job:

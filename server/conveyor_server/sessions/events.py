@@ -26,6 +26,8 @@ class Attachment:
         live: False once the session left the stream; nothing about it may be sent there any more.
         detaching: lets go once the accepted steps are answered.
         leaving: the owner's own: its client has let go, and nothing more is taken for it.
+        refused_seq: the owner's own: the first step that was refused while the session did not come back from the
+            store; 0: none.
     """
 
     owner: object
@@ -36,6 +38,7 @@ class Attachment:
     live: bool = True
     detaching: bool = False
     leaving: bool = False
+    refused_seq: int = 0
 
     @property
     def outlet(self) -> object:

@@ -204,11 +204,17 @@ class Seating:
                 # What waits for it is refused.
                 self._absent[handle] = opened
             else:
+                if seat.refused_seq == opened.applied_seq + 1:
+                    # Those that were sent behind it are aborted, until it is sent again.
+                    opened.failed_seq = seat.refused_seq
+                seat.refused_seq = 0
                 self._call.moved(handle, opened)
         self._go_on(handle)
 
-    def why_away(self, seat: Attachment) -> Fault:
-        """Why the session of a handle that is asleep does not come back now."""
+    def why_away(self, seat: Attachment, seq: int = 0) -> Fault:
+        """Why the session of a handle that is asleep does not come back now, for whoever sent a step of it."""
+        if seq:
+            seat.refused_seq = min(seat.refused_seq or seq, seq)
         return self._absent.get(seat.handle) or store_away(seat.session.id, self._core.directory.limits.retry_s)
 
     def _wait_for_store(self) -> None:

@@ -296,7 +296,7 @@ class StreamCall:
         session = seat.session
         if session.asleep:
             if not self._seating.wakes((seat,), session_pb2.StreamRequest(step=message)):
-                self.refuse(message.handle, message.seq, self._seating.why_away(seat))
+                self.refuse(message.handle, message.seq, self._seating.why_away(seat, message.seq))
             return
         step = submission(
             session.engine.reader.read(message.inputs, self._core.max_time_steps),
@@ -340,7 +340,7 @@ class StreamCall:
                 self.refuse(handle, seq, seat)
                 continue
             if seat.session.asleep:
-                self.refuse(handle, seq, self._seating.why_away(seat))
+                self.refuse(handle, seq, self._seating.why_away(seat, seq))
                 continue
             step = submission(
                 content,

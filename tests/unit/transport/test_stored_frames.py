@@ -115,3 +115,26 @@ async def test_a_frame_wakes_all_of_its_sessions_in_one_visit(make_server: Calla
     answered = await stream.expect("frame")
     assert sorted(memoryview(answered.handles).cast("I").tolist()) == handles
     assert store.calls.count("load") <= 2
+
+
+async def test_what_follows_a_step_that_the_store_kept_from_its_session_is_aborted(
+    make_server: Callable, store: FlakyStore
+) -> None:
+    server = await make_server(store=store)
+    stream = server.stream()
+    await asleep(server, stream, 1)
+    store.away = True
+    await stream.step(1, 2, 1.0)
+    assert (await stream.fault())[2].reason == e.ERROR_REASON_STORE_UNAVAILABLE
+    store.away = False
+    # Once the store is back, a step that was sent behind that one is not the session's next, and no gap either.
+    reason = e.ERROR_REASON_STORE_UNAVAILABLE
+    while reason == e.ERROR_REASON_STORE_UNAVAILABLE:
+        await stream.step(1, 3, 1.0)
+        reason = (await stream.fault())[2].reason
+    assert reason == e.ERROR_REASON_STEP_ABORTED
+    await stream.frame([1], [3], [[1.0]])
+    response = await stream.receive()
+    assert response.HasField("errors") or response.HasField("error")
+    assert await stream.answer(1, 2, 1.0) == [12.0]
+    assert await stream.answer(1, 3, 1.0) == [13.0]
