@@ -26,7 +26,6 @@ class Flushes:
         self._some_wanted = False
         # Rows that the server was asked for and has not answered.
         self._asked = np.zeros(rows, np.bool_)
-        self._some_asked = False
         self._waiting: list[tuple[Seqs, Ticket[Seqs]]] = []
 
     @property
@@ -63,22 +62,15 @@ class Flushes:
         behind[list(self._frames.row_errors)] = False
         self._asked |= behind
         rows: list[int] = np.flatnonzero(behind).tolist()
-        self._some_asked = self._some_asked or bool(rows)
         return rows
 
     def answered(self, rows: NDArray[np.intp]) -> None:
         """The server has answered for these rows, or refused to."""
-        if not self._some_asked:
-            return
         self._asked[rows] = False
-        self._some_asked = bool(self._asked.any())
-        if not self._some_asked:
-            self._frames.kept.sweep()
 
     def begin(self) -> None:
         """A new stream was asked for nothing."""
         self._asked[:] = False
-        self._some_asked = False
 
     def check(self) -> None:
         """Tells whoever waits for what is there."""

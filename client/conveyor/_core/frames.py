@@ -114,6 +114,7 @@ class Frames:
     def begin(self, applied: Seqs) -> None:
         """A stream takes steps from here on. Its server has the rows at `applied` `[n]`, and lacks all that follows."""
         steps = [step for step in self._steps if not step.again]
+        self.kept.release()
         again = list(self.kept.after(applied))
         for step in steps:
             step.sent = False
@@ -122,7 +123,7 @@ class Frames:
             if repeated is not None:
                 again.append(repeated)
         # A row's steps are done in their order, and frames are not.
-        self._steps = again + steps
+        self._steps = sorted(again + steps, key=_NUMBER) if again else steps
         self._again = len(again)
         self._unsent = deque(self._steps)
         self._on_stream = 0

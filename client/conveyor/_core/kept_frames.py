@@ -52,18 +52,9 @@ class KeptFrames:
             self.buffer.remove(size)
 
     def release(self) -> None:
-        """The store has more: lets go of the oldest frames that it has."""
+        """The store has more: lets go of the oldest frames that it has, up to the first that it lacks a row of."""
         while self._kept and not self._needed(self._kept[0][0]):
             self.buffer.remove(self._kept.popleft()[1])
-
-    def sweep(self) -> None:
-        """Lets go of every frame that the store has, also behind one that it lacks a row of."""
-        kept, self._kept = self._kept, deque()
-        for step, size in kept:
-            if self._needed(step):
-                self._kept.append((step, size))
-            else:
-                self.buffer.remove(size)
 
     def after(self, applied: Seqs) -> Iterator[FrameStep]:
         """What servers lack which have the rows at `applied` `[n]`."""

@@ -18,7 +18,7 @@ from conveyor._core.frame import Frame, Handles, Seqs
 from conveyor._core.frame_step import FrameStep
 from conveyor._core.frames import Frames
 from conveyor._core.member import Leaving, Outlet
-from conveyor._core.retry import PASSING
+from conveyor._core.retry import PASSING, waits
 from conveyor._core.signature import Signature
 from conveyor._core.ticket import Ticket
 from conveyor._core.unstored import RESEND_BUFFER_BYTES
@@ -263,7 +263,7 @@ class PopulationCore:
     def retry(self, handles: Sequence[int]) -> None:
         if not self._present:
             return
-        rows = [handle - self._handles.start for handle in handles]
+        rows = [row for handle in handles if (row := handle - self._handles.start) not in self.row_errors]
         for row in rows:
             if row in self._attaching:
                 self._outlet.send(self.attachments[row].request())
@@ -274,7 +274,7 @@ class PopulationCore:
         self._frames.abort_rows(told, self._aborted)
         for request in self._frames.retry(told):
             self._outlet.send(request)
-        self._flushes.answered(np.array(rows))
+        self._flushes.answered(np.array(rows, np.intp))
         self._go_on()
 
     def give_up(self, handle: int, error: ConveyorError) -> None:
@@ -328,7 +328,7 @@ class PopulationCore:
         if not self._present:
             # The stream takes no more, and what was not done is asked of the next one.
             return True
-        if error.reason == "STORE_UNAVAILABLE":
+        if waits(error.reason, opened=self.opened.done):
             self._outlet.postpone(self._handles[row], error)
             return False
         if row in self._attaching:

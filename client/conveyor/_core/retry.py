@@ -21,6 +21,17 @@ _CUTS = frozenset(
 PASSING = frozenset({"DRAINING", "MODEL_NOT_READY", "OVERLOADED", "STORE_UNAVAILABLE"})
 
 
+def waits(reason: str, *, opened: bool) -> bool:
+    """Whether an attach, flush, detach or close that was refused is asked for again on the same stream.
+
+    Args:
+        reason: why it was refused.
+        opened: it is about a session that was open before. One that has to find a place again, after its server was
+            lost, waits for it; a new one is told that there is none.
+    """
+    return reason == "STORE_UNAVAILABLE" or (opened and reason == "SESSIONS_EXHAUSTED")
+
+
 def is_cut(code: grpc.StatusCode, reason: str) -> bool:
     """Whether a stream that ended so is worth opening again."""
     return reason in PASSING or (not reason and code in _CUTS)
@@ -38,7 +49,7 @@ class RetryPolicy:
     """
 
     first_s: float = 0.05
-    longest_s: float = 2.0
+    longest_s: float = 1.0
     connect_s: float = 5.0
     total_s: float = 30.0
 

@@ -14,7 +14,7 @@ from conveyor._core.answer import answer_of
 from conveyor._core.attachment import Attachment
 from conveyor._core.frame import Frame, Handles, Seqs
 from conveyor._core.member import Leaving, Outlet
-from conveyor._core.retry import PASSING
+from conveyor._core.retry import PASSING, waits
 from conveyor._core.signature import Prepared, Signature
 from conveyor._core.step import Parcel, Step
 from conveyor._core.steps import Steps
@@ -155,7 +155,7 @@ class SessionCore:
         return self.error is not None
 
     def attach(self) -> None:
-        self._present, self._said_goodbye = True, False
+        self._present, self._said_goodbye, self._unstored.flushing = True, False, False
         self._outlet.send(self.attachment.request())
 
     def attached(self, message: pb.SessionAttached) -> None:
@@ -283,8 +283,12 @@ class SessionCore:
         if not self._present:
             # The stream takes no more, and what was not done is asked of the next one.
             return True
-        if error.reason == "STORE_UNAVAILABLE":
+        if waits(error.reason, opened=self.opened.done):
             self._outlet.postpone(self.attachment.handle, error)
+            return False
+        if self._unstored.flushing and error.reason == "NOT_DURABLE":
+            # It is not asked for another time.
+            self._unstored.refuse(error)
             return False
         if not self._sending and error.reason in PASSING and (self.opened.done or error.reason == "DRAINING"):
             return True

@@ -1,11 +1,16 @@
 """The fake service of tests/support: bare for the core, behind gRPC for the clients."""
 
+import asyncio
+import contextlib
+import inspect
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent import futures
 
+import conveyor
+import conveyor.aio
 import grpc
 import numpy as np
 import pytest
@@ -37,7 +42,7 @@ class GrpcServer(session_pb2_grpc.SessionServiceServicer, model_pb2_grpc.ModelSe
 
     _stream_type = FakeStream
 
-    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None, port: int = 0) -> None:
         self.fake = FakeServer()
         self.lock = threading.Lock()
         self.cut_after: int | None = None
@@ -51,7 +56,7 @@ class GrpcServer(session_pb2_grpc.SessionServiceServicer, model_pb2_grpc.ModelSe
         session_pb2_grpc.add_SessionServiceServicer_to_server(self, self._server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
         if credentials is None:
-            self.port = self._server.add_insecure_port("127.0.0.1:0")
+            self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
         else:
             self.port = self._server.add_secure_port("127.0.0.1:0", credentials)
         self.target = f"127.0.0.1:{self.port}"
@@ -68,10 +73,16 @@ class GrpcServer(session_pb2_grpc.SessionServiceServicer, model_pb2_grpc.ModelSe
                 stream.broken()
                 out.put("cut")
 
-    def go_away(self) -> None:
+    def go_away(self, token: str = "") -> None:
         with self.lock:
             for stream in self._streams:
-                stream.go_away()
+                stream.go_away(token)
+
+    def crash(self) -> None:
+        """Breaks all streams, and forgets whatever is not in the store."""
+        with self.lock:
+            self.fake.crash()
+        self.cut()
 
     def Stream(self, requests: Iterator[pb.StreamRequest], context: grpc.ServicerContext):
         self.metadata.append(dict(context.invocation_metadata()))
@@ -152,8 +163,9 @@ class GrpcServer(session_pb2_grpc.SessionServiceServicer, model_pb2_grpc.ModelSe
     def ForkSession(self, request, context):
         def answer():
             old = self.fake.find(request.session_id)
-            new = self.fake.create(request.new_session_id, old.model)
+            new = self.fake.create(request.new_session_id, old.model, request.options.durability)
             new.state, new.applied = old.state.copy(), old.applied
+            self._store(new)
             return pb.ForkSessionResponse(session=new.info())
 
         return self._unary(context, answer)
@@ -172,11 +184,16 @@ class GrpcServer(session_pb2_grpc.SessionServiceServicer, model_pb2_grpc.ModelSe
             parts = request.snapshot.split(b" ", 2)
             if len(parts) != 3:
                 raise Refused(e.ERROR_REASON_SNAPSHOT_INVALID)
-            new = self.fake.create(request.session_id, parts[0].decode())
+            new = self.fake.create(request.session_id, parts[0].decode(), request.options.durability)
             new.applied, new.state = int(parts[1]), np.frombuffer(parts[2], np.float32).copy()
+            self._store(new)
             return pb.RestoreSessionResponse(session=new.info())
 
         return self._unary(context, answer)
+
+    def _store(self, session) -> None:
+        if session.stored:
+            self.fake.checkpoint(session)
 
     def _model(self, name: str) -> model_pb2.Model:
         if name not in SPECS:
@@ -210,12 +227,76 @@ class GrpcServer(session_pb2_grpc.SessionServiceServicer, model_pb2_grpc.ModelSe
         return self._unary(context, answer)
 
 
+class Api:
+    """One way to use the SDK; `value`, `entered` and `each` take what either client returns."""
+
+    def __init__(self, name):
+        self.connect = {"blocking": conveyor.connect, "asyncio": conveyor.aio.connect}[name]
+
+    @staticmethod
+    async def value(returned):
+        return await returned if inspect.isawaitable(returned) else returned
+
+    @staticmethod
+    @contextlib.asynccontextmanager
+    async def entered(opened):
+        if hasattr(opened, "__aenter__"):
+            async with opened as inner:
+                yield inner
+        else:
+            with opened as inner:
+                yield inner
+
+    @staticmethod
+    async def each(items):
+        if hasattr(items, "__aiter__"):
+            async for item in items:
+                yield item
+        else:
+            for item in items:
+                yield item
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+async def api(request):
+    yield Api(request.param)
+    left = [thread for thread in threading.enumerate() if thread.name == "conveyor-link"]
+    for thread in left:
+        thread.join(5)
+        assert not thread.is_alive(), "the client left a thread behind"
+    tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith("conveyor")]
+    assert not tasks, "the client left a task behind"
+
+
 @pytest.fixture
 def grpc_server():
     """A fake server behind gRPC."""
     server = GrpcServer()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def stored_server():
+    """A fake server behind gRPC that has a store, and keeps sessions so that a client has to keep their last steps."""
+    server = GrpcServer()
+    server.fake = FakeServer(FakeStore(), "async")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def new_grpc_server():
+    """Makes fake servers behind gRPC, on a port: `new_grpc_server(0)`."""
+    servers = []
+
+    def make(port: int) -> GrpcServer:
+        servers.append(GrpcServer(port=port))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -294,7 +294,6 @@ def test_a_population_survives_its_servers(
     for row, count in enumerate(app.answered):
         assert site.history(f"p{row}") == [row + number for number in range(1, count + 1)]
     assert app.population.acked.tolist() == app.population.durable.tolist() == app.answered
-    app.population._frames.kept.sweep()
     assert not app.population.unstored
 
     left = app.population.leave(Leaving.DETACH)

@@ -43,6 +43,9 @@ def test_no_two_families_share_a_class():
         (errors.SessionExpired, LookupError),
         (errors.SessionExpired, errors.SessionNotFound),
         (errors.SessionsExhausted, errors.Overloaded),
+        (errors.StoreUnavailable, errors.ConveyorError),
+        (errors.RecordInvalid, errors.ConveyorError),
+        (errors.NotDurable, errors.ConveyorError),
     ],
 )
 def test_classes_are_what_python_calls_them(kind, builtin):
@@ -99,6 +102,8 @@ def test_what_is_worth_another_try():
     assert is_cut(grpc.StatusCode.OK, "")
     assert is_cut(grpc.StatusCode.INTERNAL, "")
     assert is_cut(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+    assert is_cut(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+    assert not is_cut(grpc.StatusCode.DATA_LOSS, "RECORD_INVALID")
     assert not is_cut(grpc.StatusCode.RESOURCE_EXHAUSTED, "")
     assert not is_cut(grpc.StatusCode.UNAUTHENTICATED, "")
     assert not is_cut(grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND")

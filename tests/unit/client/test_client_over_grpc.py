@@ -3,8 +3,6 @@
 
 import asyncio
 import contextlib
-import inspect
-import threading
 
 import conveyor
 import conveyor.aio
@@ -14,47 +12,6 @@ import pytest
 from conveyor_proto.v1 import session_pb2 as pb
 
 ONE = np.array([1, 0], np.float32)
-
-
-class Api:
-    """One way to use the SDK; `value`, `entered` and `each` take what either client returns."""
-
-    def __init__(self, name):
-        self.connect = {"blocking": conveyor.connect, "asyncio": conveyor.aio.connect}[name]
-
-    @staticmethod
-    async def value(returned):
-        return await returned if inspect.isawaitable(returned) else returned
-
-    @staticmethod
-    @contextlib.asynccontextmanager
-    async def entered(opened):
-        if hasattr(opened, "__aenter__"):
-            async with opened as inner:
-                yield inner
-        else:
-            with opened as inner:
-                yield inner
-
-    @staticmethod
-    async def each(items):
-        if hasattr(items, "__aiter__"):
-            async for item in items:
-                yield item
-        else:
-            for item in items:
-                yield item
-
-
-@pytest.fixture(params=["blocking", "asyncio"])
-async def api(request):
-    yield Api(request.param)
-    left = [thread for thread in threading.enumerate() if thread.name == "conveyor-link"]
-    for thread in left:
-        thread.join(5)
-        assert not thread.is_alive(), "the client left a thread behind"
-    tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith("conveyor")]
-    assert not tasks, "the client left a task behind"
 
 
 @pytest.fixture
@@ -491,7 +448,13 @@ async def test_rows_that_cannot_be_meant(api, server, rows):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"timeout_s": 0}, {"connect_timeout_s": -1}, {"resume_timeout_s": -1}, {"streams_per_client": 0}],
+    [
+        {"timeout_s": 0},
+        {"connect_timeout_s": -1},
+        {"resume_timeout_s": -1},
+        {"streams_per_client": 0},
+        {"resend_buffer_bytes": 0},
+    ],
 )
 def test_settings_that_cannot_be_meant(settings):
     (name,) = settings
