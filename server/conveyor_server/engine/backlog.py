@@ -9,6 +9,8 @@ from conveyor_server.engine.run_times import RunTimes
 
 # Runs of fewer rows say nothing of what a row costs when many wait.
 _MANY = 32
+# What a row is taken to cost at first, at most; and times what it was taken to cost before.
+_MOST_ROW_S, _MOST_TIMES = 1e-3, 4.0
 
 
 class Backlog:
@@ -54,6 +56,8 @@ class Backlog:
         if rows >= self._many and oldest_at <= delivered_at:
             # It waited for the last one: between the two, nothing was done but what batches take.
             row_s = max(0.0, batch.taken_at - taken_at - run_s) / rows
+            # As of RunTimes: a process that stood still tells nothing of a row.
+            row_s = min(row_s, _MOST_TIMES * self.row_s if self.row_s else _MOST_ROW_S)
             self.row_s = 0.8 * self.row_s + 0.2 * row_s if self.row_s else row_s
 
     def delivered(self, batch: Batch, now: float) -> None:

@@ -9,6 +9,10 @@ import math
 from collections.abc import Mapping
 
 
+# Times the usual, that one run counts as; and of a size that was never run, times what it should take at most.
+_MOST, _MOST_AT_FIRST = 4.0, 16.0
+
+
 class RunTimes:
     """Moving averages of measured runs. Core thread only.
 
@@ -40,8 +44,14 @@ class RunTimes:
     def observe(self, rows: int, longest: int, time_steps: int, run_s: float) -> None:
         """Learns from a run of `time_steps` valid time steps in all, `longest` of them in the longest row."""
         size = _size(rows, longest)
+        # A process that stood still, or had no CPU, tells nothing of the model: one run counts as several times the
+        # usual at most, and if they are all so long, that is soon learnt.
+        usual_s = self._run_s.get(size)
+        most_s = _MOST_AT_FIRST * at_most_s(self._run_s, *size) if usual_s is None else _MOST * usual_s
+        run_s = min(run_s, most_s)
+        known_s = run_s if usual_s is None else usual_s
         cost_s = run_s / time_steps
-        self._run_s[size] = 0.8 * self._run_s.get(size, run_s) + 0.2 * run_s
+        self._run_s[size] = 0.8 * known_s + 0.2 * run_s
         self._time_step_s[size] = 0.8 * self._time_step_s.get(size, cost_s) + 0.2 * cost_s
         self._fastest_s = min(self._time_step_s.values())
 

@@ -44,6 +44,7 @@ class Take:
         until: while the record is behind `min_seq`, it is asked again until this moment; seconds of the driver's clock.
         then: gets it.
         missing: called instead where the store has no such session; None: `then` is told.
+        asked_at: when it was asked; seconds of the driver's clock, which is time.monotonic.
         not_before: it is not asked for again before this moment.
     """
 
@@ -53,6 +54,7 @@ class Take:
     until: float
     then: Then
     missing: Callable[[], None] | None = None
+    asked_at: float = 0.0
     not_before: float = 0.0
 
 

@@ -92,8 +92,8 @@ class Beat:
         missing: Callable[[], None] | None = None,
     ) -> None:
         """Brings a session in, wherever it was; its epoch rises. See asks.Take."""
-        until = self._loop.time() + wait_s
-        self.keeper.ask(Take(session_id, max_epoch, min_seq if wait_s else 0, until, then, missing))
+        now = self._loop.time()
+        self.keeper.ask(Take(session_id, max_epoch, min_seq if wait_s else 0, now + wait_s, then, missing, now))
 
     def restore(self, session: Session, then: Then) -> None:
         """Brings a session back that is asleep."""

@@ -28,6 +28,8 @@ from conveyor_server.store.contract import Behind, Claim, Creation, Exists, Fenc
 # Questions of one job, and how soon the store is asked again for a session that another server is about to write.
 _MOST = 1024
 _AGAIN_S = 0.05
+# How long a session that is to be taken may be asked for: after that, its client has gone elsewhere.
+_LONGEST_S = 2.0
 _log = logging.getLogger("conveyor")
 
 
@@ -159,6 +161,10 @@ class Openings:
         elif isinstance(ask, Take):
             if known is not None and known.closing is not None:
                 raise Refused(rules.closing(known))
+            if now - max(ask.asked_at, ask.until) > _LONGEST_S:
+                # This process stood still meanwhile: whoever asked is elsewhere by now, and would lose the session to
+                # nobody.
+                raise Refused(rules.store_away(ask.session_id, directory.limits.retry_s, "it was asked too late"))
             if known is None and not self._room.reserve():
                 return False
             epoch = known.epoch if known is not None and known.stored else 0
@@ -171,6 +177,7 @@ class Openings:
                     max_epoch=ask.max_epoch,
                     known_epoch=epoch,
                     min_seq=ask.min_seq,
+                    not_after=now + _LONGEST_S,
                 )
             )
             self._takes.append(ask)

@@ -6,6 +6,8 @@ knows how much, and everything in it can be tried again. Each call is one transa
 sessions it is about (a put of very many bytes may be several).
 """
 
+import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -14,6 +16,16 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 class StoreUnavailable(Exception):  # noqa: N818 - it says what happened
     """The store did not answer, or could not do it now; the message says why, without secrets."""
+
+
+def not_too_late(claims: Sequence["Claim"]) -> None:
+    """Returns while the claims can be done.
+
+    Raises:
+        StoreUnavailable: it is too late for one of them.
+    """
+    if any(claim.not_after < time.monotonic() for claim in claims):
+        raise StoreUnavailable("it was asked too long ago: whoever asked has gone elsewhere")
 
 
 class StoreInvalid(Exception):  # noqa: N818 - it says what happened
@@ -102,6 +114,8 @@ class Claim:
         expires_at: unix seconds.
         max_epoch: it is refused where the epoch is above this; 0: any.
         known_epoch: the body is left out of the answer (b"") where the epoch was this: the claimant has it. 0: never.
+        not_after: seconds of time.monotonic: it is not done later than that, but StoreUnavailable; whoever asked has
+            asked elsewhere by then, and would lose the session to nobody.
         min_seq: it is refused while the record's seq is below this: its last owner is about to write it. 0: any.
     """
 
@@ -112,6 +126,7 @@ class Claim:
     max_epoch: int = 0
     known_epoch: int = 0
     min_seq: int = 0
+    not_after: float = math.inf
 
 
 class Exists(NamedTuple):

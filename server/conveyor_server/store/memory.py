@@ -20,6 +20,7 @@ from conveyor_server.store.contract import (
     QuotaFull,
     Record,
     milliseconds,
+    not_too_late,
 )
 
 
@@ -45,6 +46,7 @@ class MemoryStore:
 
     def take(self, claims: Sequence[Claim]) -> list[Claimed]:
         """See StateStore."""
+        not_too_late(claims)
         return [self._take(claim) for claim in claims]
 
     def load(self, wanted: Sequence[tuple[str, int]]) -> list[Found]:

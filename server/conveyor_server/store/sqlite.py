@@ -31,6 +31,7 @@ from conveyor_server.store.contract import (
     QuotaFull,
     Record,
     milliseconds,
+    not_too_late,
 )
 from conveyor_server.store.sqlite_file import Synchronous, open_file, unavailable
 
@@ -90,6 +91,7 @@ class SqliteStore:
     def take(self, claims: Sequence[Claim]) -> list[Claimed]:
         """See StateStore."""
         with self._transaction() as now:
+            not_too_late(claims)
             known = self._look([claim.session_id for claim in claims], now)
             taken, bodies = [], []
             answers: list[Claimed] = []

@@ -1,4 +1,5 @@
--- What the server of a ValkeyStore does in one call. ARGV: the call's name, the prefix of all keys, the call's own.
+-- What the server of a ValkeyStore does in one call. ARGV: the call's name and the time after which it is not done any
+-- more, as NAME@MILLISECONDS; the prefix of all keys; the call's own.
 --
 -- PREFIX:session:ID   hash of a session: at, head, body, owner, runtime, quotas. `at` is five numbers: epoch; seq; expires,
 --                     when it is gone; due and kept, the times of the next two. Times are unix milliseconds.
@@ -275,4 +276,7 @@ function calls.count() return count('') end
 -- ARGV: the moment.
 function calls.sweep() return trim('', tonumber(ARGV[3]), SWEPT) end
 
-return calls[ARGV[1]]()
+-- Whoever asked has given up by then, and may have asked for the same elsewhere.
+local name, not_after = string.match(ARGV[1], '^(%a+)@(%d+)$')
+if now > tonumber(not_after) then return redis.error_reply('LATE the call came too late to be done') end
+return calls[name]()

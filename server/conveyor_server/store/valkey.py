@@ -1,8 +1,9 @@
 """A store in a Valkey or Redis server, which servers on several machines share.
 
 Invariants: each call is one script, which the server runs whole and alone, in one round trip (a put of many bytes is
-several); a connection is looked at before it is used, so that one that was cut meanwhile fails no call; and a call is
-sent twice only where no server took it the first time.
+several); a connection is looked at before it is used, so that one that was cut meanwhile fails no call; a call is sent
+twice only where no server took it the first time; what a server reads only when its caller has given up, because the
+network or either of them stood still, is not done.
 
 It is for one server, or one primary with replicas: not for a cluster, whose keys lie apart. What was told done is there
 as far as the server keeps it: `appendonly yes` with `appendfsync always` to outlive its machine, `maxmemory-policy
@@ -10,7 +11,9 @@ noeviction` so that nothing is dropped; a replica that takes over while it is be
 """
 
 import json
+import math
 import struct
+import time
 from collections.abc import Sequence
 from hashlib import sha1
 from importlib.resources import files
@@ -91,6 +94,9 @@ class ValkeyStore:
     def __init__(self, url: str, *, timeout_s: float = 1.0, prefix: str = "conveyor") -> None:
         self.name, kind, options = _parse(url)
         self._prefix = prefix
+        self._timeout_s = timeout_s
+        # Of the server's clock, in milliseconds, over time.monotonic; None: it has to be asked.
+        self._offset_ms: float | None = None
         self._sha = sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
         self._pool = ConnectionPool(
             connection_class=kind,
@@ -127,7 +133,9 @@ class ValkeyStore:
             )
             for claim in claims
         ]
-        answers = self._call("take", json.dumps(rows))
+        answers = self._call(
+            "take", json.dumps(rows), not_after=min((claim.not_after for claim in claims), default=math.inf)
+        )
         claimed: list[Claimed] = []
         for claim, answer in zip(claims, answers, strict=True):
             claimed.append(Behind(answer[1]) if answer[0] == 3 else _found(claim.session_id, answer))
@@ -175,21 +183,34 @@ class ValkeyStore:
             self._call("put", ids, numbers, checkpoint.bodies, checkpoint.owner, checkpoint.runtime, *heads)
         )
 
-    def _call(self, name: str, *arguments: str | bytes | int) -> Any:
-        """Runs the script.
+    def _call(self, name: str, *arguments: str | bytes | int, not_after: float = math.inf) -> Any:
+        """Runs the script, which does nothing after `not_after` (of time.monotonic), or after the timeout.
 
         Raises:
-            StoreUnavailable: it was not run, or nobody knows whether it was.
+            StoreUnavailable: it was not run, or nobody knows whether it was; it will not be run later.
         """
-        given = (0, name, self._prefix, *arguments)
         try:
             connection = self._connect()
             try:
-                return self._run(connection, given)
+                if self._offset_ms is None:
+                    self._offset_ms = self._ask_time(connection)
+                end = min(not_after, time.monotonic() + self._timeout_s)
+                ends_at = max(0, round(end * 1e3 + self._offset_ms))
+                return self._run(connection, (0, f"{name}@{ends_at}", self._prefix, *arguments))
             finally:
                 self._pool.release(connection)
         except (valkey_errors.ValkeyError, OSError) as error:
+            # It may be another server that answers next.
+            self._offset_ms = None
             raise StoreUnavailable(self._why(error)) from error
+
+    @staticmethod
+    def _ask_time(connection: Any) -> float:
+        """How far the server's clock is before ours, in milliseconds, by half of the time that it took to ask."""
+        began = time.monotonic()
+        connection.send_command("TIME")
+        seconds, microseconds = map(int, connection.read_response())
+        return seconds * 1e3 + microseconds / 1e3 - (began + time.monotonic()) * 500
 
     def _connect(self) -> Any:
         """A connection that nobody has closed; its methods have no types."""

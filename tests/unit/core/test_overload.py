@@ -39,15 +39,25 @@ def test_a_step_counts_with_one_quantum_and_what_it_costs_beside_the_model():
 
 def test_what_a_row_costs_is_learned_while_there_is_always_something_to_do():
     backlog = Backlog(quantum=16, max_batch=256)
-    first, second = batch(100, 1.0, 0.3), batch(100, 2.0, 0.3)
+    first, second = batch(100, 1.0, 0.03), batch(100, 1.1, 0.03)
     backlog.taken(first, 0.9)
-    backlog.delivered(first, 1.9)
-    backlog.taken(second, 1.5)
-    assert backlog.row_s == pytest.approx(0.7 / 100)
-    backlog.delivered(second, 2.4)
+    backlog.delivered(first, 1.09)
+    backlog.taken(second, 1.05)
+    assert backlog.row_s == pytest.approx(0.07 / 100)
+    backlog.delivered(second, 1.14)
     # Everything that waited had been served: what came later says nothing about the time between.
     backlog.taken(batch(100, 9.0, 0.3), 2.5)
-    assert backlog.row_s == pytest.approx(0.7 / 100)
+    assert backlog.row_s == pytest.approx(0.07 / 100)
+
+
+def test_a_process_that_stood_still_tells_nothing_of_a_row():
+    backlog = Backlog(quantum=16, max_batch=256)
+    backlog.delivered(batch(100, 1.0, 0.03), 1.09)
+    backlog.taken(batch(100, 5.1, 0.03), 1.05)
+    assert backlog.row_s == 1e-3
+    backlog.delivered(batch(100, 5.1, 0.03), 5.2)
+    backlog.taken(batch(100, 9.1, 0.03), 5.15)
+    assert backlog.row_s == pytest.approx(0.8e-3 + 0.2 * 4e-3)
 
 
 def test_small_runs_say_nothing_of_what_a_row_costs():

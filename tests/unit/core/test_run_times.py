@@ -41,3 +41,14 @@ def test_nothing_is_known_before_the_first_run():
     assert at_most_s({}, 1, 1) == math.inf
     times.observe(1, 1, 1, 30 * US)
     assert times.expected_s(2, 2) == pytest.approx(120 * US)
+
+
+def test_a_process_that_stood_still_tells_nothing_of_the_model():
+    times = RunTimes({(1, 1): 30 * US, (256, 1): 256 * 5 * US})
+    times.observe(256, 1, 256, 4.0)
+    assert times.expected_s(256, 1) < 2 * 256 * 5 * US
+    times.observe(64, 1, 64, 4.0)
+    assert times.expected_s(64, 1) <= 32 * 256 * 5 * US
+    for _ in range(60):
+        times.observe(256, 1, 256, 0.1)
+    assert times.expected_s(256, 1) == pytest.approx(0.1, rel=0.01), "one that is that slow is believed in the end"

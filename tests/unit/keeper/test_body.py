@@ -102,4 +102,4 @@ def test_a_body_that_does_not_fit_the_model_is_refused() -> None:
 
 
 def test_the_layout_is_as_documented() -> None:
-    assert (HEAD.itemsize, ANSWER.itemsize) == (40, 24)
+    assert (HEAD.itemsize, ANSWER.itemsize) == (48, 24)

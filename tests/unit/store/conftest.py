@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import valkey
 from conveyor_server.store.contract import StateStore
 from conveyor_server.store.memory import MemoryStore
 from conveyor_server.store.sqlite import SqliteStore
 from conveyor_server.store.valkey import ValkeyStore
 from valkey_process import ValkeyProcess
-
-import valkey
 
 
 @pytest.fixture(scope="session")
