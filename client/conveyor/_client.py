@@ -233,6 +233,27 @@ class AsyncClient:
         answer = await self._call(_calls.UNLOAD_MODEL, request, timeout_s=timeout_s, repeatable=False)
         return answer.closed_sessions
 
+    async def migrate_sessions(
+        self, name: str, *, source: str | None = None, target: str | None = None, timeout_s: float | None = None
+    ) -> int:
+        """Moves a model's sessions to another of its versions, between two of their steps; returns how many.
+
+        Those that are in the server's store alone move when the server next brings them in.
+
+        Args:
+            name: the model's name.
+            source: the version that they leave; None: every other one that has equal inputs, outputs and states.
+            target: the version that they move to; None: the latest that is ready.
+            timeout_s: None: the client's.
+
+        Raises:
+            ModelNotFound: no such model or version.
+            ModelMismatch: `source` has other inputs, outputs or states.
+        """
+        request = model_pb2.MigrateSessionsRequest(name=name, from_version=source or "", to_version=target or "")
+        answer = await self._call(_calls.MIGRATE_SESSIONS, request, timeout_s=timeout_s)
+        return answer.migrated_sessions
+
     # ------------------------------------------------------------ life
 
     async def close(self) -> None:

@@ -204,6 +204,25 @@ class Client:
         """
         return drive(self._client.unload_model(name, version, force=force, timeout_s=timeout_s))
 
+    def migrate_sessions(
+        self, name: str, *, source: str | None = None, target: str | None = None, timeout_s: float | None = None
+    ) -> int:
+        """Moves a model's sessions to another of its versions, between two of their steps; returns how many.
+
+        Those that are in the server's store alone move when the server next brings them in.
+
+        Args:
+            name: the model's name.
+            source: the version that they leave; None: every other one that has equal inputs, outputs and states.
+            target: the version that they move to; None: the latest that is ready.
+            timeout_s: None: the client's.
+
+        Raises:
+            ModelNotFound: no such model or version.
+            ModelMismatch: `source` has other inputs, outputs or states.
+        """
+        return drive(self._client.migrate_sessions(name, source=source, target=target, timeout_s=timeout_s))
+
     def close(self) -> None:
         """Detaches from all sessions, which live on, and disconnects. Whoever still waits gets ClientClosed.
 

@@ -69,10 +69,12 @@ class Attachment:
         """The session is created by this client, and nobody else's."""
         return self._claim.opening is Opening.CREATE
 
-    def request(self) -> pb.StreamRequest:
-        """The message that attaches the session to a new stream."""
+    def request(self, answered_seq: int = 0) -> pb.StreamRequest:
+        """The message that attaches the session to a new stream, where answers up to that step were had."""
         attach = pb.AttachSession(handle=self.handle, session_id=self.session_id, model=self._claim.model)
-        attach.resume_token = self.resume_token
+        if self.resume_token:
+            # The next server waits until the last one has written so far.
+            attach.resume_token, attach.answered_seq = self.resume_token, answered_seq
         if self.info is not None:
             attach.mode = pb.AttachSession.MODE_RESUME
             # Attaches whose answers were lost in a cut, or in the server's store, may have raised the epoch.

@@ -184,7 +184,7 @@ class PopulationCore:
         self._present, self._said_goodbye = True, False
         self._attaching = set(range(len(self._handles))) - self.row_errors.keys()
         for row in sorted(self._attaching):
-            self._outlet.send(self.attachments[row].request())
+            self._outlet.send(self.attachments[row].request(int(self.acked[row])))
 
     def attached(self, message: pb.SessionAttached) -> None:
         row = message.handle - self._handles.start
@@ -266,7 +266,7 @@ class PopulationCore:
         rows = [row for handle in handles if (row := handle - self._handles.start) not in self.row_errors]
         for row in rows:
             if row in self._attaching:
-                self._outlet.send(self.attachments[row].request())
+                self._outlet.send(self.attachments[row].request(int(self.acked[row])))
             elif self._said_goodbye:
                 # A goodbye may be what was refused; it can be said twice.
                 self._send_goodbye(row, close=self._leaving is Leaving.CLOSE)

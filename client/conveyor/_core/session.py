@@ -156,7 +156,7 @@ class SessionCore:
 
     def attach(self) -> None:
         self._present, self._said_goodbye, self._unstored.flushing = True, False, False
-        self._outlet.send(self.attachment.request())
+        self._outlet.send(self.attachment.request(self.applied_seq if self.opened.done else 0))
 
     def attached(self, message: pb.SessionAttached) -> None:
         error = self.attachment.accept(message)
@@ -237,7 +237,7 @@ class SessionCore:
         if not self._present:
             return
         if not self._sending and self._steps.setback.error is None:
-            self._outlet.send(self.attachment.request())
+            self._outlet.send(self.attachment.request(self.applied_seq if self.opened.done else 0))
             return
         if self._steps.told:
             self._steps.retry()

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conveyor_proto.v1 import spec_pb2
+from conveyor_proto.v1 import model_pb2, spec_pb2
 from google.protobuf import json_format
 
 import conveyor
+from conveyor._calls import Method
 from conveyor._core.signature import Field
+from conveyor._io.base import drive
 from conveyor.cli.table import duration, size, table
+
+_MIGRATE_SESSIONS = Method("MigrateSessions", model_pb2.MigrateSessionsResponse, "ModelService")
 
 
 class UsageError(Exception):
@@ -112,18 +116,46 @@ def sessions(arguments: argparse.Namespace) -> int:
             session.model,
             session.version,
             session.applied_seq,
-            session.applied_time_steps,
+            "-" if _asleep(session) else session.applied_time_steps,
+            session.durability,
+            "-" if session.durability == "none" else session.durable_seq,
+            "store" if _asleep(session) else "memory",
             "yes" if session.attached else "no",
             duration(max(0.0, (now - session.last_used_at).total_seconds())),
             duration(session.idle_timeout_s),
-            size(session.state_bytes),
+            "-" if _asleep(session) else size(session.state_bytes),
         )
         for session in found
     ]
-    headings = ("SESSION", "MODEL", "VERSION", "STEPS", "TIME STEPS", "ATTACHED", "IDLE", "IDLE LIMIT", "STATE")
-    print(
-        table(headings, rows, right=("STEPS", "TIME STEPS", "IDLE", "IDLE LIMIT", "STATE")) if rows else "no sessions"
+    headings = (
+        *("SESSION", "MODEL", "VERSION", "STEPS", "TIME STEPS", "DURABILITY", "STORED", "IN", "ATTACHED"),
+        *("IDLE", "IDLE LIMIT", "STATE"),
     )
+    right = ("STEPS", "TIME STEPS", "STORED", "IDLE", "IDLE LIMIT", "STATE")
+    print(table(headings, rows, right=right) if rows else "no sessions")
+    return 0
+
+
+def _asleep(session: conveyor.SessionInfo) -> bool:
+    """Its state is in the store alone, or in another server's memory, and what is not in the head is not known."""
+    return session.durability != "none" and not session.resident
+
+
+def migrate(arguments: argparse.Namespace) -> int:
+    """`conveyor sessions migrate`."""
+    request = model_pb2.MigrateSessionsRequest(
+        name=arguments.name, from_version=arguments.from_version, to_version=arguments.to_version
+    )
+    with connected(arguments) as client:
+        answer = drive(client._client._call(_MIGRATE_SESSIONS, request))
+    if arguments.json:
+        _print_json(
+            {"model": arguments.name, "migrated_sessions": answer.migrated_sessions, "to_version": answer.to_version}
+        )
+    else:
+        count = answer.migrated_sessions
+        sessions = "1 session moves" if count == 1 else f"{count} sessions move"
+        print(f"{sessions} to {arguments.name} {answer.to_version}")
     return 0
 
 

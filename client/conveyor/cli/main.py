@@ -78,9 +78,7 @@ def _parser(brought: dict[str, EntryPoint]) -> argparse.ArgumentParser:
     models = kinds.add_parser("models", parents=[common], help="list the models on a server")
     models.set_defaults(run=commands.models)
 
-    sessions = kinds.add_parser("sessions", parents=[common], help="list the sessions on a server")
-    sessions.add_argument("--model", help="only sessions of this model")
-    sessions.set_defaults(run=commands.sessions)
+    _add_sessions(kinds, common)
 
     step = kinds.add_parser(
         "step",
@@ -112,7 +110,35 @@ def _parser(brought: dict[str, EntryPoint]) -> argparse.ArgumentParser:
     return parser
 
 
-def _common_options() -> argparse.ArgumentParser:
+def _add_sessions(
+    kinds: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser
+) -> None:
+    sessions = kinds.add_parser(
+        "sessions", parents=[common], help="list the sessions on a server and in its store, or move them to a version"
+    )
+    sessions.add_argument("--model", help="only sessions of this model")
+    sessions.set_defaults(run=commands.sessions)
+    what = sessions.add_subparsers(title="instead of listing", metavar="[COMMAND]")
+    migrate = what.add_parser(
+        "migrate",
+        parents=[_common_options(again=True)],
+        help="move a model's sessions to another of its versions",
+        description="Moves a model's sessions to another of its versions, between two of their steps; inputs, outputs "
+        "and states must be equal. It asks one server: tell each that has sessions. Those that are in the store alone "
+        "move when this server next brings them in.",
+    )
+    migrate.add_argument("name", metavar="MODEL", help="the model's name")
+    migrate.add_argument(
+        "--from", dest="from_version", default="", metavar="V", help="the version they leave; default: every other"
+    )
+    migrate.add_argument(
+        "--to", dest="to_version", default="", metavar="V", help="the version they move to; default: the latest"
+    )
+    migrate.set_defaults(run=commands.migrate)
+
+
+def _common_options(*, again: bool = False) -> argparse.ArgumentParser:
+    """Options of every command. With `again`, those that are not given leave what was given before."""
     common = argparse.ArgumentParser(add_help=False)
     group = common.add_argument_group("server")
     target = os.environ.get("CONVEYOR_TARGET", DEFAULT_TARGET)
@@ -128,6 +154,9 @@ def _common_options() -> argparse.ArgumentParser:
     group.add_argument("--key", metavar="PEM", help="the key to --cert")
     group.add_argument("--server-name", metavar="NAME", help="the name in the server's certificate; default: the host")
     common.add_argument("--json", action="store_true", help="print JSON")
+    if again:
+        for action in common._actions:
+            action.default = argparse.SUPPRESS
     return common
 
 
