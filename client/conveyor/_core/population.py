@@ -22,7 +22,7 @@ from conveyor._core.retry import PASSING, waits
 from conveyor._core.signature import Signature
 from conveyor._core.ticket import Ticket
 from conveyor._core.unstored import RESEND_BUFFER_BYTES
-from conveyor._core.verdict import Verdict, verdict
+from conveyor._core.verdict import FOLLOWS, Verdict, verdict
 from conveyor.errors import ClientClosed, ConnectionLost, ConveyorError
 
 # A row that is gone lacks nothing.
@@ -227,7 +227,7 @@ class PopulationCore:
         if seq == 0:
             return self._refused(row, error)
         held_from = int(self._ledger.resend_from[row])
-        if error.reason == "STEP_ABORTED" and held_from and seq > held_from:
+        if error.reason in FOLLOWS and held_from and seq > held_from:
             self._frames.followed(row, error)
             self._heard((row,))
             return False

@@ -16,7 +16,7 @@ from conveyor._core.signature import Prepared, Signature
 from conveyor._core.step import Parcel, Step
 from conveyor._core.ticket import Ticket
 from conveyor._core.unstored import Unstored
-from conveyor._core.verdict import Verdict, verdict
+from conveyor._core.verdict import FOLLOWS, Verdict, verdict
 from conveyor._core.window import Window
 from conveyor.errors import ConveyorError
 
@@ -105,7 +105,7 @@ class Steps:
         step, again = self.window.find(seq), self.window.is_again(seq)
         if step is None and not again:
             return Verdict.ABORTED
-        if error.reason == "STEP_ABORTED" and self.setback.covers(seq):
+        if error.reason in FOLLOWS and self.setback.covers(seq):
             self.setback.followed(seq)
             return Verdict.ABORTED
         kind = verdict(error, held=held, again=again)

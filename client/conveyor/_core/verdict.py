@@ -42,6 +42,9 @@ _VERDICTS = {
     "STEP_CONFLICT": Verdict.ENDED,
 }
 
+# What a server says of steps that were sent behind one that it did not take: it counts on from there, or has forgotten
+# that it came.
+FOLLOWS = frozenset({"STEP_ABORTED", "STEP_GAP"})
 # What a server may say of a step now, and not say of it a moment later.
 _PASSING = frozenset(
     {

@@ -26,8 +26,8 @@ class Attachment:
         live: False once the session left the stream; nothing about it may be sent there any more.
         detaching: lets go once the accepted steps are answered.
         leaving: the owner's own: its client has let go, and nothing more is taken for it.
-        refused_seq: the owner's own: the first step that was refused while the session did not come back from the
-            store; 0: none.
+        refused_seq: while the session is asleep: the first step that was refused and not sent again; 0: none. The owner
+            sets it, too, where the session does not come back.
     """
 
     owner: object

@@ -59,11 +59,15 @@ class Removals(Roster):
         """
         del self.sessions[session.id]
         self._late.forget(session)
+        held = session.attachment
+        if held is not None:
+            # What was sent behind a refused step is aborted still when it is back.
+            held.refused_seq = session.failed_seq
         session.engine.free(session.lane)
         session.sleep()
-        if session.attachment is not None:
+        if held is not None:
             self.asleep[session.id] = session
-            self._events.append(Slept(session.attachment))
+            self._events.append(Slept(held))
 
     def let_go(self, session: Session, why: Fault, cause: DetachCause, now: float, reply_to: object = None) -> None:
         """The session is somebody else's now, or nobody's, and its record is not this server's to write.

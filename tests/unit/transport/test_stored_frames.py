@@ -138,3 +138,20 @@ async def test_what_follows_a_step_that_the_store_kept_from_its_session_is_abort
     assert response.HasField("errors") or response.HasField("error")
     assert await stream.answer(1, 2, 1.0) == [12.0]
     assert await stream.answer(1, 3, 1.0) == [13.0]
+
+
+async def test_a_refused_step_is_remembered_while_its_session_is_asleep(
+    make_server: Callable, store: FlakyStore
+) -> None:
+    server = await make_server(store=store)
+    stream = server.stream()
+    await stream.attached(1, "s1")
+    await stream.answer(1, 1, 1.0)
+    await durable_seq(stream, 1)
+    await stream.step(1, 2, float("nan"))
+    assert (await stream.fault())[2].reason == e.ERROR_REASON_INPUT_NON_FINITE
+    server.directory.passivate(server.directory.sessions["s1"])
+    server.driver.route()
+    await stream.step(1, 3, 1.0)
+    assert (await stream.fault())[2].reason == e.ERROR_REASON_STEP_ABORTED
+    assert await stream.answer(1, 2, 1.0) == [12.0]
