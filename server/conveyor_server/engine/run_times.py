@@ -8,7 +8,6 @@ than it can be.
 import math
 from collections.abc import Mapping
 
-
 # Times the usual, that one run counts as; and of a size that was never run, times what it should take at most.
 _MOST, _MOST_AT_FIRST = 4.0, 16.0
 

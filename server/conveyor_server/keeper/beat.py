@@ -31,6 +31,9 @@ R = TypeVar("R")
 _log = logging.getLogger("conveyor")
 # Between the end of one look and the next, where something is wanted that cannot be had yet.
 _LEAST_S = 0.001
+# A process that has done nothing for so long stood still (it was stopped, or its machine was), and is slow of hearing for
+# a moment when it goes on.
+_STILL_S, _DEAF_S = 1.0, 0.5
 
 
 class Beat:
@@ -71,6 +74,9 @@ class Beat:
         self._idle.set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
+        self._seen_at = self._loop.time()
+        self._deaf_until = 0.0
+        self._look_at_clock()
 
     @property
     def policy(self) -> KeeperPolicy:
@@ -92,7 +98,12 @@ class Beat:
         missing: Callable[[], None] | None = None,
     ) -> None:
         """Brings a session in, wherever it was; its epoch rises. See asks.Take."""
-        now = self._loop.time()
+        now = self._now()
+        if now < self._deaf_until:
+            then(
+                store_away(session_id, self.keeper.retry_s, "this server stood still, and has to find out what is new")
+            )
+            return
         self.keeper.ask(Take(session_id, max_epoch, min_seq if wait_s else 0, now + wait_s, then, missing, now))
 
     def restore(self, session: Session, then: Then) -> None:
@@ -164,12 +175,32 @@ class Beat:
         self.keeper.stop()
         if self._timer is not None:
             self._timer.cancel()
+        self._clock.cancel()
         self._thread.shutdown(wait=False)
         if in_time:
             await asyncio.to_thread(self.store.close)
         return in_time
 
     # ------------------------------------------------------------ within
+
+    def _look_at_clock(self) -> None:
+        """Now and then, so that it shows when this process stood still."""
+        self._now()
+        self._clock = self._loop.call_later(_STILL_S / 4, self._look_at_clock)
+
+    def _now(self) -> float:
+        """The loop's time. Where nobody has asked for it for long, this process stood still.
+
+        What came before that, and what has waited in its sockets since, was asked by clients that have gone elsewhere by
+        now: were they let in, whoever they are with now would be fenced, for nobody.
+        """
+        now = self._loop.time()
+        if now - self._seen_at > _STILL_S:
+            _log.warning("this server stood still for %.1f s", now - self._seen_at)
+            self._deaf_until = now + _DEAF_S
+            self.keeper.refuse_waiting("this server stood still")
+        self._seen_at = now
+        return now
 
     def _turn(self) -> None:
         self._woken = False
@@ -181,7 +212,7 @@ class Beat:
     def _begin(self) -> None:
         if self._busy:
             return
-        now = self._loop.time()
+        now = self._now()
         if self.keeper.away_since < math.inf:
             self.keeper.look(now)
         job = self.keeper.begin(now)
@@ -202,7 +233,7 @@ class Beat:
         self._busy = False
         self._idle.set()
         try:
-            self.keeper.done(job, self._loop.time())
+            self.keeper.done(job, self._now())
             self._kick()
             self._begin()
         except Exception as error:  # as in _turn

@@ -197,6 +197,10 @@ class Keeper:
             at = min(max(at, self._retry_at), *ends, self._retry_at)
         return max(at, now)
 
+    def refuse_waiting(self, why: str) -> None:
+        """Tells everybody who waits to be let in that it takes too long."""
+        self._openings.refuse_all(lambda session_id: rules.store_away(session_id, self.retry_s, why))
+
     def write_all(self) -> None:
         """Writes all that the store does not have with the next job."""
         self.writes.force(session for session in self._directory.sessions.values() if session.stored)

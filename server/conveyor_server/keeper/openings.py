@@ -29,7 +29,7 @@ from conveyor_server.store.contract import Behind, Claim, Creation, Exists, Fenc
 _MOST = 1024
 _AGAIN_S = 0.05
 # How long a session that is to be taken may be asked for: after that, its client has gone elsewhere.
-_LONGEST_S = 2.0
+_LONGEST_S = 1.0
 _log = logging.getLogger("conveyor")
 
 

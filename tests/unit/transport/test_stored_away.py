@@ -73,3 +73,25 @@ async def test_a_record_that_is_not_whole_is_refused_by_name(make_server: Callab
         _, _, fault = await stream.fault()
         assert fault.reason == e.ERROR_REASON_RECORD_INVALID
         assert "'s'" in fault.message
+
+
+async def test_a_server_that_stood_still_lets_nobody_in_who_has_asked_meanwhile(
+    make_server: Callable, store: FlakyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await make_server(store=store)
+    stream = server.stream()
+    await stream.attached(1, "s")
+    await stream.end()
+    beat = server.driver.store
+    monkeypatch.setattr(beat, "_seen_at", beat._seen_at - 5.0)
+    other = server.stream()
+    await other.attach(1, "s", mode=pb.AttachSession.MODE_RESUME)
+    _, _, fault = await other.fault()
+    assert (fault.reason, "stood still" in fault.message) == (e.ERROR_REASON_STORE_UNAVAILABLE, True)
+    assert store.inner.load([("s", 0)])[0].epoch == 1
+    async with asyncio.timeout(10):
+        while True:
+            await other.attach(1, "s", mode=pb.AttachSession.MODE_RESUME)
+            if (await other.receive()).HasField("attached"):
+                break
+            await asyncio.sleep(0.05)
