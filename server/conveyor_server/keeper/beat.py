@@ -31,8 +31,8 @@ R = TypeVar("R")
 _log = logging.getLogger("conveyor")
 # Between the end of one look and the next, where something is wanted that cannot be had yet.
 _LEAST_S = 0.001
-# A process that has done nothing for so long stood still (it was stopped, or its machine was), and is slow of hearing for
-# a moment when it goes on.
+# A process that has done nothing for so long stood still (it was stopped, or its machine was), and is slow of hearing
+# for a moment when it goes on.
 _STILL_S, _DEAF_S = 1.0, 0.5
 
 
@@ -100,9 +100,7 @@ class Beat:
         """Brings a session in, wherever it was; its epoch rises. See asks.Take."""
         now = self._now()
         if now < self._deaf_until:
-            then(
-                store_away(session_id, self.keeper.retry_s, "this server stood still, and has to find out what is new")
-            )
+            then(store_away(session_id, self.keeper.retry_s, "this server stood still"))
             return
         self.keeper.ask(Take(session_id, max_epoch, min_seq if wait_s else 0, now + wait_s, then, missing, now))
 
@@ -191,8 +189,8 @@ class Beat:
     def _now(self) -> float:
         """The loop's time. Where nobody has asked for it for long, this process stood still.
 
-        What came before that, and what has waited in its sockets since, was asked by clients that have gone elsewhere by
-        now: were they let in, whoever they are with now would be fenced, for nobody.
+        What came before that, and what has waited in its sockets since, was asked by clients that have gone elsewhere:
+        were they let in, whoever they are with now would be fenced, for nobody.
         """
         now = self._loop.time()
         if now - self._seen_at > _STILL_S:

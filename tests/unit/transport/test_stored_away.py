@@ -1,5 +1,6 @@
 """Stores that are away, and records that are not whole: who goes on, and what the others are told."""
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
