@@ -89,4 +89,27 @@ class Peek:
     then: Callable[[Record | Fault | None], None]
 
 
-Ask: TypeAlias = Create | Take | Wake | Peek
+@dataclass(slots=True, eq=False)
+class Fetch:
+    """The state of a session that was taken without it, because it was here; and is not any more.
+
+    Attributes:
+        take: who asked.
+        epoch: as it was taken.
+    """
+
+    take: Take
+    epoch: int
+
+    @property
+    def session_id(self) -> str:
+        """Of the session that is asked for."""
+        return self.take.session_id
+
+    @property
+    def then(self) -> Then:
+        """Gets it."""
+        return self.take.then
+
+
+Ask: TypeAlias = Create | Take | Wake | Fetch | Peek

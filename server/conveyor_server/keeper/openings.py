@@ -14,7 +14,7 @@ from conveyor_proto.v1 import session_pb2
 
 from conveyor_server.errors import Refused
 from conveyor_server.keeper import head
-from conveyor_server.keeper.asks import Ask, Create, Peek, Take, Wake
+from conveyor_server.keeper.asks import Ask, Create, Fetch, Peek, Take, Wake
 from conveyor_server.keeper.job import Job
 from conveyor_server.keeper.policy import KeeperPolicy
 from conveyor_server.keeper.revival import Revival
@@ -72,7 +72,7 @@ class Openings:
         # Of the job that is out, in the order of its lists.
         self._creates: list[Create] = []
         self._takes: list[Take] = []
-        self._loads: list[Wake | Peek] = []
+        self._loads: list[Wake | Fetch | Peek] = []
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -117,6 +117,8 @@ class Openings:
         for load, found in zip(loads, job.found or (), strict=False):
             if isinstance(load, Peek):
                 load.then(found if isinstance(found, Record) else None)
+            elif isinstance(load, Fetch):
+                self._fetched(load, found, now)
             else:
                 self._found(load, found, now)
         undone: list[Ask] = []
@@ -138,56 +140,61 @@ class Openings:
         """Adds a question to a job; False: it has to wait.
 
         Raises:
-            Refused: there is no room, and none is to be expected.
+            Refused: there is no room, and none is to be expected; or it is too late for it.
         """
-        directory, policy = self._directory, self._policy
-        known = directory.sessions.get(ask.session_id)
-        if known is not None and known.closing == session_pb2.DETACH_CAUSE_TAKEN_OVER and not isinstance(ask, Peek):
-            # What was here of it is on its way out.
-            return False
-        expires_at = self._wall(now) + policy.ttl_s
         if isinstance(ask, Peek):
             job.wanted.append((ask.session_id, 0))
             self._loads.append(ask)
-        elif isinstance(ask, Wake):
-            if directory.asleep.get(ask.session_id) is not ask.session:
-                # It has left, or came back by itself.
-                ask.then(ask.session if not ask.session.asleep else rules.taken_over(ask.session))
-                return True
-            if not self._room.reserve():
-                return False
-            job.wanted.append((ask.session_id, ask.session.epoch))
-            self._loads.append(ask)
-        elif isinstance(ask, Take):
-            if known is not None and known.closing is not None:
-                raise Refused(rules.closing(known))
-            if now - max(ask.asked_at, ask.until) > _LONGEST_S:
-                # This process stood still meanwhile: whoever asked is elsewhere by now, and would lose the session to
-                # nobody.
-                raise Refused(rules.store_away(ask.session_id, directory.limits.retry_s, "it was asked too late"))
-            if known is None and not self._room.reserve():
-                return False
-            epoch = known.epoch if known is not None and known.stored else 0
-            job.claims.append(
-                Claim(
-                    ask.session_id,
-                    policy.replica,
-                    policy.runtime,
-                    expires_at,
-                    max_epoch=ask.max_epoch,
-                    known_epoch=epoch,
-                    min_seq=ask.min_seq,
-                    not_after=now + _LONGEST_S,
-                )
-            )
-            self._takes.append(ask)
-        else:
-            if known is not None or ask.session_id in directory.asleep:
-                raise Refused(rules.exists(ask.session_id))
-            if not self._room.reserve():
-                return False
-            job.creations.append(self._creation(ask, now))
-            self._creates.append(ask)
+            return True
+        known = self._directory.sessions.get(ask.session_id)
+        if known is not None and known.closing == session_pb2.DETACH_CAUSE_TAKEN_OVER:
+            # What was here of it is on its way out.
+            return False
+        if isinstance(ask, Create):
+            return self._ask_for_new(job, ask, known, now)
+        if isinstance(ask, Take):
+            return self._ask_to_take(job, ask, known, now)
+        if isinstance(ask, Wake) and self._directory.asleep.get(ask.session_id) is not ask.session:
+            # It has left, or came back by itself.
+            ask.then(ask.session if not ask.session.asleep else rules.taken_over(ask.session))
+            return True
+        if not self._room.reserve():
+            return False
+        job.wanted.append((ask.session_id, ask.session.epoch if isinstance(ask, Wake) else ask.epoch))
+        self._loads.append(ask)
+        return True
+
+    def _ask_for_new(self, job: Job, ask: Create, known: Session | None, now: float) -> bool:
+        if known is not None or ask.session_id in self._directory.asleep:
+            raise Refused(rules.exists(ask.session_id))
+        if not self._room.reserve():
+            return False
+        job.creations.append(self._creation(ask, now))
+        self._creates.append(ask)
+        return True
+
+    def _ask_to_take(self, job: Job, ask: Take, known: Session | None, now: float) -> bool:
+        policy = self._policy
+        if known is not None and known.closing is not None:
+            raise Refused(rules.closing(known))
+        if now - max(ask.asked_at, ask.until) > _LONGEST_S:
+            # This process stood still meanwhile: whoever asked is elsewhere by now, and would lose the session to nobody.
+            retry_s = self._directory.limits.retry_s
+            raise Refused(rules.store_away(ask.session_id, retry_s, "it was asked too long ago"))
+        if known is None and not self._room.reserve():
+            return False
+        claim = Claim(
+            ask.session_id,
+            policy.replica,
+            policy.runtime,
+            self._wall(now) + policy.ttl_s,
+            max_epoch=ask.max_epoch,
+            known_epoch=known.epoch if known is not None and known.stored else 0,
+            min_seq=ask.min_seq,
+            not_after=now + _LONGEST_S,
+        )
+        job.claims.append(claim)
+        self._takes.append(ask)
         return True
 
     def _creation(self, create: Create, now: float) -> Creation:
@@ -270,7 +277,22 @@ class Openings:
             directory.let_go(session, why, session_pb2.DETACH_CAUSE_CLOSED, now)
             wake.then(why)
 
+    def _fetched(self, fetch: Fetch, found: object, now: float) -> None:
+        if isinstance(found, Record):
+            self._bring_in(fetch.take, found, now)
+        elif isinstance(found, Fenced):
+            fetch.then(rules.taken_over_at(fetch.session_id, found.epoch))
+        else:
+            fetch.then(self._directory.why_gone(fetch.session_id))
+
     def _revive(self, ask: Take | Wake, record: Record, now: float) -> None:
+        if isinstance(ask, Take) and not record.body:
+            # It was here when it was asked for, and has left since.
+            self._waiting.append(Fetch(ask, record.epoch))
+        else:
+            self._bring_in(ask, record, now)
+
+    def _bring_in(self, ask: Take | Wake, record: Record, now: float) -> None:
         if not self._directory.table.rows.free:
             # Others have come in while a run of its was awaited.
             ask.then(rules.full(self._directory.limits))
