@@ -23,7 +23,7 @@ from conveyor_server.metrics import Metrics, StoreFigures
 from conveyor_server.repository import Repository
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.keeping import Kept
-from conveyor_server.sessions.rules import store_away, taken_over
+from conveyor_server.sessions.rules import lost, store_away, taken_over
 from conveyor_server.sessions.session import Session
 from conveyor_server.store.contract import Record, StateStore, StoreUnavailable
 
@@ -115,7 +115,7 @@ class Beat:
     def when_durable(self, session: Session, then: Callable[[Fault | None], None]) -> None:
         """Calls back once the store has all that the session has applied, or after sync_patience_s with why it has not.
 
-        A fault is STORE_UNAVAILABLE or SESSION_TAKEN_OVER.
+        A fault is STORE_UNAVAILABLE, SESSION_TAKEN_OVER, or SESSION_CLOSED where the store has it no longer.
         """
         told = False
 
@@ -128,8 +128,13 @@ class Beat:
                 self._kick()
 
         def written(session: Session) -> None:
-            lost = not session.stored and session.closing == session_pb2.DETACH_CAUSE_TAKEN_OVER
-            tell(taken_over(session) if lost else None)
+            if session.stored:
+                tell(None if self.keeper.writes.is_durable(session, seq) else self.keeper.away(session.id))
+            else:
+                taken = session.closing == session_pb2.DETACH_CAUSE_TAKEN_OVER
+                tell(taken_over(session) if taken else lost(session))
+
+        seq = session.applied_seq
 
         timer = self._loop.call_later(self.policy.sync_patience_s, lambda: tell(self.keeper.away(session.id)))
         self.keeper.flush(session, written)

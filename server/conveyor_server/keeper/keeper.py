@@ -145,7 +145,7 @@ class Keeper:
             self.room.passivate_idle(now)
         self._number += 1
         job = Job(self._number, policy.replica, policy.runtime)
-        self.writes.add_to(job, now, sync=bool(self._held))
+        whole = self.writes.add_to(job, now, sync=bool(self._held))
         if self.away_since == math.inf:
             self._openings.add_to(job, now)
         # While the store is away, nobody is let ask: somebody has to find out when it is back.
@@ -155,7 +155,7 @@ class Keeper:
         if not job:
             self._release_all()
             return None
-        for held in self._held:
+        for held in self._held if whole else ():
             held.mark(job.number)
         self._out = job
         return job

@@ -109,9 +109,10 @@ class Openings:
         """Takes back a job that was run, as far as it was."""
         creates, takes, loads = self._creates, self._takes, self._loads
         self._creates, self._takes, self._loads = [], [], []
-        self._room.reserved = 0
         for create, created in zip(creates, job.created or (), strict=False):
+            self._room.reserved -= 1
             self._created(create, created, now)
+        self._room.reserved = 0
         for take, claimed in zip(takes, job.claimed or (), strict=False):
             self._claimed(take, claimed, now)
         for load, found in zip(loads, job.found or (), strict=False):
@@ -147,27 +148,30 @@ class Openings:
             self._loads.append(ask)
             return True
         known = self._directory.sessions.get(ask.session_id)
-        if known is not None and known.closing == session_pb2.DETACH_CAUSE_TAKEN_OVER:
+        if known is not None and known.closing is not None and not known.stored:
             # What was here of it is on its way out.
             return False
         if isinstance(ask, Create):
             return self._ask_for_new(job, ask, known, now)
         if isinstance(ask, Take):
             return self._ask_to_take(job, ask, known, now)
+        return self._ask_for_state(job, ask, now)
+
+    def _ask_for_state(self, job: Job, ask: Wake | Fetch, now: float) -> bool:
         if isinstance(ask, Wake) and self._directory.asleep.get(ask.session_id) is not ask.session:
             # It has left, or came back by itself.
             ask.then(ask.session if not ask.session.asleep else rules.taken_over(ask.session))
             return True
-        if not self._room.reserve():
+        if not self._room.reserve(now):
             return False
         job.wanted.append((ask.session_id, ask.session.epoch if isinstance(ask, Wake) else ask.epoch))
         self._loads.append(ask)
         return True
 
     def _ask_for_new(self, job: Job, ask: Create, known: Session | None, now: float) -> bool:
-        if known is not None or ask.session_id in self._directory.asleep:
+        if known is not None and (not known.stored or known.closing is not None):
             raise Refused(rules.exists(ask.session_id))
-        if not self._room.reserve():
+        if not self._room.reserve(now):
             return False
         job.creations.append(self._creation(ask, now))
         self._creates.append(ask)
@@ -178,10 +182,10 @@ class Openings:
         if known is not None and known.closing is not None:
             raise Refused(rules.closing(known))
         if now - max(ask.asked_at, ask.until) > _LONGEST_S:
-            # This process stood still meanwhile: whoever asked is elsewhere by now, and would lose the session to nobody.
+            # This process stood still: whoever asked is elsewhere by now, and would lose the session to nobody.
             retry_s = self._directory.limits.retry_s
             raise Refused(rules.store_away(ask.session_id, retry_s, "it was asked too long ago"))
-        if known is None and not self._room.reserve():
+        if known is None and not self._room.reserve(now):
             return False
         claim = Claim(
             ask.session_id,
@@ -210,6 +214,7 @@ class Openings:
             policy.runtime,
             wall + kept.options.idle_timeout_s,
             policy.quotas(kept.engine.model, kept.options.tenant),
+            kept.epoch,
         )
 
     # ------------------------------------------------------------ answers
@@ -220,8 +225,24 @@ class Openings:
         elif isinstance(created, QuotaFull):
             create.then(_quota_full(created, self._directory.limits.retry_s))
         else:
-            self._directory.opened += 1
-            create.then(self._directory.bring_in(create.kept, now))
+            self._bring_in_new(create, now)
+
+    def _bring_in_new(self, create: Create, now: float) -> None:
+        directory = self._directory
+        known = directory.sessions.get(create.session_id) or directory.asleep.get(create.session_id)
+
+        def bring_in() -> None:
+            # Its own row, whatever those whom others wake do.
+            self._room.promised -= 1
+            directory.opened += 1
+            create.then(directory.bring_in(create.kept, now))
+
+        self._room.promised += 1
+        if known is None:
+            bring_in()
+        else:
+            # It was closed elsewhere, or the store has lost it.
+            directory.let_go(known, rules.lost(known), session_pb2.DETACH_CAUSE_CLOSED, now, _Cleared(bring_in))
 
     def _claimed(self, take: Take, claimed: object, now: float) -> None:
         directory = self._directory
@@ -293,8 +314,8 @@ class Openings:
             self._bring_in(ask, record, now)
 
     def _bring_in(self, ask: Take | Wake, record: Record, now: float) -> None:
-        if not self._directory.table.rows.free:
-            # Others have come in while a run of its was awaited.
+        if not self._room.is_free():
+            # Others have come in meanwhile, or are about to.
             ask.then(rules.full(self._directory.limits))
             return
         try:

@@ -17,6 +17,8 @@ from conveyor_server.sessions.session import Session
 
 # At once, so that the table is not looked over for each session that comes in; and of one look for idle ones.
 _MOST_AT_ONCE = 64
+# A session that has just come in is here for somebody, who may have his turn only after this one.
+_LEAST_S = 0.05
 _MOST_IDLE = 2048
 
 
@@ -29,7 +31,8 @@ class Room:
         force: has sessions written, so that they can leave.
 
     Attributes:
-        reserved: rows for sessions that are on their way in.
+        reserved: rows for sessions that are on their way in with the job that is out.
+        promised: rows for sessions that are in the store already.
         passivated: sessions that have left memory so far.
     """
 
@@ -39,29 +42,31 @@ class Room:
         self._directory = directory
         self._passivate_after_s = passivate_after_s
         self._force = force
-        self.reserved = 0
+        self.reserved = self.promised = 0
         self.passivated = 0
 
-    def reserve(self) -> bool:
+    def is_free(self) -> bool:
+        """There is a row that is nobody's, and reserved for nobody."""
+        return self._missing() < 0
+
+    def reserve(self, now: float) -> bool:
         """Reserves a row for a session that is on its way in. False: not yet, others are about to leave.
 
         Raises:
             Refused: SESSIONS_EXHAUSTED, where nobody can leave.
         """
-        table = self._directory.table
-        if table.rows.free <= self.reserved and not self._make(self.reserved + 1 - table.rows.free):
+        if not self.is_free() and not self._make(now):
             return False
         self.reserved += 1
         return True
 
-    def make_one(self) -> None:
+    def make_one(self, now: float) -> None:
         """Sees to it that there is a row for a session that comes in at once.
 
         Raises:
             Refused: SESSIONS_EXHAUSTED, where nobody can leave now.
         """
-        table = self._directory.table
-        if table.rows.free <= self.reserved and not self._make(self.reserved + 1 - table.rows.free):
+        if not self.is_free() and not self._make(now):
             raise Refused(rules.full(self._directory.limits))
 
     def passivate_idle(self, now: float) -> None:
@@ -70,12 +75,17 @@ class Room:
         rows = np.flatnonzero(self._quiet() & (now - table.last_used_at >= self._passivate_after_s))
         self._leave(rows[:_MOST_IDLE])
 
-    def _make(self, rows: int) -> bool:
-        """Makes room for so many at least, if that can be done now."""
+    def _missing(self) -> int:
+        return self.reserved + self.promised - self._directory.table.rows.free
+
+    def _make(self, now: float) -> bool:
+        """Makes room for one more, if that can be done now."""
         table = self._directory.table
+        rows = self._missing() + 1
         quiet = np.flatnonzero(self._quiet())
         if not len(quiet):
             raise Refused(rules.full(self._directory.limits))
+        quiet = quiet[now - table.last_used_at[quiet] >= _LEAST_S]
         quiet = quiet[np.argsort(table.last_used_at[quiet], kind="stable")][: max(rows, _MOST_AT_ONCE)]
         left = self._leave(quiet[table.applied_seq[quiet] <= table.durable_seq[quiet]])
         if left >= rows:

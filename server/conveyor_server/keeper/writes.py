@@ -78,9 +78,9 @@ class Writes:
         self._ending[session] = None
 
     @staticmethod
-    def is_durable(session: Session) -> bool:
-        """All that it has applied is in the store."""
-        return session.durable_seq >= session.applied_seq
+    def is_durable(session: Session, seq: int | None = None) -> bool:
+        """The store has what it has applied, all of it or up to a step."""
+        return session.durable_seq >= (session.applied_seq if seq is None else seq)
 
     @property
     def urgent(self) -> bool:
@@ -105,8 +105,11 @@ class Writes:
 
     # ------------------------------------------------------------ a job
 
-    def add_to(self, job: Job, now: float, *, sync: bool) -> None:
-        """Adds what is due, and what somebody waits for. With `sync`, answers wait for sessions that are SYNC."""
+    def add_to(self, job: Job, now: float, *, sync: bool) -> bool:
+        """Adds what is due, and what somebody waits for. With `sync`, answers wait for sessions that are SYNC.
+
+        False: it was too much for one job, and some of these wait for the next.
+        """
         if self._waiters:
             # Some of them may be gone.
             self._tell()
@@ -122,10 +125,13 @@ class Writes:
                 del self._moved[session]
         if self._moved:
             rows = np.unique(np.concatenate([rows, np.array([session.row for session in self._moved], np.int64)]))
-        if len(rows):
-            self._gather(job, rows, now)
-        for session in list(self._ending):
-            job.deletes.append((session, session.epoch))
+        whole = self._gather(job, rows, now) if len(rows) else True
+        saved = {session for save in job.saves for session in save.sessions} if self._waiters else set()
+        for session in self._ending:
+            # Whoever waits for a step of its is answered before it goes.
+            if session not in self._waiters or session in saved:
+                job.deletes.append((session, session.epoch))
+        return whole
 
     def done(self, job: Job, now: float) -> None:
         """Takes back a job that was run, as far as it was."""
@@ -160,11 +166,14 @@ class Writes:
             due = due | (behind >= policy.checkpoint_steps) | (now - table.saved_at >= policy.checkpoint_s)
         return np.flatnonzero(dirty & due)
 
-    def _gather(self, job: Job, rows: NDArray[np.int64], now: float) -> None:
+    def _gather(self, job: Job, rows: NDArray[np.int64], now: float) -> bool:
+        """Copies what is written; False: not all of those that are SYNC, of which answers may wait."""
         table, wall = self._table, self._wall
+        sync = int((table.durability[rows] == session_pb2.DURABILITY_SYNC).sum())
         if len(rows) > _MOST_ROWS:
-            # Those that have waited longest.
-            rows = rows[np.argsort(table.saved_at[rows], kind="stable")[:_MOST_ROWS]]
+            # Those whose answers wait, and those that have waited longest.
+            later = table.durability[rows] != session_pb2.DURABILITY_SYNC
+            rows = rows[np.lexsort((table.saved_at[rows], later))[:_MOST_ROWS]]
             self._look_at = now
         table.saved_at[rows] = now
         taken = 0
@@ -179,11 +188,13 @@ class Writes:
                     if session in self._moved
                 }
             job.saves.append(save)
+            sync -= int((table.durability[where] == session_pb2.DURABILITY_SYNC).sum())
             taken += sum(array.nbytes for array in piece.states)
             if taken > _MOST_BYTES:
                 # What is left is due still.
                 self._look_at = now
-                return
+                break
+        return not sync
 
     # ------------------------------------------------------------ its answers
 

@@ -72,6 +72,7 @@ def create(wanted: Wanted, core: Core, then: Callable[[Session | Fault], None]) 
                 then(found if isinstance(found, Fault) else rules.exists(session_id))
                 return
             try:
+                _forget(session_id, core)
                 session = _in_memory(wanted, core, options, session_id)
             except Refused as refusal:
                 then(refusal.fault)
@@ -84,7 +85,7 @@ def create(wanted: Wanted, core: Core, then: Callable[[Session | Fault], None]) 
         session_id,
         wanted.engine,
         options,
-        1,
+        _first_epoch(core),
         wanted.states,
         wanted.applied_seq,
         wanted.applied_time_steps,
@@ -94,9 +95,22 @@ def create(wanted: Wanted, core: Core, then: Callable[[Session | Fault], None]) 
     store.create(kept, then)
 
 
+def _first_epoch(core: Core) -> int:
+    """Microseconds: above what any session of that name can have come to."""
+    return round(core.wall(core.now()) * 1e6)
+
+
+def _forget(session_id: str, core: Core) -> None:
+    """Lets go of a session that this server knows and the store does not."""
+    known = core.directory.sessions.get(session_id) or core.directory.asleep.get(session_id)
+    if known is not None and known.stored and known.closing is None:
+        core.directory.let_go(known, rules.lost(known), session_pb2.DETACH_CAUSE_CLOSED, core.now())
+        core.kick()
+
+
 def _in_memory(wanted: Wanted, core: Core, options: SessionOptions, session_id: str = "") -> Session:
     if core.store is not None:
-        core.store.keeper.room.make_one()
+        core.store.keeper.room.make_one(core.now())
     return core.directory.restore(
         wanted.engine,
         wanted.states,

@@ -43,14 +43,26 @@ async def found(session_id: str, core: Core, *, epoch: int = 0) -> tuple[Session
             is not served.
     """
     directory, store = core.directory, core.store
-    here = directory.sessions.get(session_id)
-    if store is None or (here is not None and (not here.stored or here.attachment is not None)):
-        return directory.lookup(session_id), epoch
-    if here is not None and here.closing is None:
-        # No stream holds it here: another server may have it by now, which nobody has told.
-        record = await _peeked(session_id, core)
-        if record is not None and record.epoch == here.epoch and directory.sessions.get(session_id) is here:
+    while True:
+        here = directory.sessions.get(session_id)
+        if store is None or (here is not None and (not here.stored or here.attachment is not None)):
             return directory.lookup(session_id), epoch
+        if here is not None and here.closing is None:
+            # No stream holds it here: another server may have it by now, which nobody has told.
+            record = await _peeked(session_id, core)
+            if record is not None and record.epoch == here.epoch and directory.sessions.get(session_id) is here:
+                return directory.lookup(session_id), epoch
+        session, epoch = await _let_in(session_id, core, epoch)
+        # Whoever is told so late that it has left again asks anew.
+        if directory.sessions.get(session_id) is session:
+            return session, epoch
+
+
+async def _let_in(session_id: str, core: Core, epoch: int) -> tuple[Session, int]:
+    """As `found`, of a session that another server may have, or nobody; it may have left when this returns."""
+    directory, store = core.directory, core.store
+    if store is None:
+        raise AssertionError("there is no store")
     asleep = directory.asleep.get(session_id)
     if asleep is not None:
         return await _told(lambda then: store.restore(asleep, then)), epoch

@@ -105,6 +105,8 @@ class Roster:
     def new_id(self, session_id: str = "") -> str:
         """The id, or where none is given one of the server's choice, if a session can be created under it here.
 
+        Of a session that is stored the store knows whether there is one.
+
         Raises:
             Refused: SESSION_EXISTS or SESSION_ID_INVALID.
         """
@@ -115,7 +117,8 @@ class Roster:
                 "a session id is 1 to 128 letters, digits, '.', '_', ':' or '-'; leave it empty to be given one",
                 session_id=session_id[:128],
             )
-        if session_id in self.sessions or session_id in self.asleep:
+        known = self.sessions.get(session_id)
+        if known is not None and not known.stored:
             raise Refused(rules.exists(session_id))
         return session_id
 

@@ -1,7 +1,8 @@
 """The contract of a state store: records of sessions, and the fence that lets one owner at a time write each.
 
 Invariants, whatever the store: a record's epoch rises by one whenever somebody takes the session, and only whoever took
-it last can write or delete it; its seq never falls; a call does all of what it answers for or, where it raises, nobody
+it last can write or delete it (a session that is made anew under a name begins at an epoch that the former one did not
+reach, so that whoever still has that one is fenced too); its seq never falls; a call does all of what it answers for or, where it raises, nobody
 knows how much, and everything in it can be tried again. Each call is one transaction or one round trip, however many
 sessions it is about (a put of very many bytes may be several).
 """
@@ -69,7 +70,7 @@ class Quota(NamedTuple):
     """Sessions that the store may hold of one kind.
 
     Attributes:
-        key: names the kind: "" all sessions, `model:NAME`, `tenant:NAME`.
+        key: names the kind: "" all sessions, `model:NAME` those of a model, `tenant:NAME`.
         most: how many.
     """
 
@@ -79,13 +80,14 @@ class Quota(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Creation:
-    """A session that is to be there from now on, at epoch 1.
+    """A session that is to be there from now on.
 
     Attributes:
         session_id, head, body, seq, owner, runtime, expires_at: as of Record.
         model: as of the head; `listed` picks by it.
         quotas: none of them may be exceeded by it. Its keys are what the record counts against all its life; a most of
-            0 is no bound.
+            0 is no bound. One that names a model names this one.
+        epoch: its first; no session of that name may ever have had it.
     """
 
     session_id: str
@@ -97,6 +99,7 @@ class Creation:
     runtime: str
     expires_at: float
     quotas: Sequence[Quota] = ()
+    epoch: int = 1
 
     def counted_as(self) -> list[str]:
         """Keys of all kinds that it is of, each once: "" and its model's first, whether they are bounded or not."""
@@ -258,7 +261,7 @@ class StateStore(Protocol):
     def create(self, creations: Sequence[Creation]) -> list[Created]:
         """Adds records; None for each that was added. Ids are distinct; a record that has expired is not there.
 
-        One that is there already, at epoch 1 with that very owner and head, was added by an earlier try: None.
+        One that is there already, with that very epoch, owner and head, was added by an earlier try: None.
         """
 
     def take(self, claims: Sequence[Claim]) -> list[Claimed]:

@@ -118,13 +118,13 @@ class MemoryStore:
     def _create(self, new: Creation) -> Created:
         known = self._find(new.session_id)
         if known is not None:
-            ours = known.epoch == 1 and known.owner == new.owner and known.head == new.head
+            ours = known.epoch == new.epoch and known.owner == new.owner and known.head == new.head
             return None if ours else Exists()
         full = self._full(new.quotas)
         if full is not None:
             return QuotaFull(full)
         self._records[new.session_id] = Record(
-            new.session_id, 1, new.seq, new.head, new.body, new.owner, new.runtime, _kept(new.expires_at)
+            new.session_id, new.epoch, new.seq, new.head, new.body, new.owner, new.runtime, _kept(new.expires_at)
         )
         self._models[new.session_id] = new.model
         self._keys[new.session_id] = new.counted_as()

@@ -33,7 +33,7 @@ from conveyor_server.store.contract import (
     milliseconds,
     not_too_late,
 )
-from conveyor_server.store.sqlite_file import Synchronous, open_file, unavailable
+from conveyor_server.store.sqlite_file import Synchronous, open_file, patient
 
 _SWEPT = 5000
 # What one call that needs the place of the dead sweeps at most, in units of _SWEPT.
@@ -68,8 +68,10 @@ class SqliteStore:
     ) -> None:
         self.name = f"sqlite:{path}"
         self._clock = clock
-        self._db = open_file(path, synchronous, timeout_s)
+        self.timeout_s = timeout_s
+        self._db = open_file(path, synchronous)
 
+    @patient
     def create(self, creations: Sequence[Creation]) -> list[Created]:
         """See StateStore."""
         with self._transaction() as now:
@@ -88,6 +90,7 @@ class SqliteStore:
                 self._add(added, now)
         return answers
 
+    @patient
     def take(self, claims: Sequence[Claim]) -> list[Claimed]:
         """See StateStore."""
         with self._transaction() as now:
@@ -111,6 +114,7 @@ class SqliteStore:
             for answer in answers
         ]
 
+    @patient
     def load(self, wanted: Sequence[tuple[str, int]]) -> list[Found]:
         """See StateStore."""
         with self._transaction("DEFERRED") as now:
@@ -127,6 +131,7 @@ class SqliteStore:
                 answers.append(Fenced(record.epoch))
         return answers
 
+    @patient
     def put(self, checkpoint: Checkpoint) -> list[Outcome]:
         """See StateStore."""
         outcomes: list[Outcome] = []
@@ -135,6 +140,7 @@ class SqliteStore:
                 outcomes += self._put(part, now)
         return outcomes
 
+    @patient
     def delete(self, sessions: Sequence[tuple[str, int]]) -> list[Outcome]:
         """See StateStore."""
         outcomes, gone = [], []
@@ -152,6 +158,7 @@ class SqliteStore:
             self._execute(sql.DELETE, numbers=json.dumps(gone))
         return outcomes
 
+    @patient
     def listed(self, after: str, limit: int, model: str) -> Page:
         """See StateStore."""
         with self._transaction("DEFERRED") as now:
@@ -161,11 +168,13 @@ class SqliteStore:
         records = [record for _, record in _records(row)]
         return Page(records[:limit], more=len(records) > limit, total=total)
 
+    @patient
     def count(self) -> int:
         """See StateStore."""
         with self._transaction("DEFERRED") as now:
             return self._counted("", now)
 
+    @patient
     def sweep(self, now: float) -> int:
         """See StateStore."""
         with self._transaction():
@@ -179,19 +188,16 @@ class SqliteStore:
 
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[int]:
-        """One transaction, at a moment. What SQLite cannot do is StoreUnavailable, and nothing of it is done."""
+        """One transaction, at a moment. Where something is raised, nothing of it is done."""
+        self._db.execute(f"BEGIN {kind}")
         try:
-            self._db.execute(f"BEGIN {kind}")
-            try:
-                yield milliseconds(self._clock())
-                self._db.execute("COMMIT")
-            except BaseException:
-                # Some errors have ended it already.
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
-            raise unavailable(error) from error
+            yield milliseconds(self._clock())
+            self._db.execute("COMMIT")
+        except BaseException:
+            # Some errors have ended it already.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
 
     def _execute(self, statement: str, **values: object) -> int:
         """Returns how many rows it has changed."""
@@ -261,7 +267,7 @@ class SqliteStore:
     def _add(self, added: Sequence[Creation], now: int) -> None:
         rows, head_at, body_at = [], 0, 0
         for new in added:
-            place = (head_at, len(new.head), body_at, len(new.body))
+            place = (head_at, len(new.head), body_at, len(new.body), new.epoch)
             expires = milliseconds(new.expires_at)
             rows.append((new.session_id, new.model, new.seq, new.owner, new.runtime, expires, new.counted_as(), *place))
             head_at, body_at = head_at + len(new.head), body_at + len(new.body)
@@ -300,7 +306,7 @@ def _theirs(record: Record, epoch: int) -> bool:
 def _created(new: Creation, known: tuple[int, Record] | None, used: dict[str, int]) -> Created:
     if known is not None:
         record = known[1]
-        ours = record.epoch == 1 and record.owner == new.owner and record.head == new.head
+        ours = record.epoch == new.epoch and record.owner == new.owner and record.head == new.head
         return None if ours else Exists()
     for quota in new.quotas:
         if quota.most and used.get(quota.key, 0) >= quota.most:

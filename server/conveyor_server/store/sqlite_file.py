@@ -6,8 +6,10 @@ Records are counted by the quotas that they have, by triggers, so that a count i
 
 import sqlite3
 import time
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from conveyor_server.store.contract import StoreInvalid, StoreUnavailable
 
@@ -69,15 +71,23 @@ _ADVICE = {
 }
 # Servers that start together open a new file one after the other.
 _PATIENCE_S = 5.0
+# SQLite looks whether a lock is free after 1, 2, 5, 10, ... 100 ms, and would hardly ever find the gaps between the
+# writes of a busy process. Begun anew every 8 ms, it looks at 0, 1, 3, 8.
+_TRY_MS = 8
+
+Given = ParamSpec("Given")
+Answer = TypeVar("Answer")
+Owner = TypeVar("Owner", bound="Patient")
 
 
-def open_file(path: Path, synchronous: Synchronous, timeout_s: float) -> sqlite3.Connection:
+def open_file(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
     """Opens a store's file, or makes it; readable by its owner alone. Not tied to a thread.
+
+    What is done with it gives up soon where another process has it locked: see `patient`.
 
     Args:
         path: of the file.
         synchronous: see SqliteStore.
-        timeout_s: how long another process may keep it locked.
 
     Raises:
         StoreInvalid: it is none of ours, or of another version, or cannot be opened.
@@ -89,12 +99,15 @@ def open_file(path: Path, synchronous: Synchronous, timeout_s: float) -> sqlite3
     except (OSError, sqlite3.Error) as error:
         raise StoreInvalid(f"{path} cannot be opened: {error}") from error
     try:
+        # At one moment: another server may be making it.
+        db.execute("BEGIN")
         _check(db, path)
+        db.execute("COMMIT")
         _prepare(db, path, synchronous)
-        db.execute(f"PRAGMA busy_timeout = {round(timeout_s * 1000)}")
+        db.execute(f"PRAGMA busy_timeout = {_TRY_MS}")
     except sqlite3.Error as error:
         db.close()
-        if _kind(error) == "SQLITE_BUSY":
+        if _is_busy(error):
             raise unavailable(error) from error
         raise StoreInvalid(f"{path} cannot be used as a store: {error}") from error
     except StoreInvalid:
@@ -103,10 +116,46 @@ def open_file(path: Path, synchronous: Synchronous, timeout_s: float) -> sqlite3
     return db
 
 
+class Patient(Protocol):
+    """What has a file that others lock now and then.
+
+    Attributes:
+        timeout_s: how long a call waits for them.
+    """
+
+    timeout_s: float
+
+
+def patient(call: "Callable[Concatenate[Owner, Given], Answer]") -> "Callable[Concatenate[Owner, Given], Answer]":
+    """A call that is done again and again while another process has the file locked.
+
+    Whatever it does is one transaction: where it fails, nothing of it was done.
+
+    Raises:
+        StoreUnavailable: the file was locked all the time, or SQLite cannot do it.
+    """
+
+    @wraps(call)
+    def waiting(owner: Owner, /, *given: Given.args, **named: Given.kwargs) -> Answer:
+        until = time.monotonic() + owner.timeout_s
+        while True:
+            try:
+                return call(owner, *given, **named)
+            except sqlite3.Error as error:
+                if not _is_busy(error) or time.monotonic() > until:
+                    raise unavailable(error) from error
+
+    return waiting
+
+
 def unavailable(error: sqlite3.Error) -> StoreUnavailable:
     """What to say of what SQLite could not do."""
     advice = _ADVICE.get(_kind(error))
     return StoreUnavailable(f"{advice} ({error})" if advice else f"SQLite says: {error}")
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return _kind(error) == "SQLITE_BUSY"
 
 
 def _kind(error: sqlite3.Error) -> str:
@@ -154,7 +203,7 @@ def _use_log(db: sqlite3.Connection, path: Path) -> None:
             break
         except sqlite3.OperationalError as error:
             # Here, SQLite does not wait for others by itself.
-            if _kind(error) != "SQLITE_BUSY" or time.monotonic() > patience:
+            if not _is_busy(error) or time.monotonic() > patience:
                 raise
             time.sleep(0.01)
     if mode != "wal":

@@ -107,14 +107,24 @@ local function count(key)
     return redis.call('ZCARD', quota_key(key))
 end
 
+local function add(id, epoch, seq, expires, owner, runtime, head, body, quotas)
+    local found = {epoch = epoch, seq = seq}
+    redis.call('ZADD', ids_key(quotas[1]), 0, id)
+    redis.call('ZADD', ids_key(quotas[2]), 0, id)
+    redis.call('HSET', session_key(id), 'head', head, 'body', body, 'owner', owner, 'runtime', runtime,
+        'quotas', cjson.encode(quotas))
+    expire(id, found, expires, quotas)
+    redis.call('HSET', session_key(id), 'at', text(found))
+end
+
 local calls = {}
 
--- ARGV: JSON of [id, seq, expires, owner, runtime, bytes of head, bytes of body, [quota, ...], [[quota, most], ...]],
--- and all heads and bodies. Returns of each 0: added, -1: there is one, or the place of the quota that is full.
+-- ARGV: JSON of [id, seq, expires, owner, runtime, bytes of head, bytes of body, [quota, ...], [[quota, most], ...],
+-- epoch], and all heads and bodies. Returns of each 0: added, -1: there is one, or the place of the quota that is full.
 function calls.create()
     local answers, blob, at = {}, ARGV[4], 1
     for index, new in ipairs(cjson.decode(ARGV[3])) do
-        local id, seq, expires, owner, runtime, head_size, body_size, quotas, bounds = unpack(new)
+        local id, seq, expires, owner, runtime, head_size, body_size, quotas, bounds, epoch = unpack(new)
         local head = string.sub(blob, at, at + head_size - 1)
         local body = string.sub(blob, at + head_size, at + head_size + body_size - 1)
         at = at + head_size + body_size
@@ -122,20 +132,15 @@ function calls.create()
         local answer = 0
         if found then
             local known = redis.call('HMGET', session_key(id), 'owner', 'head')
-            if found.epoch ~= 1 or known[1] ~= owner or known[2] ~= head then answer = -1 end
+            if found.epoch ~= epoch or known[1] ~= owner or known[2] ~= head then answer = -1 end
         else
             for place, bound in ipairs(bounds) do
                 if answer == 0 and count(bound[1]) >= bound[2] then answer = place end
             end
             if answer == 0 then
                 remove(id)
-                found = {epoch = 1, seq = seq}
-                redis.call('HSET', session_key(id), 'head', head, 'body', body, 'owner', owner, 'runtime', runtime,
-                    'quotas', cjson.encode(quotas))
-                redis.call('ZADD', ids_key(quotas[1]), 0, id)
-                redis.call('ZADD', ids_key(quotas[2]), 0, id)
-                expire(id, found, math.max(expires, 0), quotas)
-                if found.kept > now then redis.call('HSET', session_key(id), 'at', text(found)) end
+                -- One that has expired already would count until it is trimmed.
+                if expires > now then add(id, epoch, seq, expires, owner, runtime, head, body, quotas) end
             end
         end
         answers[index] = answer

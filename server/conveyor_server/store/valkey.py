@@ -115,7 +115,9 @@ class ValkeyStore:
         for new, quotas in zip(creations, bounds, strict=True):
             sizes = (len(new.head), len(new.body))
             expires = milliseconds(new.expires_at)
-            rows.append((new.session_id, new.seq, expires, new.owner, new.runtime, *sizes, new.counted_as(), quotas))
+            rows.append(
+                (new.session_id, new.seq, expires, new.owner, new.runtime, *sizes, new.counted_as(), quotas, new.epoch)
+            )
             blobs += [new.head, new.body]
         answers = self._call("create", json.dumps(rows), b"".join(blobs))
         return [_created(answer, quotas) for answer, quotas in zip(answers, bounds, strict=True)]

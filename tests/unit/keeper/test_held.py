@@ -118,6 +118,28 @@ def test_answers_of_a_session_that_is_gone_are_taken_out_and_no_others() -> None
     assert len(waiting) == 0
 
 
+def test_refusals_of_a_session_that_is_gone_are_taken_out_and_no_others() -> None:
+    waiting, outlet, _ = held()
+    errors = pb.StepErrorFrame(handles=np.array([1, 2, 1], "<u4").tobytes(), seqs=np.array([4, 5, 6], "<u8").tobytes())
+    only = pb.StepErrorFrame(handles=np.uint32(1).tobytes(), seqs=np.uint64(7).tobytes())
+    messages = [
+        pb.StreamResponse(error=pb.StepError(handle=1, seq=3)),
+        pb.StreamResponse(error=pb.StepError(handle=1)),
+        pb.StreamResponse(error=pb.StepError(handle=2, seq=3)),
+        pb.StreamResponse(errors=errors),
+        pb.StreamResponse(errors=only),
+    ]
+    for message in messages:
+        waiting.put(message.SerializeToString())
+    waiting.drop(1)
+    waiting.release_all()
+    of_session, other, framed = parsed(outlet.messages)
+    assert (of_session.error.handle, of_session.error.seq) == (1, 0)
+    assert (other.error.handle, other.error.seq) == (2, 3)
+    assert np.frombuffer(framed.errors.handles, "<u4").tolist() == [2]
+    assert np.frombuffer(framed.errors.seqs, "<u8").tolist() == [5]
+
+
 def test_a_frame_that_cannot_be_cut_is_refused_as_a_whole() -> None:
     waiting, outlet, _ = held()
     waiting.put(frame([1, 2], lengths=np.array([1, 1], "<u4").tobytes()))

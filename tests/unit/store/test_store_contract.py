@@ -13,6 +13,7 @@ from conveyor_server.store.contract import (
     Outcome,
     Record,
     StateStore,
+    StoreUnavailable,
 )
 from store_calls import LATER_S, add, checkpoint, claim, creation, put, read
 
@@ -164,6 +165,22 @@ def test_claims_of_a_batch_are_answered_one_by_one(store: StateStore) -> None:
     assert [type(answer) for answer in answers] == [Missing, Record, Fenced, Behind, Record]
     assert [answer.body for answer in answers if isinstance(answer, Record)] == [b"body", b""]
     assert [found.epoch for found in store.load([(name, 0) for name in "abcd"])] == [2, 2, 1, 2]
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_claims_are_not_done_when_it_is_too_late_for_one_of_them(store: StateStore, late: int) -> None:
+    add(store, "a", "b")
+    claims = [claim("a"), claim("b")]
+    claims[late] = claim(claims[late].session_id, not_after=time.monotonic() - 1)
+    with pytest.raises(StoreUnavailable):
+        store.take(claims)
+    assert [read(store, name)[1:6] for name in "ab"] == [(1, 0, b"head", b"body", "first")] * 2
+
+
+def test_a_claim_is_done_when_it_is_not_too_late(store: StateStore) -> None:
+    add(store, "a")
+    [taken] = store.take([claim(not_after=time.monotonic() + 60)])
+    assert isinstance(taken, Record)
 
 
 # ------------------------------------------------------------ load

@@ -1,20 +1,11 @@
 """Models in and out of service while others are served."""
 
-import grpc
-import pytest
-from conveyor_proto.reasons import Fault, from_status
+from conveyor_proto.reasons import from_status
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import model_pb2 as pb
 from conveyor_proto.v1 import session_pb2
 from conveyor_server.repository.policy import INLINE_RUN_S
-from google.rpc import status_pb2
-
-
-async def refusal(call) -> Fault:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    details = dict(caught.value.trailing_metadata())["grpc-status-details-bin"]
-    return from_status(status_pb2.Status.FromString(details))
+from refusals import refusal
 
 
 async def test_list_and_get(server) -> None:
@@ -36,7 +27,7 @@ async def test_list_and_get(server) -> None:
     assert {(1, 1), (8, 1), (1, 16)} <= {(item.rows, item.time_steps) for item in policy.measured}
     assert all(item.seconds > 0 for item in policy.measured)
     assert model.loaded_at.seconds > 1_700_000_000
-    assert (await refusal(server.models.GetModel(pb.GetModelRequest(name="no")))).reason == (
+    assert (await refusal(server.models.GetModel(pb.GetModelRequest(name="no"))))[1].reason == (
         e.ERROR_REASON_MODEL_NOT_FOUND
     )
     await stream.end()
@@ -59,7 +50,7 @@ async def test_a_newer_version_takes_new_sessions_and_old_ones_stay(server) -> N
 
 async def test_a_broken_file_is_told_and_harms_no_other(server) -> None:
     server.add_model("sum", "2", "broken")
-    fault = await refusal(server.models.LoadModel(pb.LoadModelRequest(name="sum", version="2")))
+    _, fault = await refusal(server.models.LoadModel(pb.LoadModelRequest(name="sum", version="2")))
     assert fault.reason == e.ERROR_REASON_MODEL_INVALID
     assert "the file is broken" in fault.message
     model = (await server.models.GetModel(pb.GetModelRequest(name="sum", version="2"))).model
@@ -72,14 +63,14 @@ async def test_a_broken_file_is_told_and_harms_no_other(server) -> None:
 
 async def test_load_what_is_not_there(server) -> None:
     for request in (pb.LoadModelRequest(name="no"), pb.LoadModelRequest(name="sum", version="9")):
-        assert (await refusal(server.models.LoadModel(request))).reason == e.ERROR_REASON_MODEL_NOT_FOUND
+        assert (await refusal(server.models.LoadModel(request)))[1].reason == e.ERROR_REASON_MODEL_NOT_FOUND
 
 
 async def test_unload_needs_force_while_sessions_live(server) -> None:
     stream = server.stream()
     await stream.attached(1, "a")
     runner = server.runner
-    fault = await refusal(server.models.UnloadModel(pb.UnloadModelRequest(name="sum", version="1")))
+    _, fault = await refusal(server.models.UnloadModel(pb.UnloadModelRequest(name="sum", version="1")))
     assert (fault.reason, fault.metadata["sessions"]) == (e.ERROR_REASON_MODEL_IN_USE, "1")
     response = await server.models.UnloadModel(pb.UnloadModelRequest(name="sum", version="1", force=True))
     assert response.closed_sessions == 1
@@ -120,8 +111,8 @@ async def test_unload_waits_for_the_run_that_is_out(server) -> None:
 
 
 async def test_unload_needs_a_version(server) -> None:
-    assert (await refusal(server.models.UnloadModel(pb.UnloadModelRequest(name="sum")))).reason == (
+    assert (await refusal(server.models.UnloadModel(pb.UnloadModelRequest(name="sum"))))[1].reason == (
         e.ERROR_REASON_MESSAGE_INVALID
     )
-    fault = await refusal(server.models.UnloadModel(pb.UnloadModelRequest(name="sum", version="3")))
+    _, fault = await refusal(server.models.UnloadModel(pb.UnloadModelRequest(name="sum", version="3")))
     assert fault.reason == e.ERROR_REASON_MODEL_NOT_FOUND

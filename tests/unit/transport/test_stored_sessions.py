@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2 as pb
+from conveyor_server.keeper import writes
 from flaky_store import FlakyStore
 from stored import ASYNC, NONE, SYNC, durable_seq, options, policy, turn
 
@@ -17,7 +18,7 @@ async def test_a_session_that_does_not_say_is_async_and_says_so(make_server: Cal
     stream = server.stream()
     attached = await stream.attached(1, "s")
     assert attached.session.durability == ASYNC
-    assert attached.session.epoch == 1
+    assert store.inner.load([("s", 0)])[0].epoch == attached.session.epoch
     assert attached.session.resident
     assert await stream.answer(1, 1, 1.0) == [11.0]
     assert await durable_seq(stream, 1) == 1
@@ -30,7 +31,7 @@ async def test_a_session_goes_on_elsewhere_from_where_the_store_has_it(
 ) -> None:
     one, two = await make_server(store=store), await make_server(store=store, folder="b", policy=policy("r2"))
     first = one.stream()
-    await first.attached(1, "s")
+    begun = await first.attached(1, "s")
     assert await first.answer(1, 1, 1.0, 2.0) == [11.0, 13.0]
     assert await first.answer(1, 2, 4.0) == [17.0]
     await first.send(detach=pb.DetachSession(handle=1))
@@ -38,7 +39,7 @@ async def test_a_session_goes_on_elsewhere_from_where_the_store_has_it(
     second = two.stream()
     attached = await second.attached(7, "s", mode=pb.AttachSession.MODE_RESUME, model="")
     assert attached.resumed
-    assert (attached.session.applied_seq, attached.session.epoch) == (2, 2)
+    assert (attached.session.applied_seq, attached.session.epoch) == (2, begun.session.epoch + 1)
     assert attached.session.applied_time_steps == 3
     assert await second.answer(7, 3, 8.0) == [25.0]
 
@@ -196,7 +197,7 @@ async def test_unary_calls_find_sessions_in_the_store(make_server: Callable, sto
     answer = await one.stub.Step(pb.StepRequest(session_id="s", seq=1, inputs=[make_tensor(1.0)]))
     assert answer.durable_seq == 1
     info = (await two.stub.GetSession(pb.GetSessionRequest(session_id="s"))).session
-    assert (info.applied_seq, info.resident, info.epoch) == (1, False, 1)
+    assert (info.applied_seq, info.resident, info.epoch) == (1, False, created.session.epoch)
     answer = await two.stub.Step(pb.StepRequest(session_id="s", seq=2, inputs=[make_tensor(2.0)]))
     assert memoryview(answer.outputs[0].data).cast("d")[0] == 13.0
     listed = await one.stub.ListSessions(pb.ListSessionsRequest())
@@ -206,3 +207,28 @@ async def test_unary_calls_find_sessions_in_the_store(make_server: Callable, sto
     assert store.inner.load([("f", 0)])[0].seq == 2
     await two.stub.CloseSession(pb.CloseSessionRequest(session_id="s"))
     assert store.inner.load([("s", 0)])[0] == ()
+
+
+@pytest.mark.parametrize("limit", ["_MOST_ROWS", "_MOST_BYTES"])
+async def test_sync_answers_wait_for_their_own_job_where_there_is_too_much_for_one(
+    make_server: Callable, store: FlakyStore, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(writes, limit, 1)
+    server = await make_server(store=store)
+    stream, other = server.stream(), server.stream()
+    for handle in (1, 2, 3):
+        await stream.attached(handle, f"s{handle}", options=options(SYNC))
+        # Kinds of their own: of each, the record has another number of answers.
+        for seq in range(1, handle):
+            await stream.answer(handle, seq, 1.0)
+    await other.attached(4, "s4", options=options(ASYNC))
+    store.gate.clear()
+    await other.step(4, 1, 1.0)
+    for handle in (1, 2, 3):
+        await stream.step(handle, handle, 1.0)
+    while server.directory.sessions["s3"].applied_seq < 3:
+        await turn()
+    store.gate.set()
+    for _ in range(3):
+        result = await stream.expect("result")
+        assert store.inner.load([(f"s{result.handle}", 0)])[0].seq == result.seq

@@ -21,12 +21,12 @@ async def test_an_attach_with_a_token_waits_until_its_giver_has_written(
     lazy = policy(checkpoint_s=100.0)
     one, two = await make_server(store=store, policy=lazy), await make_server(store=store, folder="b")
     first, second = one.stream(), two.stream()
-    await first.attached(1, "s")
+    opened = await first.attached(1, "s")
     assert await first.answer(1, 1, 1.0) == [11.0]
     token = ResumeToken("r1", time.time() + 20.0).text()
     await second.attach(1, "s", mode=pb.AttachSession.MODE_RESUME, resume_token=token, answered_seq=1)
     await asyncio.sleep(0.2)
-    assert store.inner.load([("s", 0)])[0].epoch == 1, "nobody is fenced meanwhile"
+    assert store.inner.load([("s", 0)])[0].epoch == opened.session.epoch, "nobody is fenced meanwhile"
     await first.end()
     attached = await second.expect("attached")
     assert attached.session.applied_seq == 1

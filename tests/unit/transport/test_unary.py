@@ -5,21 +5,9 @@ import logging
 
 import grpc
 import pytest
-from conveyor_proto.reasons import Fault, from_status
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2 as pb
-from google.rpc import status_pb2
-
-
-async def refusal(call) -> tuple[grpc.StatusCode, Fault]:
-    """The code and fault that a call ends with."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    error = caught.value
-    details = dict(error.trailing_metadata())["grpc-status-details-bin"]
-    status = status_pb2.Status.FromString(details)
-    assert (status.code, status.message) == (error.code().value[0], error.details())
-    return error.code(), from_status(status)
+from refusals import refusal
 
 
 async def create(server, session_id: str = "", **fields) -> pb.SessionInfo:
