@@ -1,8 +1,8 @@
 """A process that uses a store beside others: `python -m store_worker take|write STORE`.
 
 It prints `ready` when the store is open, and begins when it is told so by a line. `take` takes the session "a" as often
-as STEPS says and prints the epochs that it was given; `write` writes the sessions of NAMES until it is killed, and prints
-each seq when all of them are written.
+as TAKES says and prints the epochs that it was given; `write` writes the sessions of NAMES until it is killed, and
+prints each seq when all of them are written.
 """
 
 import sys

@@ -97,7 +97,7 @@ class Held:
         self._finish()
 
     def drop(self, handle: int) -> None:
-        """Takes out answers and refusals of a session that this server does not hold any more: whoever does gives them."""
+        """Takes out answers and refusals of a session that this server does not hold any more."""
         self._replace(lambda message: _without(message, handle))
 
     def refuse(self, fault: Fault) -> None:
@@ -137,19 +137,21 @@ def _without(message: bytes, handle: int) -> list[bytes]:
     """A message without what it says of one handle's steps; none, where there is nothing else in it."""
     response = session_pb2.StreamResponse.FromString(message)
     kind = response.WhichOneof("kind")
-    if kind == "result":
-        return [] if response.result.handle == handle else [message]
-    if kind == "error":
-        # What was said of the session itself has happened: it was not let in, say.
-        return [] if response.error.handle == handle and response.error.seq else [message]
+    if kind == "frame":
+        return _frame_without(message, response.frame, handle)
     if kind == "errors":
         stays = np.frombuffer(response.errors.handles, "<u4") != handle
         response.errors.handles = _rows(response.errors.handles, stays)
         response.errors.seqs = _rows(response.errors.seqs, stays)
         return [response.SerializeToString()] if stays.any() else []
-    if kind != "frame":
-        return [message]
-    frame = response.frame
+    # An error without a seq is of the session itself: it was not let in, say.
+    of_it = (kind == "result" and response.result.handle == handle) or (
+        kind == "error" and response.error.handle == handle and response.error.seq > 0
+    )
+    return [] if of_it else [message]
+
+
+def _frame_without(message: bytes, frame: session_pb2.ResultFrame, handle: int) -> list[bytes]:
     handles = np.frombuffer(frame.handles, "<u4")
     stays = handles != handle
     if stays.all():

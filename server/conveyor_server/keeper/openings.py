@@ -148,7 +148,7 @@ class Openings:
             self._loads.append(ask)
             return True
         known = self._directory.sessions.get(ask.session_id)
-        if known is not None and known.closing is not None and not known.stored:
+        if known is not None and known.closing is not None:
             # What was here of it is on its way out.
             return False
         if isinstance(ask, Create):
@@ -169,7 +169,7 @@ class Openings:
         return True
 
     def _ask_for_new(self, job: Job, ask: Create, known: Session | None, now: float) -> bool:
-        if known is not None and (not known.stored or known.closing is not None):
+        if known is not None and not known.stored:
             raise Refused(rules.exists(ask.session_id))
         if not self._room.reserve(now):
             return False
@@ -179,8 +179,6 @@ class Openings:
 
     def _ask_to_take(self, job: Job, ask: Take, known: Session | None, now: float) -> bool:
         policy = self._policy
-        if known is not None and known.closing is not None:
-            raise Refused(rules.closing(known))
         if now - max(ask.asked_at, ask.until) > _LONGEST_S:
             # This process stood still: whoever asked is elsewhere by now, and would lose the session to nobody.
             retry_s = self._directory.limits.retry_s

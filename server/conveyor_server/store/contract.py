@@ -2,9 +2,9 @@
 
 Invariants, whatever the store: a record's epoch rises by one whenever somebody takes the session, and only whoever took
 it last can write or delete it (a session that is made anew under a name begins at an epoch that the former one did not
-reach, so that whoever still has that one is fenced too); its seq never falls; a call does all of what it answers for or, where it raises, nobody
-knows how much, and everything in it can be tried again. Each call is one transaction or one round trip, however many
-sessions it is about (a put of very many bytes may be several).
+reach, so that whoever has that one still is fenced too); its seq never falls; a call does all of what it answers for
+or, where it raises, nobody knows how much, and everything in it can be tried again. Each call is one transaction or one
+round trip, however many sessions it is about (a put of very many bytes may be several).
 """
 
 import math

@@ -61,8 +61,8 @@ FROM json_each(:claims) AS j WHERE session.number = (j.value ->> 0)
 """
 CREATE = """
 INSERT INTO session (id, model, epoch, seq, owner, runtime, expires, due, quotas, head)
-SELECT j.value ->> 0, j.value ->> 1, j.value ->> 11, j.value ->> 2, j.value ->> 3, j.value ->> 4, j.value ->> 5, j.value ->> 5,
-    j.value -> 6, ifnull(substr(:heads, (j.value ->> 7) + 1, j.value ->> 8), x'')
+SELECT j.value ->> 0, j.value ->> 1, j.value ->> 11, j.value ->> 2, j.value ->> 3, j.value ->> 4, j.value ->> 5,
+    j.value ->> 5, j.value -> 6, ifnull(substr(:heads, (j.value ->> 7) + 1, j.value ->> 8), x'')
 FROM json_each(:new) AS j
 """
 CREATE_BODIES = """
