@@ -51,7 +51,7 @@ from conveyor._blocking.client import Client
 from conveyor._blocking.population import Population
 from conveyor._blocking.session import Session
 from conveyor._client import AsyncClient
-from conveyor._info import BatchPolicy, Model, RunTime, SessionInfo
+from conveyor._info import BatchPolicy, Migration, Model, RunTime, SessionInfo
 from conveyor._io.blocking import BlockingIo as _BlockingIo
 from conveyor._io.channel import TLS
 from conveyor._population import AsyncPopulation
@@ -112,6 +112,7 @@ __all__ = [
     "Draining",
     "InvalidInput",
     "InvalidSessionId",
+    "Migration",
     "Model",
     "ModelFailed",
     "ModelInUse",

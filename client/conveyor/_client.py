@@ -11,7 +11,7 @@ from conveyor_proto.v1 import session_pb2 as pb
 from conveyor import _calls
 from conveyor._core.attachment import Claim
 from conveyor._core.attachment import Opening as Mode
-from conveyor._info import Durability, Model, SessionInfo, session_options
+from conveyor._info import Durability, Migration, Model, SessionInfo, session_options
 from conveyor._io.base import Io
 from conveyor._opener import Opener
 from conveyor._opening import Opening
@@ -235,8 +235,8 @@ class AsyncClient:
 
     async def migrate_sessions(
         self, name: str, *, source: str | None = None, target: str | None = None, timeout_s: float | None = None
-    ) -> int:
-        """Moves a model's sessions to another of its versions, between two of their steps; returns how many.
+    ) -> Migration:
+        """Moves a model's sessions to another of its versions, between two of their steps.
 
         Those that are in the server's store alone move when the server next brings them in.
 
@@ -252,7 +252,7 @@ class AsyncClient:
         """
         request = model_pb2.MigrateSessionsRequest(name=name, from_version=source or "", to_version=target or "")
         answer = await self._call(_calls.MIGRATE_SESSIONS, request, timeout_s=timeout_s)
-        return answer.migrated_sessions
+        return Migration(answer.migrated_sessions, answer.to_version)
 
     # ------------------------------------------------------------ life
 

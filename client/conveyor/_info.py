@@ -45,7 +45,7 @@ class SessionInfo:
         model: name of its model.
         version: version of its model.
         model_digest: digest of the function that the model computes.
-        epoch: rises by one whenever a stream attaches the session.
+        epoch: rises by one whenever a stream attaches the session; of a stored one, from the time of its creation on.
         applied_seq: steps applied.
         applied_time_steps: time steps applied; a chunk of k counts k.
         max_in_flight: steps that may be unanswered at once.
@@ -104,6 +104,19 @@ class SessionInfo:
             durable_seq=message.durable_seq,
             resident=message.resident,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """Sessions that have moved to another version of their model.
+
+    Attributes:
+        sessions: how many, of those in the server's memory.
+        version: where they are.
+    """
+
+    sessions: int
+    version: str
 
 
 @dataclass(frozen=True, slots=True)

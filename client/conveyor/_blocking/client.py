@@ -7,7 +7,7 @@ from typing import Self
 from conveyor._blocking.population import Population
 from conveyor._blocking.session import Session
 from conveyor._client import AsyncClient, Resume
-from conveyor._info import Durability, Model, SessionInfo
+from conveyor._info import Durability, Migration, Model, SessionInfo
 from conveyor._io.base import drive, iterate
 
 
@@ -206,8 +206,8 @@ class Client:
 
     def migrate_sessions(
         self, name: str, *, source: str | None = None, target: str | None = None, timeout_s: float | None = None
-    ) -> int:
-        """Moves a model's sessions to another of its versions, between two of their steps; returns how many.
+    ) -> Migration:
+        """Moves a model's sessions to another of its versions, between two of their steps.
 
         Those that are in the server's store alone move when the server next brings them in.
 

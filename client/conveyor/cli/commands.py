@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conveyor_proto.v1 import model_pb2, spec_pb2
+from conveyor_proto.v1 import spec_pb2
 from google.protobuf import json_format
 
 import conveyor
-from conveyor._calls import Method
 from conveyor._core.signature import Field
-from conveyor._io.base import drive
 from conveyor.cli.table import duration, size, table
-
-_MIGRATE_SESSIONS = Method("MigrateSessions", model_pb2.MigrateSessionsResponse, "ModelService")
 
 
 class UsageError(Exception):
@@ -143,19 +139,13 @@ def _asleep(session: conveyor.SessionInfo) -> bool:
 
 def migrate(arguments: argparse.Namespace) -> int:
     """`conveyor sessions migrate`."""
-    request = model_pb2.MigrateSessionsRequest(
-        name=arguments.name, from_version=arguments.from_version, to_version=arguments.to_version
-    )
     with connected(arguments) as client:
-        answer = drive(client._client._call(_MIGRATE_SESSIONS, request))
+        moved = client.migrate_sessions(arguments.name, source=arguments.from_version, target=arguments.to_version)
     if arguments.json:
-        _print_json(
-            {"model": arguments.name, "migrated_sessions": answer.migrated_sessions, "to_version": answer.to_version}
-        )
+        _print_json({"model": arguments.name, "migrated_sessions": moved.sessions, "to_version": moved.version})
     else:
-        count = answer.migrated_sessions
-        sessions = "1 session moves" if count == 1 else f"{count} sessions move"
-        print(f"{sessions} to {arguments.name} {answer.to_version}")
+        sessions = "1 session moves" if moved.sessions == 1 else f"{moved.sessions} sessions move"
+        print(f"{sessions} to {arguments.name} {moved.version}")
     return 0
 
 

@@ -152,7 +152,9 @@ class SessionInfo(_message.Message):
     version: _builtins.str
     model_digest: _builtins.str
     epoch: _builtins.int
-    """Rises by one at every attach. An older stream is fenced by it."""
+    """Rises by one at every attach. An older stream is fenced by it. Of a stored session, it begins at the time of its
+    creation (unix time in microseconds), above any that a former session of that name had.
+    """
     applied_seq: _builtins.int
     """Steps applied; the next seq is applied_seq + 1."""
     applied_time_steps: _builtins.int

@@ -15,9 +15,9 @@ from conveyor._blocking.session import Session
 
 NAMES = """
     TLS AsyncClient AsyncPopulation AsyncSession BatchPolicy CallTimeout Client ClientClosed ConnectionLost
-    ConveyorError CreditExceeded Draining InvalidInput InvalidSessionId Model ModelFailed ModelInUse ModelInvalid
-    ModelMismatch ModelNotFound ModelNotReady NotDurable Overloaded Population ProtocolError RecordInvalid RowsFailed
-    RunTime Session SessionClosed SessionExists SessionExpired SessionInfo SessionNotFound SessionTakenOver
+    ConveyorError CreditExceeded Draining InvalidInput InvalidSessionId Migration Model ModelFailed ModelInUse
+    ModelInvalid ModelMismatch ModelNotFound ModelNotReady NotDurable Overloaded Population ProtocolError RecordInvalid
+    RowsFailed RunTime Session SessionClosed SessionExists SessionExpired SessionInfo SessionNotFound SessionTakenOver
     SessionsExhausted SnapshotInvalid StateNonFinite StepAborted StepAnswerEvicted StepCancelled StepConflict StepFailed
     StepGap StepTimeout StoreUnavailable __version__ aio connect
 """
