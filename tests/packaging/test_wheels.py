@@ -79,14 +79,26 @@ def test_server_brings_no_torch(wheel: Path, new_environment) -> None:
     helped = environment.run("conveyor", "serve", "--help")
     assert helped.returncode == 0, helped.stderr
     assert "--metrics-port" in helped.stdout
-    # Every module can be imported: nothing in it needs what the extra does not bring.
+    # Every module can be imported: nothing in it needs what the extra does not bring, but for the one that says so.
     code = (
         "import importlib, pkgutil, conveyor_server\n"
         "for module in pkgutil.walk_packages(conveyor_server.__path__, 'conveyor_server.'):\n"
-        "    importlib.import_module(module.name)\n"
+        "    if module.name != 'conveyor_server.store.valkey': importlib.import_module(module.name)\n"
     )
     imported = environment.run("python", "-c", code)
     assert imported.returncode == 0, imported.stderr
+    (environment.work_folder / "models").mkdir()
+    start = ("conveyor", "serve", "--models", "models", "--port", "0", "--metrics-port", "0")
+    refused = environment.run(*start, "--store", "valkey://127.0.0.1:1")
+    assert (refused.returncode, "pip install 'conveyor[valkey]'" in refused.stderr) == (2, True), refused.stderr
+    environment.install(f"{wheel}[valkey]")
+    # With it, there is a client, and what it says to the server lies in the wheel.
+    code = (
+        "from conveyor_server.store.opening import open_store\n"
+        "print(open_store('valkey://127.0.0.1:1', timeout_s=1.0).name)\n"
+    )
+    opened = environment.run("python", "-c", code)
+    assert (opened.returncode, opened.stdout) == (0, "valkey://127.0.0.1:1/0\n"), opened.stderr
 
 
 def test_export_makes_a_model(wheel: Path, new_environment) -> None:

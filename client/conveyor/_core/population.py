@@ -4,7 +4,7 @@ Invariant: as in `session`, per row. A frame's ticket settles when each of its r
 fails stops no other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from conveyor._core.frame_step import FrameStep
 from conveyor._core.frames import Frames
 from conveyor._core.member import Leaving, Outlet
 from conveyor._core.retry import PASSING, waits
-from conveyor._core.signature import Signature
+from conveyor._core.rows import Rows
 from conveyor._core.ticket import Ticket
 from conveyor._core.unstored import RESEND_BUFFER_BYTES
 from conveyor._core.verdict import FOLLOWS, Verdict, verdict
@@ -29,7 +29,7 @@ from conveyor.errors import ClientClosed, ConnectionLost, ConveyorError
 _NOTHING = np.iinfo(np.uint64).max
 
 
-class PopulationCore:
+class PopulationCore(Rows):
     """The client's half of many sessions. Belongs to one StreamCore; every call is under its link's lock.
 
     Attributes:
@@ -46,15 +46,13 @@ class PopulationCore:
         outlet: Outlet,
         resend_buffer_bytes: int = RESEND_BUFFER_BYTES,
     ) -> None:
+        super().__init__(Frames(handles, resend_buffer_bytes))
         self.attachments = [Attachment(handle, claim) for handle, claim in zip(handles, claims, strict=True)]
         self.opened: Ticket[pb.SessionInfo] = Ticket()
         self.left: Ticket[None] = Ticket()
         self.error: ConveyorError | None = None
         self._handles = handles
         self._outlet = outlet
-        self._signature: Signature | None = None
-        self._frames = Frames(handles, resend_buffer_bytes)
-        self._ledger = self._frames.ledger
         self._flushes = Flushes(self._frames)
         # Where the servers had the rows at their last attach.
         self._applied: Seqs = np.zeros(len(handles), np.uint64)
@@ -66,42 +64,6 @@ class PopulationCore:
         self._said_goodbye = False
 
     # ------------------------------------------------------------ asked by the client
-
-    def use(self, signature: Signature) -> None:
-        """Sets the model's signature, before the first `submit`."""
-        self._signature = signature
-
-    @property
-    def signature(self) -> Signature:
-        """The model's, once `use` has set it."""
-        if self._signature is None:
-            raise RuntimeError("the population's model is not known yet")
-        return self._signature
-
-    @property
-    def every_row(self) -> NDArray[np.intp]:
-        """`[n]`, the indices of all rows."""
-        return self._frames.every_row
-
-    @property
-    def row_errors(self) -> Mapping[int, ConveyorError]:
-        """Rows whose sessions are gone -> why."""
-        return self._frames.row_errors
-
-    @property
-    def acked(self) -> Seqs:
-        """`[n]` uint64, the last step of each row that was answered."""
-        return self._ledger.acked
-
-    @property
-    def durable(self) -> Seqs:
-        """`[n]` uint64, the last step of each row that is in the server's store, as far as was heard."""
-        return self._ledger.durable
-
-    @property
-    def full(self) -> bool:
-        """The store lacks so much that nothing more may be submitted."""
-        return self._frames.full
 
     def blocker(self, rows: NDArray[np.intp]) -> Ticket[Any] | None:
         """What to wait for before `submit` may be called for these rows; None: nothing.

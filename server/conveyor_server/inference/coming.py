@@ -13,7 +13,7 @@ from conveyor_server.errors import Refused
 from conveyor_server.keeper.beat import Beat
 from conveyor_server.servicers.core import Core
 from conveyor_server.servicers.creation import Wanted, create
-from conveyor_server.sessions import rules
+from conveyor_server.sessions import refusals
 from conveyor_server.sessions.events import Closed
 from conveyor_server.sessions.session import Session
 
@@ -49,7 +49,7 @@ def begin(core: Core, store: Beat, wanted: Wanted, *, replaced: Callable[[Sessio
             then(former)
         elif former.engine.model != model:
             # Whoever gave his own session that name keeps it.
-            then(rules.exists(name))
+            then(refusals.exists(name))
         else:
             replaced(former)
             core.directory.close(former, _Ended(again), core.now())

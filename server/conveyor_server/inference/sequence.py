@@ -26,7 +26,7 @@ from conveyor_server.inference.statistics import Statistics
 from conveyor_server.servicers.core import Core
 from conveyor_server.servicers.creation import Wanted
 from conveyor_server.sessions.events import Answer, Closed
-from conveyor_server.sessions.rules import stopping
+from conveyor_server.sessions.refusals import stopping
 from conveyor_server.sessions.session import Session, Submission
 from conveyor_server.transport.seat import NOBODY
 

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from conveyor_server.inference.faults import to_status
 from conveyor_server.inference.infer import Inference
 from conveyor_server.metrics import Metrics
-from conveyor_server.sessions.rules import stopping
+from conveyor_server.sessions.refusals import stopping
 from conveyor_server.transport.ends import Outlet
 
 # A client that sends this with the call has the stream end with the first error's status.

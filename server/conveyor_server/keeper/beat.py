@@ -23,7 +23,7 @@ from conveyor_server.metrics import Metrics, StoreFigures
 from conveyor_server.repository import Repository
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.keeping import Kept
-from conveyor_server.sessions.rules import lost, store_away, taken_over
+from conveyor_server.sessions.refusals import lost, store_away, taken_over
 from conveyor_server.sessions.session import Session
 from conveyor_server.store.contract import Record, StateStore, StoreUnavailable
 

@@ -14,7 +14,7 @@ from conveyor_proto.reasons import Fault, to_status
 from conveyor_proto.v1 import session_pb2
 from google.rpc import status_pb2
 
-from conveyor_server.sessions.rules import store_away
+from conveyor_server.sessions.refusals import store_away
 
 
 class Outlet(Protocol):

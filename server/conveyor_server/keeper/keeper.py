@@ -22,7 +22,7 @@ from conveyor_server.keeper.room import Room
 from conveyor_server.keeper.writes import Writes
 from conveyor_server.metrics import StoreFigures
 from conveyor_server.repository import Repository
-from conveyor_server.sessions import rules
+from conveyor_server.sessions import refusals
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.session import Session
 from conveyor_server.sessions.table import NEVER
@@ -95,7 +95,7 @@ class Keeper:
 
     def away(self, session_id: str) -> Fault:
         """The store does not answer, and the session waits for it."""
-        return rules.store_away(session_id, self._directory.limits.retry_s, self.why_away)
+        return refusals.store_away(session_id, self._directory.limits.retry_s, self.why_away)
 
     def flush(self, session: Session, then: Callable[[Session], None]) -> None:
         """Calls back once all that the session has applied is in the store; or it is not this server's any more."""
@@ -199,7 +199,7 @@ class Keeper:
 
     def refuse_waiting(self, why: str) -> None:
         """Tells everybody who waits to be let in that it takes too long."""
-        self._openings.refuse_all(lambda session_id: rules.store_away(session_id, self.retry_s, why))
+        self._openings.refuse_all(lambda session_id: refusals.store_away(session_id, self.retry_s, why))
 
     def write_all(self) -> None:
         """Writes all that the store does not have with the next job."""

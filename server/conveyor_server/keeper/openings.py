@@ -19,7 +19,7 @@ from conveyor_server.keeper.job import Job
 from conveyor_server.keeper.policy import KeeperPolicy
 from conveyor_server.keeper.revival import Revival
 from conveyor_server.keeper.room import Room
-from conveyor_server.sessions import rules
+from conveyor_server.sessions import refusals
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.events import Closed
 from conveyor_server.sessions.session import Session
@@ -160,7 +160,7 @@ class Openings:
     def _ask_for_state(self, job: Job, ask: Wake | Fetch, now: float) -> bool:
         if isinstance(ask, Wake) and self._directory.asleep.get(ask.session_id) is not ask.session:
             # It has left, or came back by itself.
-            ask.then(ask.session if not ask.session.asleep else rules.taken_over(ask.session))
+            ask.then(ask.session if not ask.session.asleep else refusals.taken_over(ask.session))
             return True
         if not self._room.reserve(now):
             return False
@@ -170,7 +170,7 @@ class Openings:
 
     def _ask_for_new(self, job: Job, ask: Create, known: Session | None, now: float) -> bool:
         if known is not None and not known.stored:
-            raise Refused(rules.exists(ask.session_id))
+            raise Refused(refusals.exists(ask.session_id))
         if not self._room.reserve(now):
             return False
         job.creations.append(self._creation(ask, now))
@@ -182,7 +182,7 @@ class Openings:
         if now - max(ask.asked_at, ask.until) > _LONGEST_S:
             # This process stood still: whoever asked is elsewhere by now, and would lose the session to nobody.
             retry_s = self._directory.limits.retry_s
-            raise Refused(rules.store_away(ask.session_id, retry_s, "it was asked too long ago"))
+            raise Refused(refusals.store_away(ask.session_id, retry_s, "it was asked too long ago"))
         if known is None and not self._room.reserve(now):
             return False
         claim = Claim(
@@ -219,7 +219,7 @@ class Openings:
 
     def _created(self, create: Create, created: object, now: float) -> None:
         if isinstance(created, Exists):
-            create.then(rules.exists(create.session_id))
+            create.then(refusals.exists(create.session_id))
         elif isinstance(created, QuotaFull):
             create.then(_quota_full(created, self._directory.limits.retry_s))
         else:
@@ -240,7 +240,7 @@ class Openings:
             bring_in()
         else:
             # It was closed elsewhere, or the store has lost it.
-            directory.let_go(known, rules.lost(known), session_pb2.DETACH_CAUSE_CLOSED, now, _Cleared(bring_in))
+            directory.let_go(known, refusals.lost(known), session_pb2.DETACH_CAUSE_CLOSED, now, _Cleared(bring_in))
 
     def _claimed(self, take: Take, claimed: object, now: float) -> None:
         directory = self._directory
@@ -254,8 +254,8 @@ class Openings:
             self._waiting.append(take)
         elif isinstance(claimed, Fenced):
             if known is not None and known.stored and known.epoch < claimed.epoch:
-                directory.let_go(known, rules.taken_over(known), session_pb2.DETACH_CAUSE_TAKEN_OVER, now)
-            take.then(rules.taken_over_at(take.session_id, claimed.epoch))
+                directory.let_go(known, refusals.taken_over(known), session_pb2.DETACH_CAUSE_TAKEN_OVER, now)
+            take.then(refusals.taken_over_at(take.session_id, claimed.epoch))
         elif isinstance(claimed, Missing):
             self._missing(take, known, now)
         elif isinstance(claimed, Record):
@@ -268,14 +268,14 @@ class Openings:
                     self._revive(take, claimed, now)
 
                 directory.let_go(
-                    known, rules.taken_over(known), session_pb2.DETACH_CAUSE_TAKEN_OVER, now, _Cleared(again)
+                    known, refusals.taken_over(known), session_pb2.DETACH_CAUSE_TAKEN_OVER, now, _Cleared(again)
                 )
             else:
                 self._revive(take, claimed, now)
 
     def _missing(self, take: Take, known: Session | None, now: float) -> None:
         if known is not None and known.stored:
-            self._directory.let_go(known, rules.lost(known), session_pb2.DETACH_CAUSE_CLOSED, now)
+            self._directory.let_go(known, refusals.lost(known), session_pb2.DETACH_CAUSE_CLOSED, now)
         if take.missing is not None:
             take.missing()
             return
@@ -284,15 +284,15 @@ class Openings:
     def _found(self, wake: Wake, found: object, now: float) -> None:
         session, directory = wake.session, self._directory
         if directory.asleep.get(session.id) is not session:
-            wake.then(session if not session.asleep else rules.taken_over(session))
+            wake.then(session if not session.asleep else refusals.taken_over(session))
         elif isinstance(found, Record):
             self._revive(wake, found, now)
         elif isinstance(found, Fenced):
-            why = rules.taken_over(session)
+            why = refusals.taken_over(session)
             directory.let_go(session, why, session_pb2.DETACH_CAUSE_TAKEN_OVER, now)
             wake.then(why)
         else:
-            why = rules.lost(session)
+            why = refusals.lost(session)
             directory.let_go(session, why, session_pb2.DETACH_CAUSE_CLOSED, now)
             wake.then(why)
 
@@ -300,7 +300,7 @@ class Openings:
         if isinstance(found, Record):
             self._bring_in(fetch.take, found, now)
         elif isinstance(found, Fenced):
-            fetch.then(rules.taken_over_at(fetch.session_id, found.epoch))
+            fetch.then(refusals.taken_over_at(fetch.session_id, found.epoch))
         else:
             fetch.then(self._directory.why_gone(fetch.session_id))
 
@@ -314,7 +314,7 @@ class Openings:
     def _bring_in(self, ask: Take | Wake, record: Record, now: float) -> None:
         if not self._room.is_free():
             # Others have come in meanwhile, or are about to.
-            ask.then(rules.full(self._directory.limits))
+            ask.then(refusals.full(self._directory.limits))
             return
         try:
             kept = self._revival.of(record, now)
@@ -327,7 +327,7 @@ class Openings:
         ask.then(session)
 
     def _away(self, session_id: str, job: Job) -> Fault:
-        return rules.store_away(session_id, self._directory.limits.retry_s, str(job.error))
+        return refusals.store_away(session_id, self._directory.limits.retry_s, str(job.error))
 
 
 def _quota_full(full: QuotaFull, retry_s: float) -> Fault:

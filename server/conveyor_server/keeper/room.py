@@ -11,7 +11,7 @@ from conveyor_proto.v1 import session_pb2
 from numpy.typing import NDArray
 
 from conveyor_server.errors import Refused
-from conveyor_server.sessions import rules
+from conveyor_server.sessions import refusals
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.session import Session
 
@@ -67,7 +67,7 @@ class Room:
             Refused: SESSIONS_EXHAUSTED, where nobody can leave now.
         """
         if not self.is_free() and not self._make(now):
-            raise Refused(rules.full(self._directory.limits))
+            raise Refused(refusals.full(self._directory.limits))
 
     def passivate_idle(self, now: float) -> None:
         """Has those leave that were idle for long enough."""
@@ -84,7 +84,7 @@ class Room:
         rows = self._missing() + 1
         quiet = np.flatnonzero(self._quiet())
         if not len(quiet):
-            raise Refused(rules.full(self._directory.limits))
+            raise Refused(refusals.full(self._directory.limits))
         quiet = quiet[now - table.last_used_at[quiet] >= _LEAST_S]
         quiet = quiet[np.argsort(table.last_used_at[quiet], kind="stable")][: max(rows, _MOST_AT_ONCE)]
         left = self._leave(quiet[table.applied_seq[quiet] <= table.durable_seq[quiet]])

@@ -17,7 +17,7 @@ from conveyor_server.keeper.gather import gather
 from conveyor_server.keeper.held import Held
 from conveyor_server.keeper.job import Job, Save
 from conveyor_server.keeper.policy import KeeperPolicy
-from conveyor_server.sessions import rules
+from conveyor_server.sessions import refusals
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.session import Session
 from conveyor_server.store.contract import Outcome
@@ -226,10 +226,10 @@ class Writes:
             # Its answers that wait are of a history that is not the session's any more.
             outlet.drop(session.attachment.handle)
         if outcome == Outcome.FENCED:
-            why = rules.taken_over(session)
+            why = refusals.taken_over(session)
             self._directory.let_go(session, why, session_pb2.DETACH_CAUSE_TAKEN_OVER, now)
         else:
-            self._directory.let_go(session, rules.lost(session), session_pb2.DETACH_CAUSE_CLOSED, now)
+            self._directory.let_go(session, refusals.lost(session), session_pb2.DETACH_CAUSE_CLOSED, now)
 
     def _deleted(self, session: Session, epoch: int, outcome: Outcome, now: float) -> None:
         if session not in self._ending:
@@ -238,7 +238,7 @@ class Writes:
         if outcome == Outcome.FENCED and session.epoch == epoch:
             # It is somebody else's, who goes on with it.
             session.stored = False
-            self._directory.let_go(session, rules.taken_over(session), session_pb2.DETACH_CAUSE_TAKEN_OVER, now)
+            self._directory.let_go(session, refusals.taken_over(session), session_pb2.DETACH_CAUSE_TAKEN_OVER, now)
             return
         session.stored = False
         self._directory.settle(session)

@@ -11,7 +11,7 @@ from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused
 from conveyor_server.keeper.policy import not_durable
 from conveyor_server.servicers.core import Core
-from conveyor_server.sessions import rules
+from conveyor_server.sessions import refusals
 from conveyor_server.sessions.keeping import Kept
 from conveyor_server.sessions.session import Durability, Session, SessionOptions
 from conveyor_server.store.contract import Record
@@ -69,7 +69,7 @@ def create(wanted: Wanted, core: Core, then: Callable[[Session | Fault], None]) 
 
         def unless_stored(found: Record | Fault | None) -> None:
             if found is not None:
-                then(found if isinstance(found, Fault) else rules.exists(session_id))
+                then(found if isinstance(found, Fault) else refusals.exists(session_id))
                 return
             try:
                 _forget(session_id, core)
@@ -104,7 +104,7 @@ def _forget(session_id: str, core: Core) -> None:
     """Lets go of a session that this server knows and the store does not."""
     known = core.directory.sessions.get(session_id) or core.directory.asleep.get(session_id)
     if known is not None and known.stored and known.closing is None:
-        core.directory.let_go(known, rules.lost(known), session_pb2.DETACH_CAUSE_CLOSED, core.now())
+        core.directory.let_go(known, refusals.lost(known), session_pb2.DETACH_CAUSE_CLOSED, core.now())
         core.kick()
 
 

@@ -16,7 +16,7 @@ from conveyor_server.engine.batch import Batch
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused
 from conveyor_server.runner.base import RunFailed, RunResult
-from conveyor_server.sessions import express, rules
+from conveyor_server.sessions import express, refusals, rules
 from conveyor_server.sessions.events import Attachment, Event
 from conveyor_server.sessions.flight import Offer
 from conveyor_server.sessions.flights import Flights
@@ -61,12 +61,12 @@ class Directory(Removals):
         """
         self.admit(0)
         if max_epoch and session.epoch > max_epoch:
-            raise Refused(rules.taken_over(session))
+            raise Refused(refusals.taken_over(session))
         session.epoch = epoch or session.epoch + 1
         session.last_used_at = now
         former = session.attachment
         if former is not None:
-            self._events += rules.abort_waiting(session, rules.taken_over(session))
+            self._events += rules.abort_waiting(session, refusals.taken_over(session))
             self._leave(former, session_pb2.DETACH_CAUSE_TAKEN_OVER)
         session.failed_seq = 0
         session.attachment = Attachment(owner, number, handle, session, session.epoch)

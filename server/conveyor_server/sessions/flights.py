@@ -11,7 +11,7 @@ from conveyor_proto.reasons import Fault
 from numpy.typing import NDArray
 
 from conveyor_server.engine.batch import Batch
-from conveyor_server.sessions import rules
+from conveyor_server.sessions import refusals, rules
 from conveyor_server.sessions.events import Declined, Event, Landed
 from conveyor_server.sessions.expiry import Deadlines
 from conveyor_server.sessions.flight import Flight, Offer
@@ -137,7 +137,7 @@ class Flights:
                 # One by one: a session may be there twice.
                 np.maximum.at(table.first_seq, rows[behind], acked_seqs + 1)
                 offer.record.trim(rows[behind], acked_seqs)
-            self._tell(Declined(offer, members[behind], rules.aborted_behind()))
+            self._tell(Declined(offer, members[behind], refusals.aborted_behind()))
         others: NDArray[np.int64] = members[~behind]
         return others
 

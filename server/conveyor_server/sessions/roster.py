@@ -18,7 +18,7 @@ from conveyor_proto.v1 import session_pb2
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused, refuse
-from conveyor_server.sessions import rules
+from conveyor_server.sessions import refusals, rules
 from conveyor_server.sessions.departed import Departed
 from conveyor_server.sessions.events import Attachment, Closed, Detached, Event
 from conveyor_server.sessions.expiry import Deadlines
@@ -63,7 +63,7 @@ class Roster:
         session = self.sessions.get(session_id)
         if session is not None:
             if session.closing is not None:
-                raise Refused(rules.closing(session))
+                raise Refused(refusals.closing(session))
             return session
         raise Refused(self._departed.why(session_id))
 
@@ -82,9 +82,9 @@ class Roster:
         """
         limits = self.limits
         if self.draining:
-            raise Refused(rules.stopping(limits.retry_s))
+            raise Refused(refusals.stopping(limits.retry_s))
         if sessions and len(self.sessions) + sessions > limits.max_sessions:
-            raise Refused(rules.full(limits))
+            raise Refused(refusals.full(limits))
 
     def create(
         self, engine: Engine, now: float, *, session_id: str = "", max_in_flight: int = 0, idle_timeout_s: float = 0.0
@@ -119,7 +119,7 @@ class Roster:
             )
         known = self.sessions.get(session_id)
         if known is not None and not known.stored:
-            raise Refused(rules.exists(session_id))
+            raise Refused(refusals.exists(session_id))
         return session_id
 
     def fork(
@@ -189,7 +189,7 @@ class Roster:
         sessions = [session for session in self.sessions.values() if session.engine is engine]
         for session in sessions:
             session.last_used_at = now
-            self._events += rules.abort_waiting(session, rules.closing(session, _cause_name(cause)))
+            self._events += rules.abort_waiting(session, refusals.closing(session, _cause_name(cause)))
             session.closing = cause
             self._settle(session)
         self._records.pop(engine, None)
@@ -261,10 +261,10 @@ class Roster:
 
 def _why_gone(session: Session, cause: DetachCause) -> Fault:
     if cause == session_pb2.DETACH_CAUSE_TAKEN_OVER:
-        return rules.taken_over(session)
+        return refusals.taken_over(session)
     if cause == session_pb2.DETACH_CAUSE_EXPIRED:
-        return rules.expired(session)
-    return rules.closing(session, _cause_name(cause))
+        return refusals.expired(session)
+    return refusals.closing(session, _cause_name(cause))
 
 
 def _cause_name(cause: DetachCause) -> str:

@@ -13,6 +13,7 @@ from conveyor_proto.v1 import errors_pb2 as e
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.engine.step import Step
+from conveyor_server.sessions import refusals
 from conveyor_server.sessions.events import Answer
 from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.sessions.record import Recorded
@@ -35,9 +36,9 @@ def judge(session: Session, step: Submission, limits: SessionLimits, *, draining
         session.failed_seq = step.seq
         return _refuse(session, step, fault)
     if session.closing is not None:
-        return _refuse(session, step, closing(session))
+        return _refuse(session, step, refusals.closing(session))
     if step.epoch and step.epoch != session.epoch:
-        return _refuse(session, step, taken_over(session))
+        return _refuse(session, step, refusals.taken_over(session))
     # Only now: a fenced holder's word about answers that it has says nothing about the holder that came after it.
     if step.acked_seq:
         session.answers.forget(min(step.acked_seq, session.applied_seq))
@@ -94,7 +95,7 @@ def fail(session: Session, index: int, fault: Fault) -> list[Answer]:
     kept = list(session.pending)[:index]
     for pending in list(session.pending)[index:]:
         session.engine.backlog.remove(pending.step.length)
-        why = _about(fault, session, failed.seq) if pending is failed else aborted(session, pending.seq)
+        why = _about(fault, session, failed.seq) if pending is failed else refusals.aborted(session, pending.seq)
         answers += [Answer(waiter, session, pending.seq, fault=why) for waiter in pending.waiters]
     session.pending.clear()
     session.pending.extend(kept)
@@ -173,7 +174,7 @@ def no_capacity(engine: Engine, limits: SessionLimits, *, draining: bool, piped:
     comes faster than it is answered is refused before it makes all others wait.
     """
     if draining:
-        return stopping(limits.retry_s)
+        return refusals.stopping(limits.retry_s)
     queue_s = engine.queue_s
     # A large model has much to do with few steps: two full runs are no queue.
     limit_s = max(limits.pipeline_queue_s, 2 * engine.full_run_s) if piped else limits.max_queue_s
@@ -185,108 +186,6 @@ def no_capacity(engine: Engine, limits: SessionLimits, *, draining: bool, piped:
         f"model {engine.model} has work for {queue_s:.3f} s in its queue, {why}",
         {"model": engine.model, "queue_s": f"{queue_s:.3f}"},
         retry_s=queue_s / 2,
-    )
-
-
-# ---------------------------------------------------------------- faults
-
-
-def taken_over(session: Session) -> Fault:
-    """Another stream holds the session."""
-    return taken_over_at(session.id, session.epoch)
-
-
-def taken_over_at(session_id: str, epoch: int) -> Fault:
-    """Another stream holds the session, which is at that epoch, as far as is known."""
-    return Fault(
-        e.ERROR_REASON_SESSION_TAKEN_OVER,
-        f"session {session_id!r} was resumed elsewhere (epoch {epoch}); this holder is fenced",
-        {"session_id": session_id, "epoch": str(epoch)},
-    )
-
-
-def full(limits: SessionLimits) -> Fault:
-    """There is no room for one more session."""
-    return Fault(
-        e.ERROR_REASON_SESSIONS_EXHAUSTED,
-        f"all {limits.max_sessions} sessions are taken: close some, wait until idle ones expire, or raise "
-        "--max-sessions",
-        {"max_sessions": str(limits.max_sessions)},
-        limits.retry_s,
-    )
-
-
-def closing(session: Session, cause: str = "closing") -> Fault:
-    """The session is closed, or about to be."""
-    return Fault(
-        e.ERROR_REASON_SESSION_CLOSED,
-        f"session {session.id!r} is closed ({cause}) after step {session.applied_seq}; create another",
-        {"session_id": session.id, "cause": cause},
-    )
-
-
-def expired(session: Session) -> Fault:
-    """The idle limit passed."""
-    limit_s = session.options.idle_timeout_s
-    return Fault(
-        e.ERROR_REASON_SESSION_EXPIRED,
-        f"session {session.id!r} was idle for {limit_s:g} s and expired after step {session.applied_seq}: create "
-        "another, and ask for a longer idle_timeout or take a snapshot before a pause",
-        {"session_id": session.id, "idle_timeout_s": f"{limit_s:g}"},
-    )
-
-
-def exists(session_id: str) -> Fault:
-    """The id is taken."""
-    return Fault(
-        e.ERROR_REASON_SESSION_EXISTS,
-        f"session {session_id!r} exists: resume it, or choose another id",
-        {"session_id": session_id},
-    )
-
-
-def lost(session: Session) -> Fault:
-    """Its record is no longer in the store."""
-    return Fault(
-        e.ERROR_REASON_SESSION_CLOSED,
-        f"session {session.id!r} is no longer in the store: it was closed elsewhere, or the store has lost it; create "
-        "another",
-        {"session_id": session.id, "cause": "closed"},
-    )
-
-
-def store_away(session_id: str, retry_s: float, why: str = "") -> Fault:
-    """The store does not answer, and without it the session cannot go on as durably as it was asked to."""
-    detail = f" ({why})" if why else ""
-    return Fault(
-        e.ERROR_REASON_STORE_UNAVAILABLE,
-        f"the store does not answer{detail}, and session {session_id!r} waits for it: nothing is lost, send again in a "
-        "moment",
-        {"session_id": session_id},
-        retry_s,
-    )
-
-
-def stopping(retry_s: float) -> Fault:
-    """The server is about to stop."""
-    message = "the server is draining and takes nothing new: connect to another one, or again later"
-    return Fault(e.ERROR_REASON_DRAINING, message, retry_s=retry_s)
-
-
-def aborted(session: Session, seq: int) -> Fault:
-    """An earlier step failed."""
-    return Fault(
-        e.ERROR_REASON_STEP_ABORTED,
-        f"step {seq} was not applied because step {session.failed_seq} failed: send again from {session.failed_seq}",
-        {"session_id": session.id, "seq": str(seq), "next_seq": str(session.failed_seq)},
-    )
-
-
-def aborted_behind() -> Fault:
-    """As `aborted`, of many sessions at once: each knows which step of its own was refused."""
-    return Fault(
-        e.ERROR_REASON_STEP_ABORTED,
-        "the step was not applied because an earlier one of its session failed: send again from that one",
     )
 
 
@@ -336,9 +235,9 @@ def _judge_known(session: Session, step: Submission) -> list[Answer]:
     else:
         recorded = session.pending[step.seq - session.applied_seq - 1]
     if recorded is None:
-        return _refuse(session, step, _evicted(session, step.seq))
+        return _refuse(session, step, refusals.evicted(session, step.seq))
     if recorded.fingerprint != step.fingerprint:
-        return _refuse(session, step, _conflict(session, step.seq))
+        return _refuse(session, step, refusals.conflict(session, step.seq))
     if isinstance(recorded, Pending):
         recorded.waiters.append(step.reply_to)
         return []
@@ -348,9 +247,9 @@ def _judge_known(session: Session, step: Submission) -> list[Answer]:
 def _judge_next(session: Session, step: Submission, limits: SessionLimits, draining: bool) -> Fault | None:
     """Why a seq that was not accepted before cannot be accepted now."""
     if session.failed_seq and step.seq > session.failed_seq:
-        return aborted(session, step.seq)
+        return refusals.aborted(session, step.seq)
     if step.seq > session.accepted_seq + 1:
-        return _gap(session, step.seq)
+        return refusals.gap(session, step.seq)
     piped = len(session.pending) >= PIPED
     fault = (
         step.fault
@@ -380,7 +279,7 @@ def _suspended(session: Session, limits: SessionLimits) -> Fault | None:
     """Why no step of a session this durable is accepted while the store is away."""
     if session.durability < session.table.suspended_from:
         return None
-    return store_away(session.id, limits.retry_s)
+    return refusals.store_away(session.id, limits.retry_s)
 
 
 def _waits(step: Step) -> bool:
@@ -401,31 +300,4 @@ def _about(fault: Fault, session: Session, seq: int) -> Fault:
     """The fault with the session and the step in its metadata."""
     return Fault(
         fault.reason, fault.message, {"session_id": session.id, "seq": str(seq), **fault.metadata}, fault.retry_s
-    )
-
-
-def _gap(session: Session, seq: int) -> Fault:
-    next_seq = session.accepted_seq + 1
-    return Fault(
-        e.ERROR_REASON_STEP_GAP,
-        f"step {seq} came and step {next_seq} is next: send the steps between first",
-        {"next_seq": str(next_seq)},
-    )
-
-
-def _conflict(session: Session, seq: int) -> Fault:
-    return Fault(
-        e.ERROR_REASON_STEP_CONFLICT,
-        f"step {seq} was already sent with other content: a seq names one content forever; the next is "
-        f"{session.accepted_seq + 1}",
-    )
-
-
-def _evicted(session: Session, seq: int) -> Fault:
-    oldest = session.answers.oldest_seq
-    kept = f"answers from {oldest} on are" if oldest else "no answer is"
-    return Fault(
-        e.ERROR_REASON_STEP_ANSWER_EVICTED,
-        f"step {seq} was applied and its answer is no longer kept ({kept}); the next is {session.accepted_seq + 1}",
-        {"oldest_seq": str(oldest)},
     )

@@ -20,7 +20,7 @@ from conveyor_server.servicers.attach import Found, open_session
 from conveyor_server.servicers.convert import session_info
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.events import Attachment
-from conveyor_server.sessions.rules import store_away
+from conveyor_server.sessions.refusals import store_away
 from conveyor_server.sessions.session import Session
 from conveyor_server.transport.ends import Outlet
 from conveyor_server.transport.waiting import Waiting, steps_of

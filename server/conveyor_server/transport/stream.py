@@ -7,26 +7,24 @@ stream goes on; after a session left, nothing is said about it; a stream that en
 import itertools
 from collections.abc import Sequence
 
-from conveyor_proto.codec import Array, WireError
 from conveyor_proto.reasons import Fault, to_status
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2
 from google.protobuf.message import DecodeError
 
-from conveyor_server.frame_inputs import read_numbers
 from conveyor_server.metrics import Metrics
-from conveyor_server.servicers.convert import duration, submission
+from conveyor_server.servicers.convert import duration
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.events import Answer, Attachment, Detached, Slept
-from conveyor_server.sessions.rules import stopping
+from conveyor_server.sessions.refusals import stopping
 from conveyor_server.sessions.session import Session
 from conveyor_server.transport.ends import Outlet
-from conveyor_server.transport.framing import FrameReader
 from conveyor_server.transport.intake import Intake
 from conveyor_server.transport.replies import Replies
 from conveyor_server.transport.seat import NOBODY, Reply
 from conveyor_server.transport.seating import Seating
 from conveyor_server.transport.step_layout import FRAME_TAG, STEP_TAG
+from conveyor_server.transport.steps import Steps
 
 # Never used again, so that a session's gate can name a stream long gone.
 _numbers = itertools.count(1)
@@ -56,8 +54,8 @@ class StreamCall:
     """
 
     __slots__ = (
-        *("_core", "_frames", "_frames_last", "_intake", "_lingering", "_metrics", "_replies"),
-        *("_routed", "_seating", "ending", "handle", "is_broken", "number", "outlet", "row", "rows", "seats"),
+        *("_core", "_frames_last", "_intake", "_lingering", "_metrics", "_replies"),
+        *("_routed", "_seating", "_steps", "ending", "handle", "is_broken", "number", "outlet", "row", "rows", "seats"),
     )
 
     def __init__(self, core: Core, outlet: Outlet, metrics: Metrics, intake: Intake, tenant: str = "") -> None:
@@ -68,9 +66,9 @@ class StreamCall:
         self._core = core
         self._metrics = metrics
         self._intake = intake
-        self._frames = FrameReader(self, core, metrics)
         self.seats: dict[int, Attachment] = {}
         self._seating = Seating(self, core, tenant)
+        self._steps = Steps(self, core, metrics, intake, self._seating)
         self._replies = Replies(self._send, self._put_bytes, intake.writer, says_durable=core.says_durable)
         self._routed = False
         # The last message held a frame.
@@ -120,27 +118,10 @@ class StreamCall:
                 frames.append(request.frame)
                 continue
             # A message with several kinds in it is of the last, which its first byte does not tell.
-            self._take(frames, whole=False)
+            self._steps.frames(frames, whole=False)
             frames, whole = [], False
             self.request(request, whole=False)
-        self._take(frames, whole=whole)
-
-    def _take(self, frames: list[session_pb2.StepFrame], *, whole: bool) -> None:
-        if not frames:
-            return
-        together = self._frames.together(frames) if len(frames) > 1 else None
-        frames = frames if together is None else [together]
-        if not whole or len(frames) > 1:
-            for frame in frames:
-                self._frame(frame, whole=False)
-            return
-        (frame,) = frames
-        both = None if together is None else self._frames.first_of_each(frame)
-        if both is not None:
-            # What follows another step of its session goes with what comes in the next turn.
-            frame, later = both
-            self._intake.put_back(self, session_pb2.StreamRequest(frame=later).SerializeToString())
-        self._frame(frame, whole=True)
+        self._steps.frames(frames, whole=whole)
 
     def half_close(self) -> None:
         """The client sends no more: detach all, answer what was accepted, then end."""
@@ -179,7 +160,7 @@ class StreamCall:
         self._core.directory.abandon(self.seats.values(), self._core.now())
         self.rows.clear()
         self._held()
-        self._frames.forget()
+        self._steps.forget()
 
     # ------------------------------------------------------------ from the core
 
@@ -197,7 +178,7 @@ class StreamCall:
         del self.seats[attachment.handle]
         self.rows.pop(attachment.handle, None)
         self._held()
-        self._frames.forget()
+        self._steps.forget()
         message = session_pb2.SessionDetached(
             handle=attachment.handle,
             cause=event.cause,
@@ -222,7 +203,7 @@ class StreamCall:
         else:
             self.rows[handle] = session.row
         self._held()
-        self._frames.forget()
+        self._steps.forget()
 
     def _held(self) -> None:
         """The stream holds other sessions than before."""
@@ -236,12 +217,16 @@ class StreamCall:
     def single(self, handle: int) -> object:
         """The `reply_to` of steps under this handle that are answered by StepResults."""
         seat = self.seats.get(handle)
-        return NOBODY if seat is None else Reply(seat, self._single)
+        return NOBODY if seat is None else self.reply_to(seat)
+
+    def reply_to(self, seat: Attachment, *, framed: bool = False) -> Reply:
+        """The `reply_to` of steps of a session that the stream holds."""
+        return Reply(seat, self._framed if framed else self._single)
 
     def framed(self, handle: int) -> object:
         """The `reply_to` of steps under this handle that are answered in ResultFrames."""
         seat = self.seats.get(handle)
-        return NOBODY if seat is None else Reply(seat, self._framed)
+        return NOBODY if seat is None else self.reply_to(seat, framed=True)
 
     # ------------------------------------------------------------ requests
 
@@ -271,9 +256,9 @@ class StreamCall:
         if self._seating.awaits and self._seating.takes(request):
             return
         if kind == "step":
-            self._step(request.step, whole=whole)
+            self._steps.step(request.step, whole=whole)
         elif kind == "frame":
-            self._take([request.frame], whole=False)
+            self._steps.frames([request.frame], whole=False)
         elif kind == "attach":
             self._seating.attach(request.attach)
         elif kind == "detach":
@@ -287,71 +272,6 @@ class StreamCall:
                 "the message holds nothing that this server knows: send attach, step, frame, flush, detach or close"
             )
             self.refuse(0, 0, Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "kind"}))
-
-    def _step(self, message: session_pb2.Step, *, whole: bool) -> None:
-        seat = self.seat(message.handle)
-        if isinstance(seat, Fault):
-            self.refuse(message.handle, message.seq, seat)
-            return
-        session = seat.session
-        if session.asleep:
-            if not self._seating.wakes((seat,), session_pb2.StreamRequest(step=message)):
-                self.refuse(message.handle, message.seq, self._seating.why_away(seat, message.seq))
-            return
-        step = submission(
-            session.engine.reader.read(message.inputs, self._core.max_time_steps),
-            self._core.directory.limits,
-            seq=message.seq,
-            reply_to=Reply(seat, self._single),
-            epoch=seat.epoch,
-            timeout_ms=message.timeout_ms,
-            acked_seq=message.acked_seq,
-        )
-
-        def reply(outputs: Sequence[Array]) -> None:
-            self.outlet.put(
-                self._intake.writer(session.engine).write_one(message.handle, message.seq, outputs, session.durable_seq)
-            )
-
-        if not (whole and step.fault is None and self._core.run_one_now(seat, step, reply)):
-            self._core.directory.submit(session, step, self._core.now())
-
-    def _frame(self, frame: session_pb2.StepFrame, *, whole: bool) -> None:
-        if self._seating.awaits and self._seating.takes(session_pb2.StreamRequest(frame=frame)):
-            # One before it in this turn waits, and this one with it.
-            return
-        try:
-            numbers = read_numbers(frame)
-        except WireError as error:
-            self.refuse(0, 0, error.fault)
-            return
-        if self._core.store is not None:
-            strangers = set(numbers.handles.tolist()).difference(self.rows)
-            held = [held for handle in strangers if (held := self.seats.get(handle)) is not None and not held.leaving]
-            if held and self._seating.wakes(held, session_pb2.StreamRequest(frame=frame)):
-                # The whole frame waits: its rows are to stay in their order.
-                return
-        contents = self._frames.read(frame, numbers, whole=whole)
-        directory, now = self._core.directory, self._core.now()
-        for row, content, acked_seq in contents:
-            handle, seq = int(numbers.handles[row]), int(numbers.seqs[row])
-            seat = self.seat(handle)
-            if isinstance(seat, Fault):
-                self.refuse(handle, seq, seat)
-                continue
-            if seat.session.asleep:
-                self.refuse(handle, seq, self._seating.why_away(seat, seq))
-                continue
-            step = submission(
-                content,
-                directory.limits,
-                seq=seq,
-                reply_to=Reply(seat, self._framed),
-                epoch=seat.epoch,
-                timeout_ms=frame.timeout_ms,
-                acked_seq=acked_seq,
-            )
-            directory.submit(seat.session, step, now)
 
     def _detach(self, handle: int) -> None:
         seat = self.seat(handle)
@@ -372,7 +292,7 @@ class StreamCall:
                 self.refuse(handle, 0, self._seating.why_away(seat))
             return
         seat.leaving = True
-        self._core.directory.close(seat.session, Reply(seat, self._single), self._core.now())
+        self._core.directory.close(seat.session, self.reply_to(seat), self._core.now())
 
     def seat(self, handle: int) -> Attachment | Fault:
         """The session that a handle stands for, or why there is none."""
