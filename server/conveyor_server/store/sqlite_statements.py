@@ -45,9 +45,10 @@ PUT_HEADS = """
 UPDATE session SET head = ifnull(substr(:heads, b.head_at + 1, b.head_size), x'')
 FROM batch AS b WHERE b.outcome = 0 AND b.head_at IS NOT NULL AND session.number = b.number
 """
+# In one pass: an UPDATE would first lay all bodies aside.
 PUT_BODIES = """
-UPDATE body SET data = ifnull(substr(:bodies, b.body_at + 1, b.body_size), x'')
-FROM batch AS b WHERE b.outcome = 0 AND body.number = b.number
+REPLACE INTO body SELECT b.number, ifnull(substr(:bodies, b.body_at + 1, b.body_size), x'')
+FROM batch AS b WHERE b.outcome = 0
 """
 # `due` may be too early, which a sweep mends, but not too late: an expiry that moves on changes no index.
 PUT_DUE = """
