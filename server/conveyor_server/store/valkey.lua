@@ -76,18 +76,26 @@ local function remove(id)
     redis.call('DEL', session_key(id))
 end
 
+local function is_one_of(key, quotas)
+    for _, quota in ipairs(quotas) do
+        if quota == key then return true end
+    end
+    return false
+end
+
 -- Looks at ids of a quota whose due has passed; returns how many of them are gone.
 local function trim(key, moment, most)
     local gone = 0
     for _, id in ipairs(redis.call('ZRANGEBYSCORE', quota_key(key), '-inf', string.format('%.0f', moment), 'LIMIT', 0, most)) do
         local found = look(id, moment)
-        if found then
+        local quotas = found and cjson.decode(redis.call('HGET', session_key(id), 'quotas'))
+        if found and is_one_of(key, quotas) then
             found.due = found.expires
             redis.call('HSET', session_key(id), 'at', text(found))
-            local quotas = cjson.decode(redis.call('HGET', session_key(id), 'quotas'))
             set_due(id, string.format('%.0f', found.due), quotas)
         else
-            remove(id)
+            -- Where there is one, it is another of that name, which counts elsewhere.
+            if not found then remove(id) end
             -- Of a hash that the server has let go of, these are left.
             redis.call('ZREM', quota_key(key), id)
             redis.call('ZREM', ids_key(key), id)

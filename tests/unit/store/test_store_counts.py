@@ -55,6 +55,19 @@ def test_records_count_where_their_kind_was_not_bounded(store: StateStore) -> No
     assert store.create([creation("b", quotas=quotas(all=1))]) == [QuotaFull(Quota("", 1))]
 
 
+def test_a_record_that_expired_long_ago_does_not_count_for_the_next_of_its_name(store: StateStore) -> None:
+    add(store, "a", quotas=quotas(model=1, tenant=1))
+    # So long ago that a store may have let go of it by itself.
+    store.take([claim("a", expires_at=time.time() - 20_000)])
+    add(store, "a", model="other", quotas=[Quota("tenant:u", 1)])
+    assert store.listed("", 10, "m").total == 0
+    assert [record.session_id for record in store.listed("", 10, "other").records] == ["a"]
+    assert store.create([creation("b", quotas=quotas(model=1, tenant=1))]) == [None]
+    assert store.create([creation("c", model="other", quotas=[Quota("tenant:u", 1)])]) == [
+        QuotaFull(Quota("tenant:u", 1))
+    ]
+
+
 def test_records_of_another_kind_do_not_count(store: StateStore) -> None:
     add(store, "a", model="other", quotas=[Quota("tenant:u", 0)])
     add(store, "b", quotas=quotas(model=1, tenant=1))
