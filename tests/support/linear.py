@@ -102,6 +102,9 @@ def outcomes(state: State, op: Operation, births: Sequence[int]) -> Iterator[Out
             holder, epoch = op if op.kind == "resume" else None, state.epoch + 1
             taken = State(state.made, True, epoch, holder, state.steps, past)
             yield taken, Result(DONE, epoch, len(state.steps))
+            if op.kind == "touch":
+                # On the server of whoever holds it, who goes on.
+                yield taken._replace(holder=state.holder, past=state.past), Result(DONE, epoch)
             # Somebody else has taken it before this one was told.
             yield taken, Result(FENCED)
     elif state.lives and op.holder in {None, state.holder}:

@@ -88,6 +88,13 @@ class Core(Protocol):
         `tell` gets the answers, for the turn's senders in order. Where it is False, nothing has happened.
         """
 
+    def catch_up(self) -> None:
+        """Hands out the events so far, if there are some.
+
+        Before steps are read by rows of the session table: a session that has left may have its row given to another
+        already, and its stream is to know.
+        """
+
     def route(self) -> None:
         """Hands the events so far to whom they are for, now."""
 

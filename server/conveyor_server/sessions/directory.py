@@ -163,6 +163,11 @@ class Directory(Removals):
         """`expire` has nothing to do before this time."""
         return min(self._idle_at, self._late.next_at(), self._flights.next_at())
 
+    @property
+    def has_events(self) -> bool:
+        """`take_events` has some."""
+        return bool(self._events)
+
     def take_events(self) -> list[Event]:
         """The events since the last call, in order."""
         events, self._events = self._events, []

@@ -84,6 +84,7 @@ class Intake:
         """Gives a sender's steps to their sessions: it must call this before anything that comes after them."""
         if sender not in self._senders:
             return
+        self._core.catch_up()
         senders, data = self._taken()
         mine = [other is sender for other in senders]
         others = [not one for one in mine]

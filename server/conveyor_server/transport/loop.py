@@ -7,6 +7,7 @@ the engine's own thread, a short one runs here, because two thread crossings wou
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -26,7 +27,7 @@ from conveyor_server.repository import Repository
 from conveyor_server.runner.base import RunFailed, RunResult
 from conveyor_server.servicers.core import Holder, ReplyTo
 from conveyor_server.sessions.directory import Directory
-from conveyor_server.sessions.events import Answer, Attachment, Declined, Detached, Landed, Slept
+from conveyor_server.sessions.events import Answer, Attachment, Declined, Detached, Event, Landed, Slept
 from conveyor_server.sessions.flight import Offer
 from conveyor_server.sessions.session import Submission
 
@@ -92,6 +93,8 @@ class Driver:
         self._uncounted: list[Callable[[], None]] = []
         self._forgets: list[Callable[[Engine], None]] = []
         self._kicked = self.pressed = False
+        # Events that are being handed out.
+        self._routed: deque[Event] = deque()
         # Steps of this turn were run at once.
         self._ran = False
         self._timer: asyncio.TimerHandle | None = None
@@ -210,9 +213,18 @@ class Driver:
         self.route()
         return True
 
+    def catch_up(self) -> None:
+        """See Core."""
+        if self.directory.has_events or self._routed:
+            self.route()
+
     def route(self) -> None:
         """Hands out the events so far, then has each stream that was told something send it."""
-        for event in self.directory.take_events():
+        # Whoever is told may want what else has happened told first.
+        routed = self._routed
+        routed += self.directory.take_events()
+        while routed:
+            event = routed.popleft()
             if isinstance(event, Answer):
                 if event.replayed:
                     self.metrics.of(event.session.engine).replayed += 1
@@ -263,6 +275,7 @@ class Driver:
     def _pump(self) -> None:
         self._kicked = False
         try:
+            self.catch_up()
             answered = [gather() for gather in self._gathers]
             self.route()
             if not all(answered) or self._afterwards is None:

@@ -59,6 +59,7 @@ class Steps:
         """Takes frames, as one where that goes; they are the `whole` of what came in this turn."""
         if not frames:
             return
+        self._core.catch_up()
         together = self._frames.together(frames) if len(frames) > 1 else None
         frames = frames if together is None else [together]
         if not whole or len(frames) > 1:
