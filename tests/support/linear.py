@@ -114,12 +114,20 @@ def outcomes(state: State, op: Operation, births: Sequence[int]) -> Iterator[Out
         if op.kind == "close" and state.past:
             # What was asked for is so, whoever has done it.
             yield state, Result(DONE)
-    if op.kind in {"step", "close"} and (op.holder is not state.holder or not state.lives):
+    if op.kind in {"step", "close"} and (op.holder is None or op.holder is not state.holder or not state.lives):
         yield state, Result(FENCED)
+        if op.kind == "step" and _runs_still(state, op) and _known(state.steps, op) is None:
+            yield _step(state, op)
         # Who has lost the session and does not know it yet is told again what was so when it lost it.
         for holder, steps in state.past if op.kind == "step" else ():
             if op.holder in {None, holder} and (known := _known(steps, op)) is not None:
                 yield state, known
+
+
+def _runs_still(state: State, op: Operation) -> bool:
+    """It ran when its holder lost the session to somebody on the same server, and is finished."""
+    lost_last = bool(state.past) and state.past[-1][0] is op.holder
+    return state.lives and lost_last and state.holder is not None and op.called < state.holder.answered
 
 
 def _step(state: State, op: Operation) -> Outcome:

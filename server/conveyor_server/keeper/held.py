@@ -14,7 +14,9 @@ from conveyor_proto.reasons import Fault, to_status
 from conveyor_proto.v1 import session_pb2
 from google.rpc import status_pb2
 
+from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.refusals import store_away
+from conveyor_server.sessions.session import DetachCause, Session
 
 
 class Outlet(Protocol):
@@ -38,12 +40,14 @@ class Held:
         waits: told when there is something to let go.
     """
 
-    __slots__ = ("_end", "_ends", "_marks", "_outlet", "_queue", "_waits")
+    __slots__ = ("_end", "_ends", "_lost", "_marks", "_outlet", "_queue", "_waits")
 
     def __init__(self, outlet: Outlet, waits: "Callable[[Held], None]") -> None:
         self._outlet = outlet
         self._waits = waits
         self._queue: deque[bytes] = deque()
+        # Handles of sessions that are let go of, of which steps may run still.
+        self._lost: set[int] = set()
         # Of each job that is to let some go: its number, and how many are left of them.
         self._marks: deque[list[int]] = deque()
         self._ends = False
@@ -56,7 +60,7 @@ class Held:
         """Queues a message behind the others, until the store has what it tells of."""
         if self._ends:
             return
-        self._queue.append(message)
+        self._queue += self._still_true(message) if self._lost else [message]
         self._waits(self)
 
     def close(self, status: status_pb2.Status | None = None) -> None:
@@ -97,13 +101,25 @@ class Held:
         self._finish()
 
     def drop(self, handle: int) -> None:
-        """Takes out answers and refusals of a session that this server does not hold any more."""
+        """Takes out what is said of steps of a session that this server does not hold any more, until it has left."""
         self._replace(lambda message: _without(message, handle))
+        self._lost.add(handle)
 
     def refuse(self, fault: Fault) -> None:
         """Turns the answers that wait into refusals; what else is queued leaves behind them, in its place."""
         self._replace(lambda message: _refused(message, fault))
         self.release_all()
+
+    def _still_true(self, message: bytes) -> list[bytes]:
+        """A message without what it says of sessions that are let go of."""
+        response = session_pb2.StreamResponse.FromString(message)
+        if response.HasField("detached"):
+            self._lost.discard(response.detached.handle)
+            return [message]
+        messages = [message]
+        for handle in self._lost:
+            messages = [part for whole in messages for part in _without(whole, handle)]
+        return messages
 
     def _replace(self, change: Callable[[bytes], list[bytes]]) -> None:
         messages, self._queue = self._queue, deque()
@@ -117,6 +133,19 @@ class Held:
     def _finish(self) -> None:
         if self._ends and not self._queue:
             self._outlet.close(self._end)
+
+
+def disown(
+    directory: Directory, session: Session, why: Fault, cause: DetachCause, now: float, *, reply_to: object = None
+) -> None:
+    """Lets go of a session that is another server's, or nobody's, by now; see Directory.let_go.
+
+    What waits to be told of its steps is of a history that is not the session's any more, and is never told.
+    """
+    held = session.attachment
+    if held is not None and isinstance(held.outlet, Held):
+        held.outlet.drop(held.handle)
+    directory.let_go(session, why, cause, now, reply_to)
 
 
 def _refused(message: bytes, fault: Fault) -> list[bytes]:

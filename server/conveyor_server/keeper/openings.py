@@ -15,6 +15,7 @@ from conveyor_proto.v1 import session_pb2
 from conveyor_server.errors import Refused
 from conveyor_server.keeper import head
 from conveyor_server.keeper.asks import Ask, Create, Fetch, Peek, Take, Wake
+from conveyor_server.keeper.held import disown
 from conveyor_server.keeper.job import Job
 from conveyor_server.keeper.policy import KeeperPolicy
 from conveyor_server.keeper.revival import Revival
@@ -240,7 +241,14 @@ class Openings:
             bring_in()
         else:
             # It was closed elsewhere, or the store has lost it.
-            directory.let_go(known, refusals.lost(known), session_pb2.DETACH_CAUSE_CLOSED, now, _Cleared(bring_in))
+            disown(
+                directory,
+                known,
+                refusals.lost(known),
+                session_pb2.DETACH_CAUSE_CLOSED,
+                now,
+                reply_to=_Cleared(bring_in),
+            )
 
     def _claimed(self, take: Take, claimed: object, now: float) -> None:
         directory = self._directory
@@ -254,28 +262,36 @@ class Openings:
             self._waiting.append(take)
         elif isinstance(claimed, Fenced):
             if known is not None and known.stored and known.epoch < claimed.epoch:
-                directory.let_go(known, refusals.taken_over(known), session_pb2.DETACH_CAUSE_TAKEN_OVER, now)
+                disown(directory, known, refusals.taken_over(known), session_pb2.DETACH_CAUSE_TAKEN_OVER, now)
             take.then(refusals.taken_over_at(take.session_id, claimed.epoch))
         elif isinstance(claimed, Missing):
             self._missing(take, known, now)
         elif isinstance(claimed, Record):
             if known is not None and known.stored and known.epoch == claimed.epoch - 1 and known.closing is None:
                 known.epoch = claimed.epoch
+                if known.attachment is not None:
+                    # A stream of this server may have come to hold it since it was asked for, and holds it still.
+                    known.attachment.epoch = claimed.epoch
                 take.then(known)
             elif known is not None:
                 # Somebody had it meanwhile: what is here of it counts no more.
                 def again() -> None:
                     self._revive(take, claimed, now)
 
-                directory.let_go(
-                    known, refusals.taken_over(known), session_pb2.DETACH_CAUSE_TAKEN_OVER, now, _Cleared(again)
+                disown(
+                    directory,
+                    known,
+                    refusals.taken_over(known),
+                    session_pb2.DETACH_CAUSE_TAKEN_OVER,
+                    now,
+                    reply_to=_Cleared(again),
                 )
             else:
                 self._revive(take, claimed, now)
 
     def _missing(self, take: Take, known: Session | None, now: float) -> None:
         if known is not None and known.stored:
-            self._directory.let_go(known, refusals.lost(known), session_pb2.DETACH_CAUSE_CLOSED, now)
+            disown(self._directory, known, refusals.lost(known), session_pb2.DETACH_CAUSE_CLOSED, now)
         if take.missing is not None:
             take.missing()
             return
@@ -289,11 +305,11 @@ class Openings:
             self._revive(wake, found, now)
         elif isinstance(found, Fenced):
             why = refusals.taken_over(session)
-            directory.let_go(session, why, session_pb2.DETACH_CAUSE_TAKEN_OVER, now)
+            disown(directory, session, why, session_pb2.DETACH_CAUSE_TAKEN_OVER, now)
             wake.then(why)
         else:
             why = refusals.lost(session)
-            directory.let_go(session, why, session_pb2.DETACH_CAUSE_CLOSED, now)
+            disown(directory, session, why, session_pb2.DETACH_CAUSE_CLOSED, now)
             wake.then(why)
 
     def _fetched(self, fetch: Fetch, found: object, now: float) -> None:

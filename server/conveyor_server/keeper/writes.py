@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from conveyor_server.keeper import head
 from conveyor_server.keeper.gather import gather
-from conveyor_server.keeper.held import Held
+from conveyor_server.keeper.held import disown
 from conveyor_server.keeper.job import Job, Save
 from conveyor_server.keeper.policy import KeeperPolicy
 from conveyor_server.sessions import refusals
@@ -222,14 +222,11 @@ class Writes:
         if session.epoch != epoch or not session.stored:
             # It was taken again by this server while the write was on its way.
             return
-        if session.attachment is not None and isinstance(outlet := session.attachment.outlet, Held):
-            # Its answers that wait are of a history that is not the session's any more.
-            outlet.drop(session.attachment.handle)
         if outcome == Outcome.FENCED:
             why = refusals.taken_over(session)
-            self._directory.let_go(session, why, session_pb2.DETACH_CAUSE_TAKEN_OVER, now)
+            disown(self._directory, session, why, session_pb2.DETACH_CAUSE_TAKEN_OVER, now)
         else:
-            self._directory.let_go(session, refusals.lost(session), session_pb2.DETACH_CAUSE_CLOSED, now)
+            disown(self._directory, session, refusals.lost(session), session_pb2.DETACH_CAUSE_CLOSED, now)
 
     def _deleted(self, session: Session, epoch: int, outcome: Outcome, now: float) -> None:
         if session not in self._ending:
@@ -238,7 +235,7 @@ class Writes:
         if outcome == Outcome.FENCED and session.epoch == epoch:
             # It is somebody else's, who goes on with it.
             session.stored = False
-            self._directory.let_go(session, refusals.taken_over(session), session_pb2.DETACH_CAUSE_TAKEN_OVER, now)
+            disown(self._directory, session, refusals.taken_over(session), session_pb2.DETACH_CAUSE_TAKEN_OVER, now)
             return
         session.stored = False
         self._directory.settle(session)

@@ -9,6 +9,7 @@ from conveyor_proto.v1 import session_pb2
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused
+from conveyor_server.keeper.held import disown
 from conveyor_server.keeper.policy import not_durable
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions import refusals
@@ -104,7 +105,7 @@ def _forget(session_id: str, core: Core) -> None:
     """Lets go of a session that this server knows and the store does not."""
     known = core.directory.sessions.get(session_id) or core.directory.asleep.get(session_id)
     if known is not None and known.stored and known.closing is None:
-        core.directory.let_go(known, refusals.lost(known), session_pb2.DETACH_CAUSE_CLOSED, core.now())
+        disown(core.directory, known, refusals.lost(known), session_pb2.DETACH_CAUSE_CLOSED, core.now())
         core.kick()
 
 

@@ -148,3 +148,19 @@ def test_a_frame_that_cannot_be_cut_is_refused_as_a_whole() -> None:
     waiting.release(1)
     (errors,) = parsed(outlet.messages)
     assert np.frombuffer(errors.errors.handles, "<u4").tolist() == [1, 2]
+
+
+def test_a_step_that_runs_when_its_session_is_lost_is_never_told_and_its_handle_can_be_used_again() -> None:
+    waiting, outlet, _ = held()
+    waiting.drop(1)
+    waiting.put(result(1, 1))
+    waiting.put(result(2, 1))
+    waiting.put(frame([1, 2]))
+    detached = pb.SessionDetached(handle=1, cause=pb.DETACH_CAUSE_TAKEN_OVER)
+    waiting.put(pb.StreamResponse(detached=detached).SerializeToString())
+    waiting.put(result(1, 7))
+    waiting.release_all()
+    other, framed, gone, next_of_handle = parsed(outlet.messages)
+    assert (other.result.handle, gone.detached.handle) == (2, 1)
+    assert np.frombuffer(framed.frame.handles, "<u4").tolist() == [2]
+    assert (next_of_handle.result.handle, next_of_handle.result.seq) == (1, 7)
