@@ -2,9 +2,11 @@
 
 Whatever the order in which replicas, their stores, their models, crashes and clients have their turns: what clients of
 a SYNC session are told has a linearisation, and so has what clients of an ASYNC session are told while they use it on
-one replica that lives. (What else an ASYNC session promises, the fault suite shows with real processes.)
+one replica that lives. (What else an ASYNC session promises, the fault suite shows with real processes.) The examples are
+the same each time; EXAMPLES=5000 in the environment draws so many others.
 """
 
+import os
 from dataclasses import replace
 
 import hypothesis.strategies as st
@@ -247,8 +249,11 @@ class Lossy(World):
 
 
 def times(examples, *phases):
+    """The same ones each time; with EXAMPLES=5000 in the environment, as many others."""
+    others = int(os.environ.get("EXAMPLES", "0"))
     return settings(
-        max_examples=examples,
+        max_examples=others or examples,
+        derandomize=not others,
         stateful_step_count=30,
         deadline=None,
         suppress_health_check=list(HealthCheck),

@@ -109,6 +109,9 @@ def outcomes(state: State, op: Operation, births: Sequence[int]) -> Iterator[Out
             yield taken, Result(FENCED)
     elif state.lives and op.holder in {None, state.holder}:
         yield (State(state.made, past=past), Result(DONE)) if op.kind == "close" else _step(state, op)
+        if op.kind == "close":
+            # It was done, the store did not say so, and the name was somebody else's when it was asked again.
+            yield State(state.made, past=past), Result(FENCED)
     elif not state.lives:
         yield state, Result(GONE)
         if op.kind == "close" and state.past:
