@@ -2,8 +2,9 @@
 
 Whatever the order in which replicas, their stores, their models, crashes and clients have their turns: what clients of
 a SYNC session are told has a linearisation, and so has what clients of an ASYNC session are told while they use it on
-one replica that lives. (What else an ASYNC session promises, the fault suite shows with real processes.) The examples are
-the same each time; EXAMPLES=5000 in the environment draws so many others.
+one replica that lives. (What else an ASYNC session promises, the fault suite shows with real processes.)
+
+The examples are the same each time; EXAMPLES=5000 in the environment draws so many others.
 """
 
 import os
