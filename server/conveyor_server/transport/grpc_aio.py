@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 from conveyor_proto.v1 import session_pb2
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from conveyor_server import compiled
@@ -23,6 +23,7 @@ from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
 from conveyor_server.transport.binding import Calls, abort, incident_status, openers, unary_handlers
 from conveyor_server.transport.ends import Opener, Served
+from conveyor_server.transport.health import Health
 from conveyor_server.transport.outbox import Outbox, StreamFailed
 from conveyor_server.transport.port import Tls, WireOptions, channel_options, listen
 from conveyor_server.transport.reflection import descriptors
@@ -61,8 +62,8 @@ class AioServer:
                 handlers[name] = grpc.stream_stream_rpc_method_handler(partial(self._serve, opener))
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
         self._names = [service.full_name for service in servicers]
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._health = Health(self._names)
+        self._server.add_generic_rpc_handlers((self._health.aio_handlers(),))
         reflection.enable_server_reflection(
             (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server, pool=descriptors(servicers)
         )
@@ -77,9 +78,7 @@ class AioServer:
 
     async def say(self, *, serving: bool) -> None:
         """Tells health checks."""
-        response = health_pb2.HealthCheckResponse
-        for service in ("", *self._names):
-            await self._health.set(service, response.SERVING if serving else response.NOT_SERVING)
+        self._health.say(serving=serving)
 
     async def drain(self, stops_at: float, now: float) -> bool:
         """Sends streams away and waits until they and the unary calls are done; False: time ran out."""

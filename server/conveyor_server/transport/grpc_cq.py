@@ -75,8 +75,8 @@ class CqServer:
             for name, opener in streaming.items():
                 handlers[name] = self._completion.handler(partial(self._arrived, opener))
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
-        self._health = Health(self._completion, (service.full_name for service in servicers))
-        self._server.add_generic_rpc_handlers((self._health.handlers(),))
+        self._health = Health(self._names)
+        self._server.add_generic_rpc_handlers((self._health.completion_handlers(self._completion),))
         reflection.enable_server_reflection(
             (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server, pool=descriptors(servicers)
         )

@@ -51,6 +51,17 @@ async def test_more_watchers_than_threads_are_all_told_and_keep_nobody_waiting(s
     assert [(await watcher.read()).status for watcher in watchers[1::2]] == [NOT_SERVING] * 30
 
 
+async def test_those_who_stay_are_told_after_one_has_left(server, health) -> None:
+    gone, stays = health.Watch(request("")), health.Watch(request(""))
+    assert (await gone.read()).status == (await stays.read()).status == SERVING
+    gone.cancel()
+    # The server has heard of it when it has answered what came after it on the same connection, and let others run.
+    for _ in range(3):
+        await health.Check(request(""))
+    await server.grpc.say(serving=False)
+    assert (await asyncio.wait_for(stays.read(), 20)).status == NOT_SERVING
+
+
 async def test_reflection_names_and_describes_the_services(server) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
     ask = reflection_pb2.ServerReflectionRequest
