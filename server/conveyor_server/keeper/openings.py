@@ -267,12 +267,13 @@ class Openings:
         elif isinstance(claimed, Missing):
             self._missing(take, known, now)
         elif isinstance(claimed, Record):
-            if known is not None and known.stored and known.epoch == claimed.epoch - 1 and known.closing is None:
+            if known is not None and known.stored and known.epoch == claimed.epoch - 1:
                 known.epoch = claimed.epoch
                 if known.attachment is not None:
                     # A stream of this server may have come to hold it since it was asked for, and holds it still.
                     known.attachment.epoch = claimed.epoch
-                take.then(known)
+                # It may have been asked to close meanwhile, and has more than the store until that is done.
+                take.then(known if known.closing is None else refusals.closing(known))
             elif known is not None:
                 # Somebody had it meanwhile: what is here of it counts no more.
                 def again() -> None:

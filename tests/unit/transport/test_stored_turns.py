@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
+from conveyor_proto.reasons import from_status
+from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2 as pb
-from conveyor_server.store.contract import Claim, Record
+from conveyor_server.store.contract import Claim, Missing, Record
 from conveyor_server.store.memory import MemoryStore
 from conveyor_server.transport.stream import StreamCall
 from replicas import FRESH, MODEL, Clock, Replica, Sink
 
-STORED, UNSTORED = (
-    pb.SessionOptions(durability=durability) for durability in (pb.DURABILITY_ASYNC, pb.DURABILITY_NONE)
-)
+CREATE, RESUME = pb.AttachSession.MODE_CREATE, pb.AttachSession.MODE_RESUME
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def replica(clock: Clock) -> Replica:
     return Replica(clock, MemoryStore(lambda: clock.now), at_once=True, max_sessions=2)
 
 
-def attach(call: StreamCall, handle: int, name: str) -> None:
-    attach = pb.AttachSession(mode=pb.AttachSession.MODE_CREATE, handle=handle, session_id=name, model=MODEL)
+def attach(call: StreamCall, handle: int, name: str, mode: pb.AttachSession.Mode.ValueType = CREATE) -> None:
+    attach = pb.AttachSession(mode=mode, handle=handle, session_id=name, model=MODEL)
     call.receive(pb.StreamRequest(attach=attach).SerializeToString())
 
 
@@ -102,4 +102,37 @@ def test_no_step_goes_to_a_session_that_has_the_row_of_one_that_has_just_left(re
     frame(call, [2], 1, [8.0])
     replica.turn()
     assert told(sink) == [("frame", {2: FRESH + 8})]
+    replica.crash()
+
+
+def test_a_session_that_closes_while_it_is_asked_for_keeps_its_step_until_it_is_closed(clock: Clock) -> None:
+    replica = Replica(clock, MemoryStore(lambda: clock.now))
+    call, sink = replica.stream()
+    attach(call, 1, "a")
+    settle(replica, clock)
+    told(sink)
+    frame(call, [1], 1, [4.0])
+    replica.turn()
+    attach(call, 2, "a", RESUME)
+    replica.turn()
+    call.receive(pb.StreamRequest(close=pb.CloseAttachedSession(handle=1)).SerializeToString())
+    replica.turn()
+    # The store gives the session to whoever asked; its step is not done.
+    replica.visit()
+    replica.turn()
+    replica.run()
+    settle(replica, clock)
+    by_kind = {}
+    for message in map(pb.StreamResponse.FromString, sink.messages):
+        kind = message.WhichOneof("kind")
+        by_kind.setdefault(kind, []).append(getattr(message, kind))
+    [refused] = by_kind["error"]
+    assert (refused.handle, from_status(refused.status).reason) == (2, e.ERROR_REASON_SESSION_CLOSED)
+    [result] = by_kind["frame"]
+    assert np.frombuffer(b"".join(result.columns)).tolist() == [FRESH + 4]
+    [detached] = by_kind["detached"]
+    assert (detached.handle, detached.cause) == (1, pb.DETACH_CAUSE_CLOSED)
+    assert replica.directory.sessions == {}
+    [left] = replica.store.inner.take([Claim("a", "another", "a runtime", clock.now + 60)])
+    assert isinstance(left, Missing)
     replica.crash()
