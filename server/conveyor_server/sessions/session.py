@@ -218,6 +218,11 @@ class Session:
         return self._pending
 
     @property
+    def steps_ahead(self) -> int:
+        """How many steps are accepted and not applied. What is in the air stays there."""
+        return len(self._pending) + int(self.table.ahead[self.row])
+
+    @property
     def own_pending(self) -> deque[Pending]:
         """`pending` to add to; what is in the air stays there."""
         if self._pending is _NOTHING:

@@ -28,6 +28,8 @@ from conveyor_server.transport.steps import Steps
 
 # Never used again, so that a session's gate can name a stream long gone.
 _numbers = itertools.count(1)
+# Steps of a stream's only session that are read before it is known what the answers take, about.
+_MOST_AHEAD = 8
 # First bytes of what is taken together at the end of a turn.
 _GATHERED = (STEP_TAG, FRAME_TAG)
 
@@ -84,9 +86,10 @@ class StreamCall:
     def eager(self) -> bool:
         """The next message is wanted before this one is answered.
 
-        It may be another session's, for the same run; or its turn would come after a longer run only.
+        It may be another session's, for the same run; or its turn would come after a longer run only. Not where the
+        session has steps enough: answers to all that a client may have sent can be much more than it may leave unread.
         """
-        return self.handle < 0 or self._core.pressed
+        return self.handle < 0 or (self._core.pressed and self._steps_ahead() < _MOST_AHEAD)
 
     @property
     def gathers(self) -> bool:
@@ -229,6 +232,10 @@ class StreamCall:
         return NOBODY if seat is None else self.reply_to(seat, framed=True)
 
     # ------------------------------------------------------------ requests
+
+    def _steps_ahead(self) -> int:
+        """Steps of the stream's only session that are read and not applied."""
+        return self._intake.count(self) + self.seats[self.handle].session.steps_ahead
 
     def _catch_up(self) -> None:
         """Hands out the stream's steps of this turn that came before what comes now."""

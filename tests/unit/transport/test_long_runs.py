@@ -133,6 +133,30 @@ async def test_streams_read_ahead_while_a_part_is_next(server) -> None:
     assert one.eager, "the next message may be the other session's, for the same run"
 
 
+async def test_a_stream_that_has_steps_enough_is_not_read_ahead(server) -> None:
+    """What a client may send at once can have more answers than it may leave unread."""
+    busy = Busy(server, lambda number, time_steps: 0)
+    one, paper, session = busy.streams.calls[0], busy.streams.papers[0], server.directory.sessions["s0"]
+    ahead: list[int] = []
+    begin = server.driver._run_next
+
+    def noted(*args) -> None:
+        while one.eager:
+            busy.seq += 1
+            one.receive(step(1, busy.seq, 1.0))
+            ahead.append(busy.seq - session.applied_seq)
+        begin(*args)
+
+    server.driver._run_next = noted
+    await busy.run()
+    server.driver._run_next = begin
+    assert 8 <= max(ahead) <= 9, "one more is what runs"
+    sent = len(ahead)
+    assert sent > 9, "once they are answered, others are read"
+    answers = [told(response) for response in await paper.take(sent)]
+    assert answers == [[busy.total + number] for number in range(1, sent + 1)]
+
+
 async def test_steps_one_by_one_are_gathered_and_a_frame_is_a_run_by_itself(server, make_frame) -> None:
     busy = Busy(server, lambda number, time_steps: 0)
     one, paper = busy.streams.calls[0], busy.streams.papers[0]

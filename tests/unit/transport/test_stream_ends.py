@@ -226,9 +226,8 @@ async def test_a_slow_reader_is_not_read_from_and_blocks_nobody(make_server, wir
     for seq in range(1, steps + 1):
         assert (await slow.expect("result")).seq == seq
     await flood
-    # Beyond the limit there is what had been read when it was reached: a few requests, more where a busy machine makes
-    # runs look long, and never the flood.
-    assert limit < max(peaks) <= limit + steps // 2 * (time_steps * 8 + 100)
+    # Beyond the limit there is what had been read when it was reached: a few requests, and never the flood.
+    assert limit < max(peaks) <= limit + steps // 10 * (time_steps * 8 + 100)
     await slow.end()
     await quick.end()
 
