@@ -47,3 +47,21 @@ def reattach(cable):
     """Has an attach granted and nothing else; returns what is sent then."""
     cable.pump_up(), cable.pump_down()
     return cable.core.take_outgoing()
+
+
+def pumped(cable):
+    """Delivers everything that needs no waiting."""
+    while cable.pump_up() or cable.pump_down():
+        pass
+
+
+def until_done(cable, ticket, before_each=lambda: None):
+    """Lets the time pass, a try at a time; returns how much of it, in seconds."""
+    clock = 0.0
+    while not ticket.done:
+        before_each()
+        pumped(cable)
+        cable.core.schedule(clock, 0.5)
+        clock += cable.core.retry(clock) or 0.0
+        cable.core.retry(clock)
+    return clock

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from client_rows import SIGNATURE, opened, step, totals
 from conveyor._core.batch import prepare_batch, present_batch
 from conveyor._core.member import Leaving
-from conveyor._core.signature import Signature
 from conveyor.errors import ModelFailed, SessionExists, SessionNotFound, SessionTakenOver, StepAborted
 from conveyor_proto.v1 import session_pb2 as pb
 
@@ -14,35 +14,7 @@ def cable(new_cable):
     return new_cable()
 
 
-@pytest.fixture
-def signature(specs):
-    return Signature(specs["sum"])
-
-
-@pytest.fixture
-def step(signature):
-    def submit(population, value=1.0, rows=None):
-        chosen = np.arange(len(population.handles)) if rows is None else np.array(rows)
-        assert population.blocker(chosen) is None
-        batch = prepare_batch(signature, np.full((len(chosen), 2), value), len(chosen))
-        return population.submit(chosen, batch)
-
-    return submit
-
-
-@pytest.fixture
-def totals(signature):
-    return lambda step: present_batch(signature, step.batch, step.pieces)[:, 0].tolist()
-
-
-def opened(cable, rows=3):
-    population = cable.population(rows)
-    cable.settle()
-    population.opened.result()
-    return population
-
-
-def test_one_frame_carries_all_rows_and_says_what_was_answered(cable, step):
+def test_one_frame_carries_all_rows_and_says_what_was_answered(cable):
     population = opened(cable)
     step(population)
     cable.settle()
@@ -56,7 +28,7 @@ def test_one_frame_carries_all_rows_and_says_what_was_answered(cable, step):
     assert frame.lengths == b""
 
 
-def test_rows_may_be_answered_in_any_company(cable, step, totals):
+def test_rows_may_be_answered_in_any_company(cable):
     left, right = opened(cable, 2), cable.population(1, prefix="q")
     cable.settle()
     one, two = step(left, 1), step(right, 5)
@@ -73,7 +45,7 @@ def test_rows_may_be_answered_in_any_company(cable, step, totals):
     assert (totals(one), totals(two)) == ([1, 1], [5])
 
 
-def test_a_row_that_fails_stops_no_other(cable, step, totals, refused):
+def test_a_row_that_fails_stops_no_other(cable, refused):
     population = opened(cable)
     cable.server.failures["p1", 1] = refused("MODEL_FAILED")
     first, second = step(population), step(population)
@@ -87,7 +59,7 @@ def test_a_row_that_fails_stops_no_other(cable, step, totals, refused):
     assert totals(third) == [3, 1, 3]
 
 
-def test_a_refused_row_waits_for_what_followed_it_and_the_others_do_not(cable, step, refused):
+def test_a_refused_row_waits_for_what_followed_it_and_the_others_do_not(cable, refused):
     population = opened(cable)
     cable.server.failures["p1", 1] = refused("MODEL_FAILED")
     first, second = step(population), step(population)
@@ -99,7 +71,7 @@ def test_a_refused_row_waits_for_what_followed_it_and_the_others_do_not(cable, s
     assert population.blocker(np.array([0, 2])) is None
 
 
-def test_a_refused_row_is_pipelined_again_once_all_is_told(cable, step, refused):
+def test_a_refused_row_is_pipelined_again_once_all_is_told(cable, refused):
     population = opened(cable)
     cable.server.failures["p1", 1] = refused("MODEL_FAILED")
     step(population)
@@ -108,7 +80,7 @@ def test_a_refused_row_is_pipelined_again_once_all_is_told(cable, step, refused)
     assert population.blocker(np.array([1])) is None
 
 
-def test_a_cut_after_a_refusal_aborts_what_followed_in_that_row_alone(cable, step, totals, refused):
+def test_a_cut_after_a_refusal_aborts_what_followed_in_that_row_alone(cable, refused):
     population = opened(cable)
     cable.server.failures["p1", 1] = refused("MODEL_FAILED")
     first, second = step(population), step(population)
@@ -123,7 +95,7 @@ def test_a_cut_after_a_refusal_aborts_what_followed_in_that_row_alone(cable, ste
     assert [session.applied for session in cable.server.sessions.values()] == [2, 0, 2]
 
 
-def test_a_draining_refusal_of_a_row_is_kept_for_the_next_stream(cable, step, totals, refused):
+def test_a_draining_refusal_of_a_row_is_kept_for_the_next_stream(cable, refused):
     population = opened(cable)
     cable.server.failures["p1", 1] = refused("DRAINING")
     first, second = step(population), step(population)
@@ -131,7 +103,7 @@ def test_a_draining_refusal_of_a_row_is_kept_for_the_next_stream(cable, step, to
     assert (totals(first), totals(second)) == ([1, 1, 1], [2, 2, 2])
 
 
-def test_a_row_whose_session_is_lost_fails_from_then_on(cable, step, totals, refused):
+def test_a_row_whose_session_is_lost_fails_from_then_on(cable, refused):
     population = opened(cable)
     waiting = step(population)
     cable.cut()
@@ -150,7 +122,7 @@ def test_a_row_whose_session_is_lost_fails_from_then_on(cable, step, totals, ref
     left.result()
 
 
-def test_a_row_that_is_taken_over_is_told(cable, step):
+def test_a_row_that_is_taken_over_is_told(cable):
     population = opened(cable)
     waiting = step(population)
     cable.core.take_outgoing()
@@ -171,23 +143,23 @@ def test_all_open_or_none(cable):
     assert cable.server.sessions.keys() == {"p1"}
 
 
-def test_large_steps_travel_in_several_messages(cable, signature):
+def test_large_steps_travel_in_several_messages(cable):
     rows = 300
     population = opened(cable, rows)
     chunk = np.ones((rows, 1000, 2), np.float32)
-    step = population.submit(np.arange(rows), prepare_batch(signature, chunk, rows))
+    step = population.submit(np.arange(rows), prepare_batch(SIGNATURE, chunk, rows))
     requests = cable.core.take_outgoing()
     assert len(requests) == 3
     assert all(request.ByteSize() < 1 << 20 for request in requests)
     for request in requests:
         cable.end.receive(request)
     cable.settle()
-    answers = present_batch(signature, step.batch, step.pieces)
+    answers = present_batch(SIGNATURE, step.batch, step.pieces)
     assert answers.shape == (rows, 1000, 2)
     assert (answers[:, -1] == 1000).all()
 
 
-def test_detaching_keeps_the_sessions(cable, step):
+def test_detaching_keeps_the_sessions(cable):
     population = opened(cable)
     step(population)
     left = population.leave(Leaving.DETACH)

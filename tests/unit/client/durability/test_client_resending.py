@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from client_steps import crash, kinds, opened, reattach, stepped, steps_of, total
+from client_steps import crash, kinds, opened, reattach, stepped, steps_of, total, until_done
 from conveyor._core.attachment import Opening
 from conveyor._core.signature import Signature
 from conveyor.errors import (
@@ -190,15 +190,11 @@ def test_what_is_refused_again_and_again_ends_the_session_in_time(cable, step, r
     stepped(cable, step, session, 2)
     waiting = step(session)
     crash(cable)
-    clock = 0.0
-    while not waiting.done:
+
+    def refuse():
         cable.server.failures["s", 1] = refused("MODEL_FAILED")
-        while cable.pump_up() or cable.pump_down():
-            pass
-        cable.core.schedule(clock, 0.5)
-        clock += cable.core.retry(clock) or 0.0
-        cable.core.retry(clock)
-    assert 28 < clock <= 30
+
+    assert 28 < until_done(cable, waiting, refuse) <= 30
     with pytest.raises(StepGap, match="gave up after 30 s"):
         waiting.result()
 

@@ -4,7 +4,7 @@ import math
 
 import grpc
 import pytest
-from client_steps import crash, opened, stepped, total
+from client_steps import crash, opened, stepped, total, until_done
 from conveyor._core.member import Leaving
 from conveyor._core.signature import Signature
 from conveyor._core.step import Step
@@ -102,14 +102,7 @@ def test_a_store_that_stays_away_is_told_as_such(new_cable, new_replicas, step):
     session = opened(cable)
     replica.store.away = True
     waiting = step(session)
-    clock = 0.0
-    while not waiting.done:
-        while cable.pump_up() or cable.pump_down():
-            pass
-        cable.core.schedule(clock, 0.5)
-        clock += cable.core.retry(clock) or 0.0
-        cable.core.retry(clock)
-    assert 28 < clock <= 30
+    assert 28 < until_done(cable, waiting) <= 30
     with pytest.raises(StoreUnavailable, match="gave up after 30 s"):
         waiting.result()
 
@@ -296,31 +289,20 @@ def test_a_detach_that_was_cut_is_done_where_the_store_lacks_nothing(cable, step
     left.result()
 
 
-def test_a_detach_waits_for_the_store(cable, step, store):
+@pytest.mark.parametrize("how", [Leaving.DETACH, Leaving.CLOSE])
+def test_whoever_leaves_waits_for_the_store(cable, step, store, how):
     session = opened(cable)
     stepped(cable, step, session, 3)
     store.away = True
-    left = session.leave(Leaving.DETACH)
+    left = session.leave(how)
     cable.pump_up(), cable.pump_down()
     cable.pump_time()
     assert not left.done
     store.away = False
     cable.settle()
     left.result()
-    assert store.records["s"].seq == 3
-
-
-def test_a_close_waits_for_the_store(cable, step, store):
-    session = opened(cable)
-    store.away = True
-    left = session.leave(Leaving.CLOSE)
-    cable.pump_up(), cable.pump_down()
-    cable.pump_time()
-    assert not left.done
-    store.away = False
-    cable.settle()
-    left.result()
-    assert store.records == {}
+    kept = {name: record.seq for name, record in store.records.items()}
+    assert kept == ({"s": 3} if how is Leaving.DETACH else {})
 
 
 def test_a_client_that_closes_leaves_those_of_which_the_store_lacks_steps(cable, step, store):

@@ -2,73 +2,17 @@
 
 import numpy as np
 import pytest
-from conveyor._core.batch import prepare_batch, present_batch
+from client_rows import opened, step, totals
+from client_steps import crash, pumped, until_done
 from conveyor._core.member import Leaving
-from conveyor._core.signature import Signature
 from conveyor.errors import NotDurable, SessionTakenOver, StepAborted, StepGap, StoreUnavailable
 from conveyor_proto.v1 import session_pb2 as pb
 
 
-@pytest.fixture
-def replicas(new_replicas):
-    return new_replicas(2, "async")
-
-
-@pytest.fixture
-def store(replicas):
-    return replicas[0].store
-
-
-@pytest.fixture
-def cable(new_cable, replicas):
-    return new_cable(replicas[0])
-
-
-@pytest.fixture
-def signature(specs):
-    return Signature(specs["sum"])
-
-
-@pytest.fixture
-def step(signature):
-    """Submits [value, 0] on some rows, 8 bytes each."""
-
-    def submit(population, value=1.0, rows=None):
-        chosen = np.arange(len(population.handles)) if rows is None else np.array(rows)
-        assert population.blocker(chosen) is None
-        batch = prepare_batch(signature, np.full((len(chosen), 2), value), len(chosen))
-        return population.submit(chosen, batch)
-
-    return submit
-
-
-@pytest.fixture
-def totals(signature):
-    return lambda step: present_batch(signature, step.batch, step.pieces)[:, 0].tolist()
-
-
-def opened(cable, rows=3, buffer_bytes=8 << 20):
-    population = cable.population(rows, buffer_bytes=buffer_bytes)
-    cable.settle()
-    population.opened.result()
-    return population
-
-
-def pumped(cable):
-    """Delivers everything that needs no waiting."""
-    while cable.pump_up() or cable.pump_down():
-        pass
-
-
-def stepped(cable, step, population, count):
+def stepped(cable, population, count):
     for _ in range(count):
         step(population)
         pumped(cable)
-
-
-def crash(cable):
-    cable.server.crash()
-    cable.cut()
 
 
 def reattach(cable, population):
@@ -86,22 +30,11 @@ def rows_of(request):
     return list(zip(*[column.tolist() for column in columns], strict=True))
 
 
-def until_done(cable, ticket):
-    """Lets the time pass, a try at a time; returns how much of it."""
-    clock = 0.0
-    while not ticket.done:
-        pumped(cable)
-        cable.core.schedule(clock, 0.5)
-        clock += cable.core.retry(clock) or 0.0
-        cable.core.retry(clock)
-    return clock
-
-
-def test_each_row_is_sent_what_its_server_lacks(cable, step, totals, store):
+def test_each_row_is_sent_what_its_server_lacks(cable, store):
     population = opened(cable)
-    stepped(cable, step, population, 2)
+    stepped(cable, population, 2)
     cable.server.checkpoint(cable.server.sessions["p1"])
-    stepped(cable, step, population, 1)
+    stepped(cable, population, 1)
     assert population.durable.tolist() == [0, 2, 0]
     waiting = step(population)
     crash(cable)
@@ -122,10 +55,10 @@ def test_each_row_is_sent_what_its_server_lacks(cable, step, totals, store):
 
 
 @pytest.mark.parametrize("credit", [1, 2, 3])
-def test_what_is_sent_again_stays_within_the_credit(cable, step, credit):
+def test_what_is_sent_again_stays_within_the_credit(cable, credit):
     cable.server.credit = credit
     population = opened(cable)
-    stepped(cable, step, population, 10)
+    stepped(cable, population, 10)
     crash(cable)
     outgoing, most = reattach(cable, population), 0
     while outgoing:
@@ -139,10 +72,10 @@ def test_what_is_sent_again_stays_within_the_credit(cable, step, credit):
     assert [session.applied for session in cable.server.sessions.values()] == [10, 10, 10]
 
 
-def test_a_new_step_waits_behind_what_is_sent_again(cable, step, totals):
+def test_a_new_step_waits_behind_what_is_sent_again(cable):
     cable.server.credit = 2
     population = opened(cable)
-    stepped(cable, step, population, 5)
+    stepped(cable, population, 5)
     crash(cable)
     assert len(reattach(cable, population)) == 2
     waiting = step(population)
@@ -152,12 +85,12 @@ def test_a_new_step_waits_behind_what_is_sent_again(cable, step, totals):
     assert totals(waiting) == [6, 6, 6]
 
 
-def test_rows_that_failed_are_not_sent_again(cable, step, refused, totals):
+def test_rows_that_failed_are_not_sent_again(cable, refused):
     population = opened(cable)
     cable.server.failures["p1", 1] = refused("MODEL_FAILED")
     assert list(step(population).errors) == []
     cable.settle()
-    stepped(cable, step, population, 1)
+    stepped(cable, population, 1)
     crash(cable)
     outgoing = reattach(cable, population)
     first = population.handles.start
@@ -171,7 +104,7 @@ def test_rows_that_failed_are_not_sent_again(cable, step, refused, totals):
     assert totals(waiting) == [3, 2, 3]
 
 
-def test_rows_are_sent_again_in_their_order_whichever_frame_was_done_first(cable, step, totals):
+def test_rows_are_sent_again_in_their_order_whichever_frame_was_done_first(cable):
     population = opened(cable)
     both, one = step(population, rows=[0, 1]), step(population, rows=[0])
     for request in cable.core.take_outgoing():
@@ -194,10 +127,10 @@ def test_rows_are_sent_again_in_their_order_whichever_frame_was_done_first(cable
 
 
 @pytest.mark.parametrize("durability", ["none", "sync"])
-def test_without_a_store_and_with_one_that_is_ahead_nothing_is_kept(new_cable, new_replicas, step, durability):
+def test_without_a_store_and_with_one_that_is_ahead_nothing_is_kept(new_cable, new_replicas, durability):
     cable = new_cable(new_replicas(1, durability)[0])
     population = opened(cable)
-    stepped(cable, step, population, 3)
+    stepped(cable, population, 3)
     step(population)
     assert not population.unstored
     assert not population._frames.kept
@@ -205,18 +138,18 @@ def test_without_a_store_and_with_one_that_is_ahead_nothing_is_kept(new_cable, n
 
 
 @pytest.mark.parametrize("form", ["alone", "framed"])
-def test_what_is_stored_is_not_kept(cable, step, form):
+def test_what_is_stored_is_not_kept(cable, form):
     cable.server.form = form
     population = opened(cable)
-    stepped(cable, step, population, 2)
+    stepped(cable, population, 2)
     for session in cable.server.sessions.values():
         cable.server.checkpoint(session)
-    stepped(cable, step, population, 1)
+    stepped(cable, population, 1)
     assert population.durable.tolist() == [2, 2, 2]
     assert [kept.seqs.tolist() for kept, _ in population._frames.kept._kept] == [[3, 3, 3]]
 
 
-def test_a_row_that_lags_holds_back_no_other_once_all_are_flushed(cable, step):
+def test_a_row_that_lags_holds_back_no_other_once_all_are_flushed(cable):
     population = opened(cable)
     step(population, rows=[0])
     pumped(cable)
@@ -235,23 +168,23 @@ def test_a_row_that_lags_holds_back_no_other_once_all_are_flushed(cable, step):
     assert not population.unstored
 
 
-def test_at_half_full_every_row_that_lags_is_flushed_once(cable, step):
+def test_at_half_full_every_row_that_lags_is_flushed_once(cable):
     population = opened(cable, buffer_bytes=24 * 6)
-    stepped(cable, step, population, 2)
+    stepped(cable, population, 2)
     assert cable.server.flushes == []
     cable.server.checkpoint(cable.server.sessions["p2"])
-    stepped(cable, step, population, 1)
+    stepped(cable, population, 1)
     # Row 2's last step is not stored either.
     assert sorted(cable.server.flushes) == ["p0", "p1", "p2"]
     assert population.durable.tolist() == [3, 3, 3]
-    stepped(cable, step, population, 1)
+    stepped(cable, population, 1)
     assert len(cable.server.flushes) == 3
 
 
-def test_a_full_buffer_holds_back_the_next_step_until_the_store_has_more(cable, store, step):
+def test_a_full_buffer_holds_back_the_next_step_until_the_store_has_more(cable, store):
     population = opened(cable, buffer_bytes=24 * 2)
     store.away = True
-    stepped(cable, step, population, 2)
+    stepped(cable, population, 2)
     room = population.blocker(population.every_row)
     assert population.full
     assert room is not None
@@ -262,11 +195,11 @@ def test_a_full_buffer_holds_back_the_next_step_until_the_store_has_more(cable, 
     assert population.blocker(population.every_row) is None
 
 
-def test_a_row_that_is_gone_keeps_nothing(cable, step):
+def test_a_row_that_is_gone_keeps_nothing(cable):
     population = opened(cable, rows=2)
-    stepped(cable, step, population, 2)
+    stepped(cable, population, 2)
     cable.server.checkpoint(cable.server.sessions["p0"])
-    stepped(cable, step, population, 1)
+    stepped(cable, population, 1)
     cable.server.checkpoint(cable.server.sessions["p0"])
     step(population, rows=[0])
     pumped(cable)
@@ -285,20 +218,20 @@ def test_a_population_without_a_store_cannot_be_flushed(new_cable, new_replicas)
         population.flush()
 
 
-def test_a_flush_that_was_cut_is_asked_for_again(cable, step):
+def test_a_flush_that_was_cut_is_asked_for_again(cable):
     population = opened(cable)
-    stepped(cable, step, population, 3)
+    stepped(cable, population, 3)
     flushed = population.flush()
     crash(cable)
     cable.settle()
     assert flushed.result().tolist() == [3, 3, 3]
 
 
-def test_a_row_whose_steps_the_store_lost_fails_and_no_other(cable, store, step, totals):
+def test_a_row_whose_steps_the_store_lost_fails_and_no_other(cable, store):
     population = opened(cable)
-    stepped(cable, step, population, 2)
+    stepped(cable, population, 2)
     cable.server.checkpoint(cable.server.sessions["p1"])
-    stepped(cable, step, population, 1)
+    stepped(cable, population, 1)
     store.records["p1"].seq = 1
     waiting = step(population)
     crash(cable)
@@ -309,9 +242,9 @@ def test_a_row_whose_steps_the_store_lost_fails_and_no_other(cable, store, step,
     assert totals(waiting) == [4, 0, 4]
 
 
-def test_a_row_that_cannot_be_brought_back_fails_and_no_other(cable, step, refused, totals):
+def test_a_row_that_cannot_be_brought_back_fails_and_no_other(cable, refused):
     population = opened(cable)
-    stepped(cable, step, population, 3)
+    stepped(cable, population, 3)
     waiting = step(population)
     crash(cable)
     cable.server.failures["p1", 2] = refused("INPUT_NON_FINITE", input="x")
@@ -322,9 +255,9 @@ def test_a_row_that_cannot_be_brought_back_fails_and_no_other(cable, step, refus
 
 
 @pytest.mark.parametrize("reason", ["MODEL_FAILED", "OVERLOADED", "DRAINING"])
-def test_a_passing_refusal_of_what_was_answered_is_nobodys_failure(cable, step, refused, totals, reason):
+def test_a_passing_refusal_of_what_was_answered_is_nobodys_failure(cable, refused, reason):
     population = opened(cable)
-    stepped(cable, step, population, 3)
+    stepped(cable, population, 3)
     waiting = step(population)
     crash(cable)
     cable.server.failures["p1", 2] = refused(reason, retry_s=0.1)
@@ -333,9 +266,9 @@ def test_a_passing_refusal_of_what_was_answered_is_nobodys_failure(cable, step, 
     assert population.row_errors == {}
 
 
-def test_a_row_that_is_refused_again_and_again_fails_in_time_and_no_other(cable, step, refused, totals):
+def test_a_row_that_is_refused_again_and_again_fails_in_time_and_no_other(cable, refused):
     population = opened(cable)
-    stepped(cable, step, population, 2)
+    stepped(cable, population, 2)
     waiting = step(population)
     crash(cable)
     apply = type(cable.end)._apply
@@ -365,9 +298,9 @@ def test_an_opening_waits_for_the_store_for_a_while(cable, store):
     other.opened.result()
 
 
-def test_a_row_that_finds_no_place_after_its_server_was_lost_waits_for_one(cable, step, totals, refused):
+def test_a_row_that_finds_no_place_after_its_server_was_lost_waits_for_one(cable, refused):
     population = opened(cable)
-    stepped(cable, step, population, 2)
+    stepped(cable, population, 2)
     waiting = step(population)
     crash(cable)
     cable.server.refuse_attach += [refused("SESSIONS_EXHAUSTED", retry_s=1.0, max_sessions="1")] * 5
@@ -375,9 +308,9 @@ def test_a_row_that_finds_no_place_after_its_server_was_lost_waits_for_one(cable
     assert totals(waiting) == [3, 3, 3]
 
 
-def test_a_row_whose_attach_is_refused_for_too_long_is_lost_and_no_other(cable, step, totals, refused):
+def test_a_row_whose_attach_is_refused_for_too_long_is_lost_and_no_other(cable, refused):
     population = opened(cable)
-    stepped(cable, step, population, 1)
+    stepped(cable, population, 1)
     waiting = step(population)
     crash(cable)
     attach = type(cable.server).attach
@@ -393,7 +326,7 @@ def test_a_row_whose_attach_is_refused_for_too_long_is_lost_and_no_other(cable, 
     assert totals(waiting) == [2, 0, 2]
 
 
-def test_a_step_waits_for_the_store(new_cable, new_replicas, step, totals):
+def test_a_step_waits_for_the_store(new_cable, new_replicas):
     replica = new_replicas(1, "sync")[0]
     cable = new_cable(replica)
     population = opened(cable)
@@ -407,7 +340,7 @@ def test_a_step_waits_for_the_store(new_cable, new_replicas, step, totals):
     assert [totals(each) for each in steps] == [[1] * 3, [2] * 3, [3] * 3]
 
 
-def test_a_row_put_off_behind_one_that_failed_is_aborted(cable, step, refused):
+def test_a_row_put_off_behind_one_that_failed_is_aborted(cable, refused):
     population = opened(cable)
     first, second = step(population), step(population)
     cable.core.take_outgoing()
@@ -420,7 +353,7 @@ def test_a_row_put_off_behind_one_that_failed_is_aborted(cable, step, refused):
     assert isinstance(second.errors[1], StepAborted)
 
 
-def test_an_answer_may_come_before_that_of_a_step_that_was_put_off(cable, step, refused, totals):
+def test_an_answer_may_come_before_that_of_a_step_that_was_put_off(cable, refused):
     population = opened(cable)
     first, second = step(population, rows=[0]), step(population, rows=[0])
     requests = cable.core.take_outgoing()
@@ -448,9 +381,9 @@ def test_a_resume_token_goes_with_every_row(cable, replicas):
     assert replicas[1].resume_tokens == ["moved"] * 3
 
 
-def test_a_detach_that_was_cut_is_repeated_where_the_store_lacks_steps(cable, step, store):
+def test_a_detach_that_was_cut_is_repeated_where_the_store_lacks_steps(cable, store):
     population = opened(cable)
-    stepped(cable, step, population, 3)
+    stepped(cable, population, 3)
     left = population.leave(Leaving.DETACH)
     crash(cable)
     assert not left.done
@@ -460,9 +393,9 @@ def test_a_detach_that_was_cut_is_repeated_where_the_store_lacks_steps(cable, st
     assert population.durable.tolist() == [3, 3, 3]
 
 
-def test_a_detach_that_was_cut_is_done_where_the_store_lacks_nothing(cable, step):
+def test_a_detach_that_was_cut_is_done_where_the_store_lacks_nothing(cable):
     population = opened(cable)
-    stepped(cable, step, population, 3)
+    stepped(cable, population, 3)
     population.flush()
     cable.settle()
     left = population.leave(Leaving.DETACH)
@@ -470,9 +403,9 @@ def test_a_detach_that_was_cut_is_done_where_the_store_lacks_nothing(cable, step
     left.result()
 
 
-def test_a_detach_waits_for_the_store(cable, step, store):
+def test_a_detach_waits_for_the_store(cable, store):
     population = opened(cable)
-    stepped(cable, step, population, 2)
+    stepped(cable, population, 2)
     store.away = True
     left = population.leave(Leaving.DETACH)
     pumped(cable)
