@@ -75,7 +75,7 @@ class Directory(Removals):
 
     def detach(self, attachment: Attachment, now: float) -> None:
         """Lets go once the accepted steps are answered; then comes a Detached event."""
-        attachment.detaching = True
+        attachment.detach()
         session = attachment.session
         if session.asleep:
             if session.attachment is attachment:
@@ -89,7 +89,6 @@ class Directory(Removals):
         """The stream broke: sessions live on, accepted steps run, and their answers are recorded. No events."""
         for attachment in attachments:
             if attachment.live:
-                attachment.live = False
                 session = attachment.session
                 session.attachment = None
                 if session.asleep:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from conveyor_server.sessions.flight import Flight, Offer
 from conveyor_server.sessions.session import DetachCause, Session
 
+_DETACHING, _LEAVING = 1, 2
+
 
 @dataclass(slots=True, eq=False)
 class Attachment:
@@ -23,11 +25,7 @@ class Attachment:
         handle: chosen by the client, unique in the stream.
         session: what is held.
         epoch: of the session at this attach.
-        live: False once the session left the stream; nothing about it may be sent there any more.
-        detaching: lets go once the accepted steps are answered.
-        leaving: the owner's own: its client has let go, and nothing more is taken for it.
-        refused_seq: while the session is asleep: the first step that was refused and not sent again; 0: none. The owner
-            sets it, too, where the session does not come back.
+        marks: `detaching` and `leaving` as bits: there are as many of these as sessions.
     """
 
     owner: object
@@ -35,10 +33,30 @@ class Attachment:
     handle: int
     session: Session
     epoch: int
-    live: bool = True
-    detaching: bool = False
-    leaving: bool = False
-    refused_seq: int = 0
+    marks: int = 0
+
+    @property
+    def detaching(self) -> bool:
+        """It lets go once the accepted steps are answered."""
+        return self.marks & _DETACHING != 0
+
+    def detach(self) -> None:
+        """It is `detaching` from now on."""
+        self.marks |= _DETACHING
+
+    @property
+    def leaving(self) -> bool:
+        """The owner's own: its client has let go, and nothing more is taken for it."""
+        return self.marks & _LEAVING != 0
+
+    def leave(self) -> None:
+        """It is `leaving` from now on."""
+        self.marks |= _LEAVING
+
+    @property
+    def live(self) -> bool:
+        """Whether the session has not left the stream; else nothing about it may be sent there any more."""
+        return self.session.attachment is self
 
     @property
     def outlet(self) -> object:
@@ -79,9 +97,16 @@ class Detached:
 
 @dataclass(frozen=True, slots=True)
 class Slept:
-    """The state of a session that a stream holds is in the store alone: its next step has to wait for it."""
+    """The state of a session that a stream holds is in the store alone: its next step has to wait for it.
+
+    Attributes:
+        attachment: the stream's hold on it.
+        refused_seq: the first step that was refused and not sent again; 0: none. What comes behind it is aborted still
+            when the session is back.
+    """
 
     attachment: Attachment
+    refused_seq: int
 
 
 @dataclass(frozen=True, slots=True)

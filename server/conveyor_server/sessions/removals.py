@@ -59,15 +59,12 @@ class Removals(Roster):
         """
         del self.sessions[session.id]
         self._late.forget(session)
-        held = session.attachment
-        if held is not None:
-            # What was sent behind a refused step is aborted still when it is back.
-            held.refused_seq = session.failed_seq
+        held, refused_seq = session.attachment, session.failed_seq
         session.engine.free(session.lane)
         session.sleep()
         if held is not None:
             self.asleep[session.id] = session
-            self._events.append(Slept(held))
+            self._events.append(Slept(held, refused_seq))
 
     def let_go(self, session: Session, why: Fault, cause: DetachCause, now: float, reply_to: object = None) -> None:
         """The session is somebody else's now, or nobody's, and its record is not this server's to write.
@@ -77,7 +74,7 @@ class Removals(Roster):
         """
         session.stored = False
         if reply_to is not None:
-            session.close_waiters = [*session.close_waiters, reply_to]
+            self._close_waiters[session].append(reply_to)
         if self.asleep.pop(session.id, None) is not None:
             self._gone(session, why, cause)
             return

@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 import secrets
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from conveyor_proto.codec import Array
@@ -50,6 +50,8 @@ class Roster:
         self._record_numbers = itertools.count(1)
         self._idle_at = math.inf
         self._late = Deadlines(rules.first_deadline)
+        # `reply_to` of those who asked for a session's end.
+        self._close_waiters: defaultdict[Session, list[object]] = defaultdict(list)
         self._events: list[Event] = []
 
     # ------------------------------------------------------------ life
@@ -178,7 +180,7 @@ class Roster:
         """Closes once the accepted steps are answered; then come Detached (if attached) and Closed events."""
         session.last_used_at = now
         session.closing = session_pb2.DETACH_CAUSE_CLOSED
-        session.close_waiters = [*session.close_waiters, reply_to]
+        self._close_waiters[session].append(reply_to)
         self._settle(session)
 
     def close_all(self, engine: Engine, cause: DetachCause, now: float) -> int:
@@ -246,16 +248,14 @@ class Roster:
         if session.attachment is not None:
             self._leave(session.attachment, cause)
         lives_on = gone if cause == session_pb2.DETACH_CAUSE_TAKEN_OVER else None
-        self._events += [Closed(waiter, session.applied_seq, lives_on) for waiter in session.close_waiters]
-        session.close_waiters = ()
+        waiters = self._close_waiters.pop(session, ())
+        self._events += [Closed(waiter, session.applied_seq, lives_on) for waiter in waiters]
         session.retire()
 
     def _leave(self, attachment: Attachment, cause: DetachCause) -> None:
-        session = attachment.session
-        if session.attachment is attachment:
-            session.attachment = None
         if attachment.live:
-            attachment.live = False
+            session = attachment.session
+            session.attachment = None
             self._events.append(Detached(attachment, cause, session.applied_seq))
 
 

@@ -125,14 +125,14 @@ def pause(session: Session) -> bool:
             return False
         if not session.engine.cancel(first):
             return False
-    session.paused = True
+    session.table.paused.add(session.row)
     session.regate()
     return True
 
 
 def go_on(session: Session) -> None:
     """Gives the session's steps to its engine, which may be another by now."""
-    session.paused = False
+    session.table.paused.discard(session.row)
     if session.pending:
         session.engine.submit(session.pending[0].step)
     session.regate()

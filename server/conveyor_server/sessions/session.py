@@ -105,17 +105,14 @@ class Session:
         epoch: of the last attach.
         attachment: the stream that holds it.
         closing: why it goes once the accepted steps are answered; no further step is accepted.
-        close_waiters: `reply_to` of those who asked for it.
         ring: answers that its Record does not hold, see Answers.
         stored: a record of it is in the store, and is this server's to write.
-        tenant: of SessionOptions.
-        paused: its steps wait, whatever the engine has to do: the store is to have something first.
         slept_seq: the step that it was at when it left memory for the store, where it is now; -1: it is here.
     """
 
     __slots__ = (
-        *("attachment", "close_waiters", "closing", "engine", "epoch", "id", "record", "ring"),
-        *("_pending", "paused", "row", "slept_seq", "stored", "table", "tenant"),
+        *("_pending", "attachment", "closing", "engine", "epoch", "id", "record", "ring", "row", "slept_seq"),
+        *("stored", "table"),
     )
 
     def __init__(self, session_id: str, engine: Engine, record: Record, options: SessionOptions, now: float) -> None:
@@ -127,11 +124,8 @@ class Session:
         self.epoch = 0
         self.attachment: Attachment | None = None
         self.closing: DetachCause | None = None
-        self.close_waiters: list[object] | tuple[()] = ()
         self.ring = NO_ANSWERS
         self.stored = False
-        self.tenant = options.tenant
-        self.paused = False
         self.slept_seq = -1
         self._pending = _NOTHING
         self.table.add(self, options, now)
@@ -141,7 +135,13 @@ class Session:
     def options(self) -> SessionOptions:
         """What it was granted."""
         table, row = self.table, self.row
-        return SessionOptions(int(table.credit[row]), float(table.idle_timeout_s[row]), self.durability, self.tenant)
+        tenant = table.tenants.get(row, "")
+        return SessionOptions(int(table.credit[row]), float(table.idle_timeout_s[row]), self.durability, tenant)
+
+    @property
+    def paused(self) -> bool:
+        """Its steps wait, whatever the engine has to do: the store is to have something first."""
+        return self.row in self.table.paused
 
     @property
     def durability(self) -> Durability:
@@ -265,7 +265,7 @@ class Session:
             held is None
             or held.detaching
             or self.closing is not None
-            or self.paused
+            or row in table.paused
             or self._pending
             or table.durability[row] >= table.suspended_from
         ):

@@ -7,6 +7,7 @@ needs no more thought than its seq: 0 whenever the session is not attached, or a
 from typing import TYPE_CHECKING
 
 import numpy as np
+from conveyor_proto.v1 import session_pb2
 from numpy.typing import NDArray
 
 from conveyor_server.slab import SlotPool
@@ -56,7 +57,9 @@ class SessionTable:
         parked: those of them with members that wait for an earlier flight, the oldest first.
         durability: of SessionOptions; 0 in a row that is free.
         durable_seq: int64 `[capacity + 1]`, the last step whose state is in the store; 0 where there is none.
-        saved_at: when the state was last gathered for the store.
+        saved_at: when the state was last gathered for the store; of a session that is kept there.
+        paused: rows of sessions whose steps wait, whatever the engine has to do: the store is to have something first.
+        tenants: by row, where there is one: whose quota a session counts against in the store.
         suspended_from: sessions this durable take no new steps now, because the store is away.
     """
 
@@ -78,6 +81,8 @@ class SessionTable:
         self.durability = np.zeros(capacity, np.int8)
         self.durable_seq = np.zeros(capacity + 1, np.int64)
         self.saved_at = np.zeros(capacity)
+        self.paused: set[int] = set()
+        self.tenants: dict[int, str] = {}
         self.suspended_from = NEVER
 
     def look(self, where: "slice | NDArray[np.int64]") -> NDArray[np.int64]:
@@ -100,8 +105,11 @@ class SessionTable:
         self.idle_timeout_s[row] = options.idle_timeout_s
         self.credit[row] = options.max_in_flight
         self.durability[row] = options.durability
-        self.durable_seq[row] = 0
-        self.saved_at[row] = now
+        if options.durability > session_pb2.DURABILITY_NONE:
+            # Else these pages are never touched.
+            self.saved_at[row] = now
+        if options.tenant:
+            self.tenants[row] = options.tenant
 
     def remove(self, row: int) -> None:
         """The session is gone; its row is free."""
@@ -109,6 +117,10 @@ class SessionTable:
         self.idle_timeout_s[row] = 0.0
         self.gate[row] = 0
         self.durability[row] = 0
+        if self.durable_seq[row]:
+            self.durable_seq[row] = 0
+        self.paused.discard(row)
+        self.tenants.pop(row, None)
         self.rows.release(row)
 
     def forget_answers(self, row: int) -> None:

@@ -60,6 +60,21 @@ class Call(Protocol):
         """The session is the stream's still."""
 
 
+class _Away:
+    """Of a stream whose sessions do not all come back at once.
+
+    Attributes:
+        why: handles whose session does not come back now, until all that waits is done: a frame may name several.
+        refused_seqs: of a session that is asleep, by handle: the first step that was refused and not sent again.
+    """
+
+    __slots__ = ("refused_seqs", "why")
+
+    def __init__(self) -> None:
+        self.why: dict[int, Fault] = {}
+        self.refused_seqs: dict[int, int] = {}
+
+
 class Seating:
     """Of one stream. Core thread only.
 
@@ -69,7 +84,7 @@ class Seating:
         tenant: whose sessions it creates.
     """
 
-    __slots__ = ("_absent", "_call", "_core", "_tenant", "_waiting")
+    __slots__ = ("_away", "_call", "_core", "_tenant", "_waiting")
 
     def __init__(self, call: Call, core: Core, tenant: str) -> None:
         self._call = call
@@ -77,8 +92,8 @@ class Seating:
         self._tenant = tenant
         # Handles whose session is awaited, and what came for them meanwhile; None: nothing is awaited.
         self._waiting: Waiting | None = None
-        # Handles whose session does not come back now, and why, until all that waits is done: a frame may name several.
-        self._absent: dict[int, Fault] = {}
+        # None: there is nothing to know of any.
+        self._away: _Away | None = None
 
     @property
     def awaits(self) -> bool:
@@ -151,7 +166,7 @@ class Seating:
         if self._call.ending:
             # The client has half-closed, or the server stops: what came meanwhile is still done.
             self._go_on(handle)
-            attachment.leaving = True
+            attachment.leave()
             self._core.directory.detach(attachment, self._core.now())
             self._core.kick()
             return
@@ -175,9 +190,9 @@ class Seating:
             for request in waiting.taken():
                 self._call.request(request)
             self._core.kick()
-        if self._waiting is None:
+        if self._waiting is None and self._away is not None:
             # Each may be asked for again.
-            self._absent.clear()
+            self._away.why.clear()
         self._call.expect_flush()
 
     def wakes(self, seats: Sequence[Attachment], request: session_pb2.StreamRequest) -> bool:
@@ -185,7 +200,8 @@ class Seating:
 
         False: there is nobody to wait for; of those that are asleep, `why_away` says why.
         """
-        asleep = [seat for seat in seats if seat.session.asleep and seat.handle not in self._absent]
+        absent = () if self._away is None else self._away.why
+        asleep = [seat for seat in seats if seat.session.asleep and seat.handle not in absent]
         store = self._core.store
         if not asleep or store is None:
             return False
@@ -202,20 +218,37 @@ class Seating:
         if not self._call.is_broken and self._call.seats.get(handle) is seat:
             if isinstance(opened, Fault):
                 # What waits for it is refused.
-                self._absent[handle] = opened
+                self._aside.why[handle] = opened
             else:
-                if seat.refused_seq == opened.applied_seq + 1:
+                refused_seq = 0 if self._away is None else self._away.refused_seqs.pop(handle, 0)
+                if refused_seq == opened.applied_seq + 1:
                     # Those that were sent behind it are aborted, until it is sent again.
-                    opened.failed_seq = seat.refused_seq
-                seat.refused_seq = 0
+                    opened.failed_seq = refused_seq
                 self._call.moved(handle, opened)
         self._go_on(handle)
 
     def why_away(self, seat: Attachment, seq: int = 0) -> Fault:
         """Why the session of a handle that is asleep does not come back now, for whoever sent a step of it."""
+        handle, away = seat.handle, self._aside
         if seq:
-            seat.refused_seq = min(seat.refused_seq or seq, seq)
-        return self._absent.get(seat.handle) or store_away(seat.session.id, self._core.directory.limits.retry_s)
+            away.refused_seqs[handle] = min(away.refused_seqs.get(handle, seq), seq)
+        return away.why.get(handle) or store_away(seat.session.id, self._core.directory.limits.retry_s)
+
+    def slept(self, handle: int, refused_seq: int) -> None:
+        """A handle's session has fallen asleep; see Slept."""
+        if refused_seq:
+            self._aside.refused_seqs[handle] = refused_seq
+
+    def left(self, handle: int) -> None:
+        """The handle is free."""
+        if self._away is not None:
+            self._away.refused_seqs.pop(handle, None)
+
+    @property
+    def _aside(self) -> "_Away":
+        if self._away is None:
+            self._away = _Away()
+        return self._away
 
     def _wait_for_store(self) -> None:
         """From now on what is told to the client waits until the store has what it tells of."""

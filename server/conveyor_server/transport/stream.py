@@ -172,6 +172,7 @@ class StreamCall:
         seat = event.attachment
         if not self.is_broken and self.seats.get(seat.handle) is seat:
             self.moved(seat.handle, None)
+            self._seating.slept(seat.handle, event.refused_seq)
 
     def detached(self, event: Detached) -> None:
         """A session left the stream; its handle is free."""
@@ -179,6 +180,7 @@ class StreamCall:
         if self.is_broken or self.seats.get(attachment.handle) is not attachment:
             return
         del self.seats[attachment.handle]
+        self._seating.left(attachment.handle)
         self.rows.pop(attachment.handle, None)
         self._held()
         self._steps.forget()
@@ -285,7 +287,7 @@ class StreamCall:
         if isinstance(seat, Fault):
             self.refuse(handle, 0, seat)
             return
-        seat.leaving = True
+        seat.leave()
         self._core.directory.detach(seat, self._core.now())
 
     def _close(self, handle: int) -> None:
@@ -298,7 +300,7 @@ class StreamCall:
             if not self._seating.wakes((seat,), request):
                 self.refuse(handle, 0, self._seating.why_away(seat))
             return
-        seat.leaving = True
+        seat.leave()
         self._core.directory.close(seat.session, self.reply_to(seat), self._core.now())
 
     def seat(self, handle: int) -> Attachment | Fault:
@@ -321,7 +323,7 @@ class StreamCall:
             self.ending = True
             for seat in list(self.seats.values()):
                 # What still comes for it is refused here: the session's own refusal would follow its SessionDetached.
-                seat.leaving = True
+                seat.leave()
                 self._core.directory.detach(seat, self._core.now())
         self.expect_flush()
         self._core.kick()
