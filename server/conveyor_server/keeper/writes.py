@@ -25,7 +25,8 @@ from conveyor_server.store.contract import Outcome
 # Of one job: more wait for the next, so that those who want to be let in do not wait for all of them.
 _MOST_ROWS = 2048
 _MOST_BYTES = 32 << 20
-# How often due sessions are looked for, in a checkpoint's time; and at most 1 % of the time of a large table.
+# How often due sessions and idle ones are looked for, in a checkpoint's time or in that after which an idle one leaves
+# memory; and at most 1 % of the time of a large table.
 _LOOKS = 4
 _LOOK_S = 4e-6
 
@@ -162,7 +163,8 @@ class Writes:
         dirty = (table.durability >= session_pb2.DURABILITY_ASYNC) & (behind > 0)
         due = table.durability == session_pb2.DURABILITY_SYNC
         if looks:
-            self._look_at = now + max(policy.checkpoint_s / _LOOKS, _LOOK_S * len(table.sessions))
+            soon_s = min(policy.checkpoint_s, policy.passivate_after_s) / _LOOKS
+            self._look_at = now + max(soon_s, _LOOK_S * len(table.sessions))
             due = due | (behind >= policy.checkpoint_steps) | (now - table.saved_at >= policy.checkpoint_s)
         return np.flatnonzero(dirty & due)
 
