@@ -7,6 +7,8 @@ _NEXT = """
   conveyor models                                  what it serves
   conveyor inspect models/charlm/1                 what is in a model: states, layers, the verifier's figures
   conveyor step co2 --session mine --input 371.5   one step of a session; give the next reading the same way
+  conveyor serve --store sqlite:sessions.db        the same, and sessions go on where they were after kill -9
+  conveyor sessions                                who is there: steps taken, steps stored, in memory or not
   curl localhost:9464/metrics                      what it counts
   docker compose up --wait                         the same in containers, with Prometheus on localhost:9090
 
@@ -14,6 +16,7 @@ _NEXT = """
   examples/charlm.py       the module that was just served; nothing in it knows of serving
   docs/architecture.md     how a token travels          docs/export.md     what can be exported
   docs/protocol.md         the rules of a session       docs/metrics.md    every metric
+  docs/durability.md       what is left of a session when something breaks
 """
 
 
