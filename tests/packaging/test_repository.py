@@ -99,6 +99,8 @@ def test_every_conveyor_command_that_is_named_is_understood(root: Path) -> None:
         "README.md",
         "docs/export.md",
         "docs/adopt.md",
+        "docs/durability.md",
+        "docs/workers.md",
         "examples/_demo/next_steps.py",
         "examples/charlm.py",
         "examples/co2.py",
