@@ -236,6 +236,7 @@ class Seating:
 
     def slept(self, handle: int, refused_seq: int) -> None:
         """A handle's session has fallen asleep; see Slept."""
+        self.left(handle)
         if refused_seq:
             self._aside.refused_seqs[handle] = refused_seq
 
