@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
-from conveyor_server import settings as settings_module
+from conveyor_server import configuration
 from conveyor_server.errors import StartError
 from conveyor_server.settings import Settings
 from conveyor_server.supervisor.link import Link, Report
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     link = Link.inherited(os.environ)
     try:
-        settings = settings_module.load(sys.argv[1:] if arguments is None else arguments, os.environ)
+        settings = configuration.load(sys.argv[1:] if arguments is None else arguments, os.environ)
         who = f" worker {link.index}:" if link is not None else ""
         logging.basicConfig(
             level=settings.log_level.upper(), format=f"%(asctime)s %(levelname)s{who} %(message)s", stream=sys.stderr

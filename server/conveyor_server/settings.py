@@ -1,26 +1,16 @@
-"""What can be set, and where a value comes from: flag, then CONVEYOR_* environment, then TOML file, then default.
+"""What can be set, each field with its documentation, and what cannot be set together.
 
-Invariant: every field is documented here and nowhere else; a name that is none of them is an error that says which was
-probably meant, wherever it was given.
+Invariant: every field is documented here and nowhere else. Where values come from is configuration's.
 """
 
-import argparse
 import dataclasses
-import difflib
-import math
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from conveyor_server.errors import StartError
 
-_SWITCH = ("off", "on")
-ENVIRONMENT_PREFIX = "CONVEYOR_"
-_AUTO = "auto"
-# Kubernetes describes a service named `conveyor` to its pods in variables that look like ours.
-_KUBERNETES = (f"{ENVIRONMENT_PREFIX}SERVICE_", f"{ENVIRONMENT_PREFIX}PORT_")
 _LAST_PORT = 65_535
 Device: TypeAlias = Literal["cpu", "cuda", "auto"]
 Transport: TypeAlias = Literal["auto", "aio", "cq"]
@@ -181,45 +171,26 @@ class Settings:
     log_level: Annotated[LogLevel, _Doc("what is logged to standard error")] = "info"
 
 
-def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
-    """The settings of a command line.
-
-    Args:
-        arguments: flags, without the program's name. `--help` prints and raises SystemExit(0).
-        environment: usually os.environ.
-
-    Raises:
-        StartError: a name that is not known, or a value that is no good; the message says where it came from.
-    """
-    flags = _flags(arguments)
-    config = flags.pop("config", None) or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
-    values: dict[str, Any] = {}
-    for source, given in (
-        (f"{config}", _file(Path(config)) if config else {}),
-        ("the environment", _environment(environment)),
-        ("the command line", flags),
-    ):
-        for name, value in given.items():
-            values[name] = _convert(_FIELDS[name], value, source)
-    settings = Settings(**values)
-    _check_together(settings)
-    return settings
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """The variables from which `load` makes these settings again, whatever files say by then."""
-    given = {field.name: getattr(settings, field.name) for field in _FIELDS.values()}
-    return {
-        f"{ENVIRONMENT_PREFIX}{name.upper()}": str(value) for name, value in given.items() if value not in {None, ""}
-    }
-
-
 @dataclass(frozen=True, slots=True)
-class _Field:
+class Field:
+    """A setting.
+
+    Attributes:
+        name: of the field of Settings; the flag and the variable are made of it.
+        type: of its values.
+        default: its value where nothing is said.
+        doc: what it is for, and the least that it may be.
+    """
+
     name: str
     type: Any
     default: Any
     doc: _Doc
+
+    @property
+    def flag(self) -> str:
+        """On the command line."""
+        return "--" + self.name.replace("_", "-")
 
     @property
     def kind(self) -> Any:
@@ -228,126 +199,28 @@ class _Field:
 
     @property
     def choices(self) -> Sequence[str]:
+        """The words that it can be; none: it is no word."""
         return [choice for choice in get_args(self.type) if isinstance(choice, str)]
 
 
-def _fields() -> Iterator[_Field]:
+def _fields() -> Iterator[Field]:
     for field in dataclasses.fields(Settings):
         base, doc = get_args(field.type)
-        yield _Field(field.name, base, field.default, doc)
+        yield Field(field.name, base, field.default, doc)
 
 
-_FIELDS = {field.name: field for field in _fields()}
+FIELDS = {field.name: field for field in _fields()}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise StartError(f"{message}; see conveyor serve --help")
+def check_together(settings: Settings) -> None:
+    """Looks at what one setting alone does not tell.
 
-
-def _flags(arguments: Sequence[str]) -> dict[str, str]:
-    parser = _Parser(
-        prog="conveyor serve",
-        description="Serves recurrent models, each session's state kept on the server.",
-        epilog=f"Every flag is also {ENVIRONMENT_PREFIX}NAME in the environment and name in the TOML file; a flag goes "
-        "before the environment, the environment before the file.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
-    for field in _FIELDS.values():
-        value = _AUTO if field.doc.auto and field.default is None else field.default
-        if field.type is bool:
-            value = _SWITCH[bool(value)]
-        default = "" if value is None else f" (default: {value})"
-        metavar = (
-            "|".join(field.choices or (_SWITCH if field.type is bool else ())) or field.name.rpartition("_")[2].upper()
-        )
-        text = (field.doc.help + default).replace("%", "%%")
-        # A switch alone turns it on.
-        bare: dict[str, Any] = {"nargs": "?", "const": True} if field.type is bool else {}
-        parser.add_argument(_flag(field.name), metavar=metavar, help=text, **bare)
-    known, unknown = parser.parse_known_args(arguments)
-    for argument in unknown:
-        flag = argument.partition("=")[0]
-        raise StartError(
-            f"{flag} is not a flag of conveyor serve{_suggestion(flag, ['--config', *map(_flag, _FIELDS)])}"
-        )
-    return vars(known)
-
-
-def _environment(environment: Mapping[str, str]) -> dict[str, str]:
-    names = {f"{ENVIRONMENT_PREFIX}{name.upper()}": name for name in _FIELDS}
-    given: dict[str, str] = {}
-    for variable, value in environment.items():
-        if variable in names and not value.startswith("tcp://"):
-            given[names[variable]] = value
-        elif (
-            variable.startswith(ENVIRONMENT_PREFIX)
-            and variable not in {f"{ENVIRONMENT_PREFIX}CONFIG", *names}
-            and not variable.startswith(_KUBERNETES)
-        ):
-            raise StartError(f"{variable} in the environment is not a setting{_suggestion(variable, names)}")
-    return given
-
-
-def _file(path: Path) -> dict[str, Any]:
-    try:
-        given = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise StartError(f"cannot read {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise StartError(f"{path} is not TOML: {error}") from error
-    for name in given:
-        if name not in _FIELDS:
-            raise StartError(f"{name} in {path} is not a setting{_suggestion(name, _FIELDS)}")
-    return given
-
-
-def _convert(field: _Field, value: Any, source: str) -> Any:
-    where = f"{field.name} = {value!r} from {source}"
-    if field.choices:
-        if value not in field.choices:
-            raise StartError(f"{where} is not one of {', '.join(field.choices)}")
-        return value
-    if field.doc.auto and value == _AUTO:
-        return None
-    if field.type is str:
-        return str(value)
-    if field.type is bool:
-        return _switch(value, where)
-    if field.kind in {int, float}:
-        return _number(field, value, where)
-    return Path(value)
-
-
-def _switch(value: Any, where: str) -> bool:
-    if isinstance(value, bool):
-        return value
-    try:
-        return {"off": False, "false": False, "0": False, "on": True, "true": True, "1": True}[str(value).lower()]
-    except KeyError:
-        raise StartError(f"{where} is neither {' nor '.join(_SWITCH)}") from None
-
-
-def _number(field: _Field, value: Any, where: str) -> float:
-    kind = int if field.kind is int else float
-    what = ("a whole number" if kind is int else "a number of seconds") + (f" or {_AUTO}" if field.doc.auto else "")
-    try:
-        number = kind(value)
-    except (TypeError, ValueError):
-        raise StartError(f"{where} is not {what}") from None
-    if isinstance(value, bool) or number != float(value) or not math.isfinite(number):
-        raise StartError(f"{where} is not {what}")
-    if number < field.doc.least:
-        raise StartError(f"{where} is less than {field.doc.least:g}")
-    return number
-
-
-def _check_together(settings: Settings) -> None:
+    Raises:
+        StartError: two of them cannot be together; the message says which, and what to do.
+    """
     for low, high in (("idle_timeout_s", "max_idle_timeout_s"), ("in_flight", "max_in_flight")):
         if getattr(settings, low) > getattr(settings, high):
-            raise StartError(f"{low} is larger than {high}: raise {_flag(high)} too")
+            raise StartError(f"{low} is larger than {high}: raise {FIELDS[high].flag} too")
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         raise StartError("--tls-certificate and --tls-key go together")
     if settings.tls_client_ca is not None and settings.tls_key is None:
@@ -382,12 +255,3 @@ def _check_workers(settings: Settings) -> None:
             f"--workers {settings.workers} need the metrics ports {first} to {last}, and port is {settings.port}: "
             "move one of them"
         )
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _suggestion(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f": did you mean {close[0]}?" if close else ""

@@ -91,7 +91,7 @@ def test_every_conveyor_command_that_is_named_is_understood(root: Path) -> None:
     """Commands in the documents' code blocks, with their flags: parsed by the real parsers, and not run."""
     from conveyor.cli.main import _parser
     from conveyor_export.cli import _export_parser, _inspect_parser
-    from conveyor_server import settings
+    from conveyor_server import configuration
     from conveyor_server.adopt.command import parser as adopt_parser
 
     understood = 0
@@ -109,7 +109,7 @@ def test_every_conveyor_command_that_is_named_is_understood(root: Path) -> None:
         for line in re.findall(r"^ +conveyor (\w.*)$", text, re.MULTILINE):
             command, *arguments = re.split(r"\s{2,}|\s+#", line)[0].split()
             if command == "serve":
-                settings.load(arguments, {})
+                configuration.load(arguments, {})
             elif command in {"export", "inspect", "adopt"}:
                 parsers = {"export": _export_parser, "inspect": _inspect_parser, "adopt": adopt_parser}
                 parsers[command]().parse_args(arguments)

@@ -11,9 +11,10 @@ import logging
 import signal
 from collections.abc import Iterator, Mapping
 
-from conveyor_server import settings as settings_module
+from conveyor_server import configuration
+from conveyor_server.configuration import ENVIRONMENT_PREFIX
 from conveyor_server.errors import StartError
-from conveyor_server.settings import ENVIRONMENT_PREFIX, Settings
+from conveyor_server.settings import Settings
 from conveyor_server.supervisor.port import reserved
 from conveyor_server.supervisor.process import WorkerProcess, describe, running
 
@@ -73,7 +74,7 @@ class Supervisor:
         settings = self._settings
         with reserved(settings.host, settings.port) as port, self._signals():
             # Resolved once: a worker that is started later reads no file or flag that has changed since.
-            variables = settings_module.environment(dataclasses.replace(settings, port=port))
+            variables = configuration.environment(dataclasses.replace(settings, port=port))
             environment = {**self._inherited, **variables}
             _log.info("%d workers share grpc on %s:%d", settings.workers, settings.host, port)
             async with asyncio.TaskGroup() as keepers:

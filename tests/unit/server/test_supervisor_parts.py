@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conveyor_server import settings as settings_module
+from conveyor_server import configuration
+from conveyor_server.configuration import load
 from conveyor_server.errors import StartError
-from conveyor_server.settings import Settings, load
+from conveyor_server.settings import Settings
 from conveyor_server.supervisor.link import Link, Report, address
 from conveyor_server.supervisor.port import reserved
 
@@ -122,7 +123,7 @@ def test_workers_need_a_metrics_port_each() -> None:
 
 
 def test_settings_survive_the_way_to_a_worker() -> None:
-    assert load([], settings_module.environment(Settings())) == Settings()
+    assert load([], configuration.environment(Settings())) == Settings()
     other = {
         "models": Path("/m"),
         "host": "::1",
@@ -138,7 +139,7 @@ def test_settings_survive_the_way_to_a_worker() -> None:
         if isinstance(default, int | float) and not isinstance(default, bool):
             other[field.name] = default + type(default)(1)
     given = dataclasses.replace(Settings(), **other)
-    assert load([], settings_module.environment(given)) == given
+    assert load([], configuration.environment(given)) == given
 
 
 # ------------------------------------------------------------------ the link

@@ -4,8 +4,9 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from conveyor_server.configuration import load
 from conveyor_server.errors import StartError
-from conveyor_server.settings import Settings, load
+from conveyor_server.settings import Settings
 
 
 @pytest.fixture
