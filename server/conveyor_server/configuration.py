@@ -9,32 +9,46 @@ import difflib
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from conveyor_server.errors import StartError
-from conveyor_server.settings import FIELDS, Field, Settings, check_together
+from conveyor_server.settings import AUTO, FIELDS, SWITCH, Field, Settings, check_together
 
 ENVIRONMENT_PREFIX = "CONVEYOR_"
-_SWITCH = ("off", "on")
-_AUTO = "auto"
 # Kubernetes describes a service named `conveyor` to its pods in variables that look like ours.
 _KUBERNETES = (f"{ENVIRONMENT_PREFIX}SERVICE_", f"{ENVIRONMENT_PREFIX}PORT_")
 
 
-def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Settings, and where each comes from.
+
+    Attributes:
+        settings: they can be together.
+        sources: of those that are given somewhere, by name: the file, the environment, or the command line.
+    """
+
+    settings: Settings
+    sources: Mapping[str, str]
+
+
+def resolve(arguments: Sequence[str], environment: Mapping[str, str], prog: str = "conveyor serve") -> Resolved:
     """The settings of a command line.
 
     Args:
         arguments: flags, without the program's name. `--help` prints and raises SystemExit(0).
         environment: usually os.environ.
+        prog: the program's name.
 
     Raises:
         StartError: a name that is not known, or a value that is no good; the message says where it came from.
     """
-    flags = _flags(arguments)
+    flags = _flags(arguments, prog)
     config = flags.pop("config", None) or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
     values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     for source, given in (
         (f"{config}", _file(Path(config)) if config else {}),
         ("the environment", _environment(environment)),
@@ -42,9 +56,15 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
     ):
         for name, value in given.items():
             values[name] = _convert(FIELDS[name], value, source)
+            sources[name] = source
     settings = Settings(**values)
     check_together(settings)
-    return settings
+    return Resolved(settings, sources)
+
+
+def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
+    """`resolve`, without where they come from."""
+    return resolve(arguments, environment).settings
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -57,12 +77,12 @@ def environment(settings: Settings) -> dict[str, str]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise StartError(f"{message}; see conveyor serve --help")
+        raise StartError(f"{message}; see {self.prog} --help")
 
 
-def _flags(arguments: Sequence[str]) -> dict[str, str]:
+def _flags(arguments: Sequence[str], prog: str) -> dict[str, str]:
     parser = _Parser(
-        prog="conveyor serve",
+        prog=prog,
         description="Serves recurrent models, each session's state kept on the server.",
         epilog=f"Every flag is also {ENVIRONMENT_PREFIX}NAME in the environment and name in the TOML file; a flag goes "
         "before the environment, the environment before the file.",
@@ -71,22 +91,17 @@ def _flags(arguments: Sequence[str]) -> dict[str, str]:
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
     for field in FIELDS.values():
-        value = _AUTO if field.doc.auto and field.default is None else field.default
-        if field.type is bool:
-            value = _SWITCH[bool(value)]
-        default = "" if value is None else f" (default: {value})"
-        metavar = (
-            "|".join(field.choices or (_SWITCH if field.type is bool else ())) or field.name.rpartition("_")[2].upper()
-        )
+        value = field.text(field.default)
+        default = f" (default: {value})" if value else ""
         text = (field.doc.help + default).replace("%", "%%")
         # A switch alone turns it on.
         bare: dict[str, Any] = {"nargs": "?", "const": True} if field.type is bool else {}
-        parser.add_argument(field.flag, metavar=metavar, help=text, **bare)
+        parser.add_argument(field.flag, metavar=field.metavar, help=text, **bare)
     known, unknown = parser.parse_known_args(arguments)
     for argument in unknown:
         given = argument.partition("=")[0]
         flags = ["--config", *(field.flag for field in FIELDS.values())]
-        raise StartError(f"{given} is not a flag of conveyor serve{_suggestion(given, flags)}")
+        raise StartError(f"{given} is not a flag of {prog}{_suggestion(given, flags)}")
     return vars(known)
 
 
@@ -124,7 +139,7 @@ def _convert(field: Field, value: Any, source: str) -> Any:
         if value not in field.choices:
             raise StartError(f"{where} is not one of {', '.join(field.choices)}")
         return value
-    if field.doc.auto and value == _AUTO:
+    if field.doc.auto and value == AUTO:
         return None
     if field.type is str:
         return str(value)
@@ -141,12 +156,12 @@ def _switch(value: Any, where: str) -> bool:
     try:
         return {"off": False, "false": False, "0": False, "on": True, "true": True, "1": True}[str(value).lower()]
     except KeyError:
-        raise StartError(f"{where} is neither {' nor '.join(_SWITCH)}") from None
+        raise StartError(f"{where} is neither {' nor '.join(SWITCH)}") from None
 
 
 def _number(field: Field, value: Any, where: str) -> float:
     kind = int if field.kind is int else float
-    what = ("a whole number" if kind is int else "a number of seconds") + (f" or {_AUTO}" if field.doc.auto else "")
+    what = ("a whole number" if kind is int else "a number of seconds") + (f" or {AUTO}" if field.doc.auto else "")
     try:
         number = kind(value)
     except (TypeError, ValueError):

@@ -11,6 +11,9 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from conveyor_server.errors import StartError
 
+# How a switch is written, off first, and a number that the server is to choose.
+SWITCH = ("off", "on")
+AUTO = "auto"
 _LAST_PORT = 65_535
 Device: TypeAlias = Literal["cpu", "cuda", "auto"]
 Transport: TypeAlias = Literal["auto", "aio", "cq"]
@@ -201,6 +204,18 @@ class Field:
     def choices(self) -> Sequence[str]:
         """The words that it can be; none: it is no word."""
         return [choice for choice in get_args(self.type) if isinstance(choice, str)]
+
+    @property
+    def metavar(self) -> str:
+        """What stands for its value in a command line's help."""
+        words = self.choices or (SWITCH if self.type is bool else ())
+        return "|".join(words) or self.name.rpartition("_")[2].upper()
+
+    def text(self, value: object) -> str:
+        """A value as it is written on a command line; "": it is not set."""
+        if value is None:
+            return AUTO if self.doc.auto else ""
+        return SWITCH[value] if isinstance(value, bool) else str(value)
 
 
 def _fields() -> Iterator[Field]:

@@ -49,7 +49,7 @@ def test_nothing_is_unfinished_or_private(root: Path) -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("check", ["proto.generate", "docs.modules"])
+@pytest.mark.parametrize("check", ["proto.generate", "docs.modules", "docs.settings"])
 def test_what_is_generated_is_fresh(root: Path, check: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", check, "--check"], cwd=root, capture_output=True, text=True, check=False
