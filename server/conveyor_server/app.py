@@ -38,9 +38,10 @@ from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.settings import Settings
 from conveyor_server.store.opening import open_store
+from conveyor_server.transport.certificates import Tls
 from conveyor_server.transport.choice import Transport, after_sending, deferral, open_transport
 from conveyor_server.transport.loop import Driver
-from conveyor_server.transport.port import Tls, WireOptions
+from conveyor_server.transport.port import WireOptions
 
 _log = logging.getLogger("conveyor")
 _SESSIONS = session_pb2.DESCRIPTOR.services_by_name["SessionService"]

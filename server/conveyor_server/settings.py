@@ -42,10 +42,15 @@ class Settings:
     port: Annotated[int, _Doc("port of the gRPC services; 0 takes one that is free", 0)] = 50051
     metrics_port: Annotated[int, _Doc("port of /metrics, /healthz and /readyz; 0 takes one that is free", 0)] = 9464
     tls_certificate: Annotated[
-        Path | None, _Doc("PEM file of the certificate chain; with tls_key, the gRPC port is TLS")
+        Path | None,
+        _Doc("PEM file of the certificate chain; with tls_key, the gRPC port is TLS. Read anew when it changes"),
     ] = None
-    tls_key: Annotated[Path | None, _Doc("PEM file of the certificate's private key")] = None
-    tls_client_ca: Annotated[Path | None, _Doc("PEM file of the authority whose clients alone are let in")] = None
+    tls_key: Annotated[
+        Path | None, _Doc("PEM file of the certificate's private key, without a password. Read anew when it changes")
+    ] = None
+    tls_client_ca: Annotated[
+        Path | None, _Doc("PEM file of the authority whose clients alone are let in. Read anew when it changes")
+    ] = None
     device: Annotated[Device, _Doc("where models run; cuda refuses to start without a CUDA provider that works")] = (
         "auto"
     )

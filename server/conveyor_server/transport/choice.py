@@ -14,8 +14,9 @@ from google.protobuf.descriptor import ServiceDescriptor
 from conveyor_server.errors import StartError
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
+from conveyor_server.transport.certificates import Tls
 from conveyor_server.transport.grpc_aio import AioServer
-from conveyor_server.transport.port import Tls, WireOptions
+from conveyor_server.transport.port import WireOptions
 
 if TYPE_CHECKING:
     from conveyor_server.transport.completion_loop import CompletionLoop

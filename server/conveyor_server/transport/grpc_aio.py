@@ -22,10 +22,11 @@ from conveyor_server import compiled
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
 from conveyor_server.transport.binding import Calls, abort, incident_status, openers, unary_handlers
+from conveyor_server.transport.certificates import Tls
 from conveyor_server.transport.ends import Opener, Served
 from conveyor_server.transport.health import Health
 from conveyor_server.transport.outbox import Outbox, StreamFailed
-from conveyor_server.transport.port import Tls, WireOptions, channel_options, listen
+from conveyor_server.transport.port import WireOptions, channel_options, listen
 from conveyor_server.transport.reflection import descriptors
 from conveyor_server.transport.streams import Streams
 

@@ -18,11 +18,12 @@ from conveyor_server import compiled
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
 from conveyor_server.transport.binding import Calls, call_openers, openers, threaded_handlers
+from conveyor_server.transport.certificates import Tls
 from conveyor_server.transport.completion import CompletionServer, Stream
 from conveyor_server.transport.completion_loop import CompletionLoop
 from conveyor_server.transport.ends import Opener, Served
 from conveyor_server.transport.health import Health
-from conveyor_server.transport.port import Tls, WireOptions, channel_options, listen
+from conveyor_server.transport.port import WireOptions, channel_options, listen
 from conveyor_server.transport.reflection import descriptors
 from conveyor_server.transport.selftest import SelfTest
 from conveyor_server.transport.streams import Streams

@@ -2,26 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import grpc
 
 from conveyor_server.errors import StartError
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """Files for a secure port.
-
-    Attributes:
-        certificate, key: PEM, the chain and its private key.
-        client_ca: PEM; clients must show a certificate that it signed. None: any client.
-    """
-
-    certificate: Path
-    key: Path
-    client_ca: Path | None = None
+from conveyor_server.transport.certificates import Certificates, Tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +43,15 @@ def listen(server: PortTaker, host: str, port: int, tls: Tls | None) -> int:
     """Binds the port and returns it (port 0: one that is free).
 
     Raises:
-        StartError: the port is taken, or a TLS file cannot be read.
+        StartError: the port is taken, or the TLS files cannot be used.
     """
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         if tls is None:
             return server.add_insecure_port(address)
-        return server.add_secure_port(address, _credentials(tls))
+        return server.add_secure_port(address, Certificates(tls).credentials())
     except RuntimeError as error:
-        why = "it is in use or not an address of this machine" + (", or the TLS files do not fit" if tls else "")
-        raise StartError(f"cannot listen on {address}: {why}") from error
+        raise StartError(f"cannot listen on {address}: it is in use or not an address of this machine") from error
 
 
 def channel_options(options: WireOptions) -> Sequence[tuple[str, int]]:
@@ -86,12 +71,3 @@ def channel_options(options: WireOptions) -> Sequence[tuple[str, int]]:
         # Clients may ask for signs of life as often.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     )
-
-
-def _credentials(tls: Tls) -> grpc.ServerCredentials:
-    try:
-        pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
-        ca = tls.client_ca.read_bytes() if tls.client_ca is not None else None
-    except OSError as error:
-        raise StartError(f"cannot read {error.filename}: {error.strerror}") from error
-    return grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
