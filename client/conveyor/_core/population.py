@@ -316,6 +316,8 @@ class PopulationCore(Rows):
         applied[list(self.row_errors)] = _NOTHING
         self._frames.begin(applied)
         self._flushes.begin()
+        # The attach has said how much the store has: it may be all that somebody waits for.
+        self._flushes.check()
         self._go_on()
 
     def _aborted(self, row: int, refused: int, seq: int) -> ConveyorError:

@@ -105,6 +105,9 @@ class SessionTable:
         self.idle_timeout_s[row] = options.idle_timeout_s
         self.credit[row] = options.max_in_flight
         self.durability[row] = options.durability
+        if self.durable_seq[row]:
+            # A write of the former one may have come back after its end.
+            self.durable_seq[row] = 0
         if options.durability > session_pb2.DURABILITY_NONE:
             # Else these pages are never touched.
             self.saved_at[row] = now

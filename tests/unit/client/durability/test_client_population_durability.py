@@ -218,6 +218,19 @@ def test_a_population_without_a_store_cannot_be_flushed(new_cable, new_replicas)
         population.flush()
 
 
+def test_a_flush_whose_answer_was_cut_off_is_told_by_the_next_attach(cable, store):
+    population = opened(cable)
+    stepped(cable, population, 3)
+    flushed = population.flush()
+    while cable.pump_up():
+        pass
+    assert [record.seq for record in store.records.values()] == [3, 3, 3]
+    assert not flushed.done
+    crash(cable)
+    cable.settle()
+    assert flushed.result().tolist() == [3, 3, 3]
+
+
 def test_a_flush_that_was_cut_is_asked_for_again(cable):
     population = opened(cable)
     stepped(cable, population, 3)
