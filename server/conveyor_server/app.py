@@ -94,8 +94,6 @@ class App:
         self.stuck = False
         self._stop = asyncio.Event()
         self._failed = False
-        # Health and /readyz have turned.
-        self._leaving = False
 
     async def run(self) -> int:
         """Serves until `stop`, SIGTERM or SIGINT; returns the exit status. A second signal ends the process at once.
@@ -163,7 +161,7 @@ class App:
     async def close(self) -> None:
         """Drains for up to drain_s and lets go of everything."""
         await self.grpc.say(serving=False)
-        self._leaving = True
+        self.metrics.leaving = True
         if self.settings.drain_notice_s and self.warm.is_set() and not self._failed:
             await asyncio.sleep(self.settings.drain_notice_s)
         now = self.driver.now()
@@ -232,7 +230,7 @@ class App:
             raise StartError("none of the models can be served; each says why above")
 
     def _not_ready(self) -> str:
-        if self._leaving or self.directory.draining:
+        if self.metrics.leaving or self.directory.draining:
             return "draining"
         return "" if self.warm.is_set() else "loading models"
 

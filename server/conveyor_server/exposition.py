@@ -5,10 +5,11 @@ Invariant: TABLE names every metric of the server, and docs/metrics.md is compar
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from conveyor_proto.reasons import CODES, Fault
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
@@ -53,6 +54,9 @@ class Row:
 
 
 _MODEL = ("model", "version")
+# All of them are there from the start, with 0: of a counter that begins with its first event, nobody sees that event.
+_REASONS = ("INTERNAL", *sorted(Fault(reason, "").reason_name for reason in CODES))
+_CAUSES = ("closed", "expired", "model_unloaded", "superseded", "taken_over")
 
 
 def _each(value: Callable[[ModelFigures], float | Tally]) -> Callable[[Sample], Rows]:
@@ -61,6 +65,10 @@ def _each(value: Callable[[ModelFigures], float | Tally]) -> Callable[[Sample], 
 
 def _store(value: Callable[[StoreFigures], float | Tally]) -> Callable[[Sample], Rows]:
     return lambda sample: [] if sample.store is None else [((), value(sample.store))]
+
+
+def _counts(known: Iterable[str], counted: Mapping[str, int]) -> Rows:
+    return [((label,), count) for label, count in sorted({**dict.fromkeys(known, 0), **counted}.items())]
 
 
 def _build(_: Sample) -> Rows:
@@ -81,10 +89,12 @@ def _version_of(distribution: str) -> str:
 TABLE: tuple[Row, ...] = (
     Row("conveyor_sessions_active", "gauge", _MODEL, "Sessions that live on the server.",
         _each(lambda m: m.sessions)),
+    Row("conveyor_sessions_limit", "gauge", (), "Sessions that may live on the server, of all models together.",
+        lambda s: [((), s.limit)]),
     Row("conveyor_sessions_opened_total", "counter", (), "Sessions created, forked or restored.",
         lambda s: [((), s.opened)]),
     Row("conveyor_sessions_closed_total", "counter", ("cause",), "Sessions that are gone.",
-        lambda s: [((cause,), count) for cause, count in sorted(s.closed.items())]),
+        lambda s: _counts(_CAUSES, s.closed)),
     Row("conveyor_state_resident_bytes", "gauge", _MODEL, "State in slots of the slab that hold some.",
         _each(lambda m: m.resident_bytes)),
     Row("conveyor_state_slab_bytes", "gauge", _MODEL, "State that the slab has room for.",
@@ -136,9 +146,11 @@ TABLE: tuple[Row, ...] = (
     Row("conveyor_sessions_swept_total", "counter", (), "Records that had expired and were removed here.",
         _store(lambda s: s.swept)),
     Row("conveyor_errors_total", "counter", ("reason",), "Refusals sent to callers, by ErrorReason.",
-        lambda s: [((reason,), count) for reason, count in sorted(s.errors.items())]),
+        lambda s: _counts(_REASONS, s.errors)),
     Row("conveyor_model_ready", "gauge", _MODEL, "1 while the model version is served.",
         _each(lambda m: m.ready)),
+    Row("conveyor_model_failed", "gauge", _MODEL, "1 while the model version is there and cannot be served.",
+        _each(lambda m: m.failed)),
     Row("conveyor_model_load_seconds", "gauge", _MODEL, "How long loading and warming the model version took.",
         _each(lambda m: m.load_s)),
     Row("conveyor_draining", "gauge", (), "1 once the server has begun to stop.",

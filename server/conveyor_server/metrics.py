@@ -61,6 +61,7 @@ class ModelFigures:
     time_steps: int = 0
     replayed: int = 0
     ready: int = 0
+    failed: int = 0
     load_s: float = 0.0
     sessions: int = 0
     resident_bytes: int = 0
@@ -166,6 +167,7 @@ class Metrics:
 
     Attributes:
         store: of the store; None: there is none.
+        leaving: the server has begun to stop; it may serve on for a while.
         sample_store: brings up to date what of `store` is not counted but looked up.
     """
 
@@ -175,6 +177,7 @@ class Metrics:
         self.models: dict[tuple[str, str], ModelFigures] = {}
         self.errors: Counter[str] = Counter()
         self.streams = 0
+        self.leaving = False
         self._by_engine: dict[Engine, ModelFigures] = {}
 
     def of(self, engine: Engine) -> ModelFigures:
@@ -188,8 +191,17 @@ class Metrics:
     def loaded(self, engine: Engine, load_s: float) -> None:
         """A model version is ready."""
         figures = self.of(engine)
-        figures.ready = 1
+        figures.ready, figures.failed = 1, 0
         figures.load_s = load_s
+
+    def failed(self, model: str, version: str, failed: bool) -> None:
+        """A model version is there and cannot be served; or it is not there any more."""
+        key = (model, version)
+        if failed:
+            self.models.setdefault(key, ModelFigures(*key)).failed = 1
+        elif key in self.models:
+            # No others: whoever asks for what is not there must not leave a series behind.
+            self.models[key].failed = 0
 
     def unloaded(self, engine: Engine) -> None:
         """A model version is gone."""
@@ -220,9 +232,10 @@ class Metrics:
             models=deepcopy(list(self.models.values())),
             errors=dict(self.errors),
             streams=self.streams,
+            limit=directory.limits.max_sessions,
             opened=directory.opened,
             closed=dict(directory.closed),
-            draining=directory.draining,
+            draining=self.leaving or directory.draining,
         )
 
 
@@ -234,6 +247,7 @@ class Sample:
     models: Sequence[ModelFigures]
     errors: dict[str, int]
     streams: int
+    limit: int
     opened: int
     closed: dict[str, int]
     draining: bool

@@ -83,6 +83,7 @@ class Loader:
             )
         repository.retire(name, version)
         if engine is None:
+            self._metrics.failed(name, version, False)
             return 0
         closed = directory.close_all(engine, session_pb2.DETACH_CAUSE_MODEL_UNLOADED, self._core.now())
         self._core.kick()
@@ -160,6 +161,7 @@ class Loader:
             prepared = await asyncio.to_thread(repository.prepare, name, version)
         except Refused as refusal:
             repository.fail(name, version, refusal.fault)
+            self._metrics.failed(name, version, refusal.fault.reason != e.ERROR_REASON_MODEL_NOT_FOUND)
             raise
         item = repository.publish(prepared)
         self._core.add(item.serving, prepared.usual_s)

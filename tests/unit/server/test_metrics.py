@@ -115,6 +115,26 @@ def test_errors_closes_and_loads(engine, directory) -> None:
     assert value(samples, "conveyor_model_load_seconds", model="last", version="1") == 1.25
 
 
+def test_counters_are_there_before_what_they_count(engine, directory) -> None:
+    """Of a counter that begins with its first event, nobody sees that event."""
+    samples = exposed(Metrics(), directory)
+    reasons = {dict(labels)["reason"] for labels in samples["conveyor_errors_total"]}
+    known = {name.removeprefix("ERROR_REASON_") for name in list(e.ErrorReason.keys())}
+    assert reasons == known - {"UNSPECIFIED"} | {"INTERNAL"}
+    assert set(samples["conveyor_errors_total"].values()) == {0}
+    told = DOCS.read_text().partition("- `cause` of")[2].partition("\n- `reason`")[0]
+    causes = {dict(labels)["cause"] for labels in samples["conveyor_sessions_closed_total"]}
+    assert causes == set(re.findall(r"`(\w+)`", told))
+
+
+def test_a_notice_to_leave_is_draining(engine, directory) -> None:
+    metrics = Metrics()
+    assert value(exposed(metrics, directory), "conveyor_draining") == 0
+    metrics.leaving = True
+    assert value(exposed(metrics, directory), "conveyor_draining") == 1
+    assert value(exposed(metrics, directory), "conveyor_sessions_limit") == directory.limits.max_sessions
+
+
 def test_counters_outlive_an_unload(make_engine, directory) -> None:
     metrics = Metrics()
     first = make_engine()

@@ -33,6 +33,11 @@ async def test_list_and_get(server) -> None:
     await stream.end()
 
 
+def failed(server) -> dict[tuple[str, str], int]:
+    """Which versions the metrics say are there and cannot be served."""
+    return {key: figures.failed for key, figures in server.metrics.models.items()}
+
+
 async def test_a_newer_version_takes_new_sessions_and_old_ones_stay(server) -> None:
     stream = server.stream()
     await stream.attached(1, "old")
@@ -56,14 +61,27 @@ async def test_a_broken_file_is_told_and_harms_no_other(server) -> None:
     model = (await server.models.GetModel(pb.GetModelRequest(name="sum", version="2"))).model
     assert model.status == pb.MODEL_STATUS_FAILED
     assert from_status(model.failure).reason == e.ERROR_REASON_MODEL_INVALID
+    assert failed(server) == {("other", "1"): 0, ("sum", "1"): 0, ("sum", "2"): 1}
     stream = server.stream()
     assert (await stream.attached(1)).session.version == "1"
     await stream.end()
+    await server.models.UnloadModel(pb.UnloadModelRequest(name="sum", version="2"))
+    assert failed(server) == {("other", "1"): 0, ("sum", "1"): 0, ("sum", "2"): 0}
+
+
+async def test_a_file_that_was_mended_has_not_failed(server) -> None:
+    server.add_model("sum", "2", "broken")
+    await refusal(server.models.LoadModel(pb.LoadModelRequest(name="sum", version="2")))
+    (server.folder / "sum" / "2" / "model.onnx").write_text("")
+    await server.models.LoadModel(pb.LoadModelRequest(name="sum", version="2"))
+    assert failed(server) == {("other", "1"): 0, ("sum", "1"): 0, ("sum", "2"): 0}
 
 
 async def test_load_what_is_not_there(server) -> None:
     for request in (pb.LoadModelRequest(name="no"), pb.LoadModelRequest(name="sum", version="9")):
         assert (await refusal(server.models.LoadModel(request)))[1].reason == e.ERROR_REASON_MODEL_NOT_FOUND
+    # And names that strangers ask for become no labels.
+    assert failed(server) == {("other", "1"): 0, ("sum", "1"): 0}
 
 
 async def test_unload_needs_force_while_sessions_live(server) -> None:
