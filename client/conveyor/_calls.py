@@ -24,11 +24,13 @@ class Method(Generic[R]):
         name: its name in the contract.
         response: type of its answer.
         service: the service that has it.
+        package: of the service.
     """
 
     name: str
     response: type[R]
     service: str = "SessionService"
+    package: str = "conveyor.v1"
 
 
 LIST_MODELS = Method("ListModels", model_pb2.ListModelsResponse, "ModelService")
@@ -76,7 +78,7 @@ class Calls:
         if session_id:
             metadata.append(("x-session-id", session_id))
         backoff = Backoff(self._settings.policy)
-        path = f"/conveyor.v1.{method.service}/{method.name}"
+        path = f"/{method.package}.{method.service}/{method.name}"
         bound_s = self._settings.timeout_s if timeout_s is None else timeout_s
         while True:
             try:

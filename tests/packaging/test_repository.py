@@ -101,6 +101,7 @@ def test_every_conveyor_command_that_is_named_is_understood(root: Path) -> None:
         "docs/adopt.md",
         "docs/durability.md",
         "docs/workers.md",
+        "docs/top.md",
         "examples/_demo/next_steps.py",
         "examples/charlm.py",
         "examples/co2.py",

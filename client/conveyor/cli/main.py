@@ -13,6 +13,7 @@ from pathlib import Path
 
 import conveyor
 from conveyor.cli import bench, commands
+from conveyor.cli.top import command as top
 
 GROUP = "conveyor.commands"
 DEFAULT_TARGET = "localhost:50051"
@@ -96,6 +97,18 @@ def _parser(brought: dict[str, EntryPoint]) -> argparse.ArgumentParser:
     source.add_argument("--input", metavar="JSON", help="one input")
     source.add_argument("--file", metavar="PATH", type=Path, help="one input from .npy, or from .npz by name")
     step.set_defaults(run=commands.step)
+
+    watch = kinds.add_parser(
+        "top",
+        # Of its own: --target is taken out of them, for one that can be given several times.
+        parents=[_common_options()],
+        conflict_handler="resolve",
+        help="watch what servers are doing: models, sessions, batches, latency",
+        description="Shows what servers are doing, again and again; --once prints it for a script. Needs "
+        "pip install 'conveyor[top]'.",
+    )
+    top.add_arguments(watch, os.environ.get("CONVEYOR_TARGET", DEFAULT_TARGET))
+    watch.set_defaults(run=top.top)
 
     load = kinds.add_parser(
         "bench",
