@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
-from conveyor_server import configuration
+from conveyor_server import configuration, logs
 from conveyor_server.errors import StartError
 from conveyor_server.settings import Settings
 from conveyor_server.supervisor.link import Link, Report
@@ -21,6 +21,7 @@ from conveyor_server.supervisor.supervisor import PATIENCE_S, Supervisor
 if TYPE_CHECKING:
     from conveyor_server.app import App
 
+_log = logging.getLogger("conveyor")
 
 # Read once, when gRPC is first imported.
 _OF_GRPC = {
@@ -56,10 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     link = Link.inherited(os.environ)
     try:
         settings = configuration.load(sys.argv[1:] if arguments is None else arguments, os.environ)
-        who = f" worker {link.index}:" if link is not None else ""
-        logging.basicConfig(
-            level=settings.log_level.upper(), format=f"%(asctime)s %(levelname)s{who} %(message)s", stream=sys.stderr
-        )
+        logs.configure(settings.log_format, settings.log_level, None if link is None else link.index)
         if link is not None:
             return _on_transport(settings, lambda: _work(settings, link))
         if settings.workers > 1:
@@ -69,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if link is not None:
             # The supervisor says it, once.
             link.tell(Report(error=str(error)))
+        elif logs.speaks_json():
+            _log.critical("%s", error)
         else:
             print(f"conveyor serve: {error}", file=sys.stderr)
         return 2

@@ -21,6 +21,7 @@ Durability: TypeAlias = Literal["none", "async", "sync"]
 AutoDurability: TypeAlias = Literal["auto", "none", "async", "sync"]
 OnNewVersion: TypeAlias = Literal["pin", "migrate", "close"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+LogFormat: TypeAlias = Literal["auto", "json", "text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,10 @@ class Settings:
     ] = 0.0
     drain_s: Annotated[float, _Doc("time to finish what is in flight after SIGTERM", 0)] = 20.0
     log_level: Annotated[LogLevel, _Doc("what is logged to standard error")] = "info"
+    log_format: Annotated[
+        LogFormat,
+        _Doc("how it is logged: json, an object a line; text, for people; auto: text on a terminal, json elsewhere"),
+    ] = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """A supervisor with workers that are small scripts: what it starts, replaces and ends."""
 
 import asyncio
+import json
 import logging
 import os
 import re
@@ -251,9 +252,14 @@ def test_places_of_modules_are_the_supervisors_own(monkeypatch, tmp_path) -> Non
 
 def test_a_supervisor_loads_nothing_that_serves() -> None:
     code = (
-        "import sys; from conveyor_server.__main__ import main; r = main(['--workers', '2', '--host', '192.0.2.1'])\n"
+        "import sys; from conveyor_server.__main__ import main\n"
+        "r = main(['--workers', '2', '--host', '192.0.2.1', *sys.argv[1:]])\n"
         "assert not {'grpc', 'onnxruntime', 'numpy', 'prometheus_client'} & set(sys.modules); sys.exit(r)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.stderr == "conveyor serve: cannot listen on 192.0.2.1:50051: Cannot assign requested address\n"
-    assert done.returncode == 2
+    why = "cannot listen on 192.0.2.1:50051: Cannot assign requested address"
+    for form, said in (("text", f"conveyor serve: {why}\n"), ("auto", None)):
+        command = [sys.executable, "-c", code, "--log-format", form]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2
+        # To whoever reads logs by program, the reason is a record like the others.
+        assert done.stderr == said or json.loads(done.stderr)["message"] == why
