@@ -57,6 +57,7 @@ from conveyor._io.channel import TLS
 from conveyor._population import AsyncPopulation
 from conveyor._session import AsyncSession
 from conveyor._settings import Settings as _Settings
+from conveyor._settings import Token as _Token
 from conveyor.errors import (
     CallTimeout,
     ClientClosed,
@@ -74,6 +75,7 @@ from conveyor.errors import (
     ModelNotReady,
     NotDurable,
     Overloaded,
+    PermissionDenied,
     ProtocolError,
     RecordInvalid,
     RowsFailed,
@@ -93,6 +95,7 @@ from conveyor.errors import (
     StepGap,
     StepTimeout,
     StoreUnavailable,
+    Unauthenticated,
 )
 
 __version__ = _version("conveyor")
@@ -122,6 +125,7 @@ __all__ = [
     "ModelNotReady",
     "NotDurable",
     "Overloaded",
+    "PermissionDenied",
     "Population",
     "ProtocolError",
     "RecordInvalid",
@@ -145,6 +149,7 @@ __all__ = [
     "StepGap",
     "StepTimeout",
     "StoreUnavailable",
+    "Unauthenticated",
     "__version__",
     "aio",
     "connect",
@@ -161,6 +166,7 @@ def connect(
     resend_buffer_bytes: int = 8 << 20,
     streams_per_client: int = 1,
     keepalive_s: float | None = 30.0,
+    token: _Token | None = None,
     metadata: Sequence[tuple[str, str]] = (),
     channel_options: Sequence[tuple[str, Any]] = (),
 ) -> Client:
@@ -178,7 +184,10 @@ def connect(
             stored; the last one may exceed it.
         streams_per_client: gRPC streams that sessions share; more than one helps only above some 10,000 steps a second.
         keepalive_s: time of silence after which a ping finds out whether the connection is dead; None: never.
-        metadata: sent with every call, for example an authorization.
+        token: shown to the server with every call (`authorization: Bearer ...`): text, or a function that gives the one
+            in force, which is asked whenever a stream is opened or a call made, on whichever thread does that. Without
+            `tls` it can be read on its way.
+        metadata: sent with every call.
         channel_options: gRPC channel options, over the SDK's own.
 
     Raises:
@@ -192,6 +201,7 @@ def connect(
         resend_buffer_bytes=resend_buffer_bytes,
         streams_per_client=streams_per_client,
         keepalive_s=keepalive_s,
+        token=token,
         metadata=metadata,
         channel_options=channel_options,
     )

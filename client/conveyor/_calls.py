@@ -74,15 +74,12 @@ class Calls:
         Raises:
             ConveyorError: by the server's reason.
         """
-        metadata = [*self._settings.metadata]
-        if session_id:
-            metadata.append(("x-session-id", session_id))
         backoff = Backoff(self._settings.policy)
         path = f"/{method.package}.{method.service}/{method.name}"
         bound_s = self._settings.timeout_s if timeout_s is None else timeout_s
         while True:
             try:
-                return await self._io.call(path, request, method.response, bound_s, metadata)
+                return await self._io.call(path, request, method.response, bound_s, self._settings.headers(session_id))
             except (ConnectionLost, Draining, StoreUnavailable) as error:
                 chance = random.random()  # noqa: S311 - jitter, no secret
                 delay_s = backoff.failed(self._io.now_s(), chance, at_least_s=error.retry_s or 0.0)

@@ -6,7 +6,7 @@ one runs while something that was refused for now is to be asked for again.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -24,12 +24,18 @@ _GOODBYE_S = 1.0
 
 
 class Link:
-    """One stream and its reconnections."""
+    """One stream and its reconnections.
 
-    def __init__(self, io: Io, policy: RetryPolicy, metadata: Metadata = ()) -> None:
+    Args:
+        io: threads or asyncio.
+        policy: how long a lost stream is tried again.
+        headers: the metadata of a stream that is opened now, or raises ConveyorError; called without the lock.
+    """
+
+    def __init__(self, io: Io, policy: RetryPolicy, headers: Callable[[], Metadata] = tuple) -> None:
         self.core = StreamCore(policy)
         self._io = io
-        self._metadata = metadata
+        self._headers = headers
         self._wire: Wire | None = None
         self._runner: Runner | None = None
         self._running = False
@@ -153,10 +159,14 @@ class Link:
 
     async def _converse(self) -> ConveyorError:
         """Opens a stream and reads it to its end, which is returned."""
+        try:
+            metadata = self._headers()
+        except ConveyorError as error:
+            return error
         with self as core:
             if core.closed:
                 return ClientClosed("the client was closed")
-            wire = self._wire = self._io.open_stream(self._metadata, self._outgoing, self._incoming)
+            wire = self._wire = self._io.open_stream(metadata, self._outgoing, self._incoming)
             core.opened()
         try:
             await wire.listen()

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from conveyor_proto.v1 import model_pb2
@@ -187,17 +188,14 @@ class Opener:
         self._check_open()
         with self.io.lock:
             if len(self._shared) < self.settings.streams_per_client:
-                self._shared.append(Link(self.io, self.settings.policy, self.settings.metadata))
+                self._shared.append(Link(self.io, self.settings.policy, self.settings.headers))
                 return self._shared[-1]
         return min(self._shared, key=lambda link: link.core.member_count)
 
     def _own_link(self, session_id: str = "") -> Link:
         """A link for one member alone; with the session's id for proxies, where it is one session."""
         self._check_open()
-        metadata = list(self.settings.metadata)
-        if session_id:
-            metadata.append(("x-session-id", session_id))
-        link = Link(self.io, self.settings.policy, metadata)
+        link = Link(self.io, self.settings.policy, partial(self.settings.headers, session_id))
         self._own.append(link)
         return link
 

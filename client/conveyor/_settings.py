@@ -1,11 +1,20 @@
 """What `connect` takes, checked once."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
+
+import grpc
 
 from conveyor._core.retry import RetryPolicy
 from conveyor._core.unstored import RESEND_BUFFER_BYTES
 from conveyor._io.channel import TLS, Option, channel_options
+from conveyor.errors import Unauthenticated
+
+_TOKEN = re.compile(r"[!-~]+")
+# A bearer token, or what gives the one that is in force.
+Token: TypeAlias = str | Callable[[], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +28,7 @@ class Settings:
     resend_buffer_bytes: int = RESEND_BUFFER_BYTES
     streams_per_client: int = 1
     keepalive_s: float | None = 30.0
+    token: Token | None = None
     metadata: Sequence[tuple[str, str]] = ()
     channel_options: Sequence[Option] = ()
 
@@ -33,6 +43,29 @@ class Settings:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is 1 or more, not {getattr(self, name)}")
 
+    def headers(self, session_id: str = "") -> list[tuple[str, str]]:
+        """The metadata of a call that is made now.
+
+        Args:
+            session_id: the session that it is about, so that a proxy can find its server; "": none, or several.
+
+        Raises:
+            Unauthenticated: there is no token to be had, or none that can be sent.
+        """
+        metadata = list(self.metadata)
+        if session_id:
+            metadata.append(("x-session-id", session_id))
+        if self.token is None:
+            return metadata
+        try:
+            token = self.token if isinstance(self.token, str) else self.token()
+        except Exception as error:
+            raise _no_token(f"the function `token` failed: {error!r}") from error
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+            # Never the token itself: a message ends up in logs.
+            raise _no_token("a token is visible ASCII characters without spaces, and what was given is not")
+        return [*metadata, ("authorization", f"Bearer {token}")]
+
     @property
     def policy(self) -> RetryPolicy:
         """How streams are resumed."""
@@ -42,3 +75,7 @@ class Settings:
     def options(self) -> list[Option]:
         """What the channel is made with."""
         return channel_options(self.tls, self.keepalive_s, self.channel_options)
+
+
+def _no_token(why: str) -> Unauthenticated:
+    return Unauthenticated(why, code=grpc.StatusCode.UNAUTHENTICATED)

@@ -20,7 +20,7 @@ from conveyor._io.channel import TLS
 from conveyor._opening import Opening
 from conveyor._population import AsyncPopulation
 from conveyor._session import AsyncSession
-from conveyor._settings import Settings
+from conveyor._settings import Settings, Token
 
 __all__ = ["AsyncClient", "AsyncPopulation", "AsyncSession", "Opening", "connect"]
 
@@ -35,6 +35,7 @@ def connect(
     resend_buffer_bytes: int = 8 << 20,
     streams_per_client: int = 1,
     keepalive_s: float | None = 30.0,
+    token: Token | None = None,
     metadata: Sequence[tuple[str, str]] = (),
     channel_options: Sequence[tuple[str, Any]] = (),
 ) -> AsyncClient:
@@ -47,6 +48,7 @@ def connect(
         resend_buffer_bytes=resend_buffer_bytes,
         streams_per_client=streams_per_client,
         keepalive_s=keepalive_s,
+        token=token,
         metadata=metadata,
         channel_options=channel_options,
     )

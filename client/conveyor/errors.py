@@ -183,6 +183,14 @@ class NotDurable(ConveyorError):
     """More durability was asked for than there is: the server keeps no sessions so, or this session is not kept."""
 
 
+class Unauthenticated(ConveyorError):
+    """The server does not know who calls: give `connect` a `token`, or a client certificate, that it accepts."""
+
+
+class PermissionDenied(ConveyorError):
+    """Whoever calls may not do that here; `metadata["roles"]` lists the roles that may."""
+
+
 class RowsFailed(ConveyorError):
     """Some rows of a population's step failed; the others were applied, and their results are here.
 
@@ -249,12 +257,16 @@ _CLASSES: dict[e.ErrorReason.ValueType, type[ConveyorError]] = {
     e.ERROR_REASON_SEQUENCE_INVALID: ProtocolError,
     e.ERROR_REASON_OUTPUT_UNKNOWN: ProtocolError,
     e.ERROR_REASON_NOT_OFFERED: ProtocolError,
+    e.ERROR_REASON_CALLER_UNKNOWN: Unauthenticated,
+    e.ERROR_REASON_ROLE_MISSING: PermissionDenied,
 }
 # What a status says that carries no reason: it comes from gRPC itself or from a proxy.
 _BARE: dict[grpc.StatusCode, type[ConveyorError]] = {
     grpc.StatusCode.UNAVAILABLE: ConnectionLost,
     grpc.StatusCode.DEADLINE_EXCEEDED: CallTimeout,
     grpc.StatusCode.UNIMPLEMENTED: ProtocolError,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
 }
 
 

@@ -67,6 +67,8 @@ _REASONS_BY_CODE: dict[int, tuple[e.ErrorReason.ValueType, ...]] = {
     code_pb2.DATA_LOSS: (e.ERROR_REASON_RECORD_INVALID,),
     code_pb2.INTERNAL: (e.ERROR_REASON_MODEL_FAILED,),
     code_pb2.UNIMPLEMENTED: (e.ERROR_REASON_NOT_OFFERED,),
+    code_pb2.UNAUTHENTICATED: (e.ERROR_REASON_CALLER_UNKNOWN,),
+    code_pb2.PERMISSION_DENIED: (e.ERROR_REASON_ROLE_MISSING,),
 }
 
 # google.rpc.Code of each reason.

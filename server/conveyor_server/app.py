@@ -20,9 +20,11 @@ from conveyor_proto.inference import service_pb2
 from conveyor_proto.v1 import model_pb2, session_pb2
 
 from conveyor_server import compiled
+from conveyor_server.banner import banner, offers_admin
 from conveyor_server.engine.engine import Engine, EngineLimits
 from conveyor_server.errors import StartError
 from conveyor_server.http import MetricsServer
+from conveyor_server.identity.gate import Gate
 from conveyor_server.inference.service import InferenceServicer
 from conveyor_server.keeper.beat import Beat
 from conveyor_server.keeper.policy import KeeperPolicy
@@ -85,6 +87,7 @@ class App:
             diagnostics=settings.diagnostics,
             on_new_version=settings.on_new_version,
         )
+        self.gate = Gate(settings.access, admin=offers_admin(settings))
         self.grpc = self._grpc()
         self.port = 0
         self.pages: MetricsServer | None = None
@@ -131,8 +134,9 @@ class App:
         if not self.shared_port:
             await self._open_port()
         self.pages = MetricsServer(
-            settings.host,
+            settings.metrics_host or settings.host,
             settings.metrics_port,
+            gate=self.gate,
             loop=asyncio.get_running_loop(),
             sample=functools.partial(self.metrics.sample, self.directory),
             not_ready=self._not_ready,
@@ -154,9 +158,11 @@ class App:
             settings.host,
             self.port,
             " (TLS)" if settings.tls_key else "",
-            settings.host,
+            settings.metrics_host or settings.host,
             self.pages.port,
         )
+        for line in banner(settings, self.gate.access):
+            _log.info("%s", line)
 
     async def close(self) -> None:
         """Drains for up to drain_s and lets go of everything."""
@@ -249,8 +255,9 @@ class App:
             max_outgoing_bytes=self.settings.max_outgoing_bytes,
             shared=self.shared_port,
             diagnostics=self.settings.diagnostics,
+            reflection=self.settings.reflection,
         )
-        return open_transport(self.driver, self.metrics, servicers, options)
+        return open_transport(self.driver, self.metrics, servicers, self.gate, options)
 
 
 def _calm_the_collector() -> None:

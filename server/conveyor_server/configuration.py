@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from conveyor_server.coherence import check_together
 from conveyor_server.errors import StartError
-from conveyor_server.settings import AUTO, FIELDS, SWITCH, Field, Settings, check_together
+from conveyor_server.settings import AUTO, FIELDS, SWITCH, Field, Settings
 
 ENVIRONMENT_PREFIX = "CONVEYOR_"
+# What the client's commands take.
+_CLIENTS = frozenset(f"{ENVIRONMENT_PREFIX}{name}" for name in ("TARGET", "TOKEN", "TOKEN_FILE"))
 # Kubernetes describes a service named `conveyor` to its pods in variables that look like ours.
 _KUBERNETES = (f"{ENVIRONMENT_PREFIX}SERVICE_", f"{ENVIRONMENT_PREFIX}PORT_")
 
@@ -113,7 +116,7 @@ def _environment(environment: Mapping[str, str]) -> dict[str, str]:
             given[names[variable]] = value
         elif (
             variable.startswith(ENVIRONMENT_PREFIX)
-            and variable not in {f"{ENVIRONMENT_PREFIX}CONFIG", *names}
+            and variable not in {f"{ENVIRONMENT_PREFIX}CONFIG", *names, *_CLIENTS}
             and not variable.startswith(_KUBERNETES)
         ):
             raise StartError(f"{variable} in the environment is not a setting{_suggestion(variable, names)}")

@@ -13,10 +13,13 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TypeVar
 
+from conveyor_proto.v1 import errors_pb2 as e
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from conveyor_server.errors import StartError
+from conveyor_server.errors import Refused, StartError
 from conveyor_server.exposition import render
+from conveyor_server.identity.gate import AUTHORIZATION_KEY, Gate
+from conveyor_server.identity.methods import METRICS
 from conveyor_server.metrics import Sample
 
 T = TypeVar("T")
@@ -33,6 +36,7 @@ class MetricsServer:
         loop: of the core thread.
         sample: all numbers; called on the core thread.
         not_ready: why the server should get no traffic, empty when it should; called on the core thread.
+        gate: before /metrics; the other two are for whoever balances load, who has no token.
 
     Raises:
         StartError: the port is taken.
@@ -46,7 +50,9 @@ class MetricsServer:
         loop: asyncio.AbstractEventLoop,
         sample: Callable[[], Sample],
         not_ready: Callable[[], str],
+        gate: Gate,
     ) -> None:
+        self._gate = gate
         self._loop = loop
         self._sample = sample
         self._not_ready = not_ready
@@ -67,9 +73,12 @@ class MetricsServer:
             self._server.shutdown()
         self._server.server_close()
 
-    def _page(self, path: str) -> tuple[HTTPStatus, str, bytes]:
+    def _page(self, path: str, authorization: str) -> tuple[HTTPStatus, str, bytes]:
         try:
-            if path == "/metrics":
+            if path == METRICS:
+                refusal = self._refusal(authorization)
+                if refusal is not None:
+                    return refusal
                 return HTTPStatus.OK, CONTENT_TYPE_LATEST, render(self._on_core(self._sample))
             if path == "/healthz":
                 self._on_core(lambda: None)
@@ -80,6 +89,16 @@ class MetricsServer:
         except (TimeoutError, RuntimeError):
             return _text(HTTPStatus.SERVICE_UNAVAILABLE, "the core thread does not answer")
         return _text(HTTPStatus.NOT_FOUND, "here are /metrics, /healthz and /readyz")
+
+    def _refusal(self, authorization: str) -> tuple[HTTPStatus, str, bytes] | None:
+        """What somebody is answered who may not see the numbers."""
+        shown = {AUTHORIZATION_KEY: authorization} if authorization else {}
+        try:
+            self._gate.admit(METRICS, shown, list)
+        except Refused as refusal:
+            known = refusal.fault.reason != e.ERROR_REASON_CALLER_UNKNOWN
+            return _text(HTTPStatus.FORBIDDEN if known else HTTPStatus.UNAUTHORIZED, refusal.fault.message)
+        return None
 
     def _on_core(self, ask: Callable[[], T]) -> T:
         answer: concurrent.futures.Future[T] = concurrent.futures.Future()
@@ -104,8 +123,10 @@ class MetricsServer:
             sys_version = ""
 
             def do_GET(self) -> None:
-                status, content_type, body = page(self.path.partition("?")[0])
+                status, content_type, body = page(self.path.partition("?")[0], self.headers.get("Authorization", ""))
                 self.send_response(status)
+                if status == HTTPStatus.UNAUTHORIZED:
+                    self.send_header("WWW-Authenticate", "Bearer")
                 self.send_header("Content-Type", content_type)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()

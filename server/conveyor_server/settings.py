@@ -1,25 +1,25 @@
-"""What can be set, each field with its documentation, and what cannot be set together.
+"""What can be set, each field with its documentation.
 
-Invariant: every field is documented here and nowhere else. Where values come from is configuration's.
+Invariant: every field is documented here and nowhere else. Where values come from is configuration's, and what cannot
+be set together is coherence's.
 """
 
 import dataclasses
+import ipaddress
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from conveyor_server.errors import StartError
-
 # How a switch is written, off first, and a number that the server is to choose.
 SWITCH = ("off", "on")
 AUTO = "auto"
-_LAST_PORT = 65_535
 Device: TypeAlias = Literal["cpu", "cuda", "auto"]
 Transport: TypeAlias = Literal["auto", "aio", "cq"]
 Durability: TypeAlias = Literal["none", "async", "sync"]
 AutoDurability: TypeAlias = Literal["auto", "none", "async", "sync"]
 OnNewVersion: TypeAlias = Literal["pin", "migrate", "close"]
+Admin: TypeAlias = Literal["auto", "on", "off"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["auto", "json", "text"]
 
@@ -42,6 +42,7 @@ class Settings:
     )
     port: Annotated[int, _Doc("port of the gRPC services; 0 takes one that is free", 0)] = 50051
     metrics_port: Annotated[int, _Doc("port of /metrics, /healthz and /readyz; 0 takes one that is free", 0)] = 9464
+    metrics_host: Annotated[str, _Doc("address of the metrics port. Empty: host")] = ""
     tls_certificate: Annotated[
         Path | None,
         _Doc("PEM file of the certificate chain; with tls_key, the gRPC port is TLS. Read anew when it changes"),
@@ -52,6 +53,27 @@ class Settings:
     tls_client_ca: Annotated[
         Path | None, _Doc("PEM file of the authority whose clients alone are let in. Read anew when it changes")
     ] = None
+    access: Annotated[
+        Path | None,
+        _Doc(
+            "TOML file of who may call: tokens, certificates, JWT issuer, roles, tenants (docs/security.md). Read anew "
+            "when it changes. Without one, nobody is asked who they are"
+        ),
+    ] = None
+    allow_anonymous: Annotated[
+        bool,
+        _Doc("without access and tls_client_ca: listen where other machines can reach the port, and let anybody call"),
+    ] = False
+    admin: Annotated[
+        Admin,
+        _Doc(
+            "whether calls that change what is served (LoadModel and the like) are answered. auto: where callers are "
+            "asked who they are, or are on this machine"
+        ),
+    ] = "auto"
+    reflection: Annotated[bool, _Doc("whether the gRPC port says which services it has, for tools such as grpcurl")] = (
+        True
+    )
     device: Annotated[Device, _Doc("where models run; cuda refuses to start without a CUDA provider that works")] = (
         "auto"
     )
@@ -140,7 +162,9 @@ class Settings:
     max_sessions_per_model: Annotated[int, _Doc("sessions of one model that the store may hold; 0: any number", 0)] = 0
     max_sessions_per_tenant: Annotated[
         int,
-        _Doc("sessions that the store may hold of one tenant, as call metadata x-tenant-id names it; 0: any number", 0),
+        _Doc(
+            "sessions of one tenant that the store may hold, unless access says another number for it; 0: any number", 0
+        ),
     ] = 0
     on_new_version: Annotated[
         OnNewVersion,
@@ -228,6 +252,14 @@ class Field:
         return SWITCH[value] if isinstance(value, bool) else str(value)
 
 
+def is_loopback(host: str) -> bool:
+    """Only this machine reaches what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _fields() -> Iterator[Field]:
     for field in dataclasses.fields(Settings):
         base, doc = get_args(field.type)
@@ -235,48 +267,3 @@ def _fields() -> Iterator[Field]:
 
 
 FIELDS = {field.name: field for field in _fields()}
-
-
-def check_together(settings: Settings) -> None:
-    """Looks at what one setting alone does not tell.
-
-    Raises:
-        StartError: two of them cannot be together; the message says which, and what to do.
-    """
-    for low, high in (("idle_timeout_s", "max_idle_timeout_s"), ("in_flight", "max_in_flight")):
-        if getattr(settings, low) > getattr(settings, high):
-            raise StartError(f"{low} is larger than {high}: raise {FIELDS[high].flag} too")
-    if (settings.tls_certificate is None) != (settings.tls_key is None):
-        raise StartError("--tls-certificate and --tls-key go together")
-    if settings.tls_client_ca is not None and settings.tls_key is None:
-        raise StartError("--tls-client-ca needs --tls-certificate and --tls-key")
-    _check_workers(settings)
-    _check_durability(settings)
-
-
-def _check_durability(settings: Settings) -> None:
-    kept = settings.store != "memory"
-    order = {"none": 0, "async": 1, "sync": 2}
-    default, most = (order.get(name, -1) for name in (settings.durability, settings.max_durability))
-    if not kept and max(default, most, order[settings.min_durability]) > 0:
-        raise StartError(
-            "durability needs a store that outlives the process: add --store sqlite:PATH or --store valkey://HOST:PORT/0"
-        )
-    most = order["sync" if kept else "none"] if most < 0 else most
-    if max(default, order[settings.min_durability]) > most:
-        raise StartError("durability and min_durability are at most max_durability: raise --max-durability")
-    if 0 <= default < order[settings.min_durability]:
-        raise StartError("durability is less than min_durability: raise --durability")
-
-
-def _check_workers(settings: Settings) -> None:
-    first, last = settings.metrics_port, settings.metrics_port + settings.workers - 1
-    if settings.workers == 1 or first == 0:
-        return
-    if last > _LAST_PORT:
-        raise StartError(f"--workers {settings.workers} need the metrics ports {first} to {last}: lower --metrics-port")
-    if first <= settings.port <= last:
-        raise StartError(
-            f"--workers {settings.workers} need the metrics ports {first} to {last}, and port is {settings.port}: "
-            "move one of them"
-        )

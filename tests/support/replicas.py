@@ -195,7 +195,7 @@ class Replica:
         runner = SumRunner(limits.capacity(self._limits.max_sessions))
         engine = Engine(runner, model=MODEL, version="1", limits=limits)
         item = SimpleNamespace(name=MODEL, version="1", engine=engine, serving=engine)
-        repository: Any = SimpleNamespace(find=lambda name, version="": item, versions=lambda: [item])
+        repository: Any = SimpleNamespace(find=lambda name, version="", uses=None: item, versions=lambda: [item])
         self.metrics = Metrics()
         self.directory = Directory(self._limits)
         inline_run_s = 1.0 if self._at_once else -1.0

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from google.protobuf import json_format
 
 import conveyor
 from conveyor._core.signature import Field
+from conveyor._settings import Token
 from conveyor.cli.table import duration, size, table
 
 
@@ -36,12 +38,24 @@ def connected(arguments: argparse.Namespace) -> conveyor.Client:
         return conveyor.connect(
             arguments.target,
             tls=tls,
+            token=_token(arguments),
+            metadata=[("x-tenant-id", arguments.tenant)] if arguments.tenant else [],
             timeout_s=arguments.timeout_s,
             connect_timeout_s=0.5,
             resume_timeout_s=arguments.timeout_s,
         )
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from None
+
+
+def _token(arguments: argparse.Namespace) -> Token | None:
+    """The bearer token to show. A file is read again whenever it is shown: it may be renewed meanwhile."""
+    if not arguments.token_file:
+        return os.environ.get("CONVEYOR_TOKEN") or None
+    path = Path(arguments.token_file)
+    # Here, so that a file that is not there is an error of the command line.
+    path.read_bytes()
+    return lambda: path.read_text().strip()
 
 
 def models(arguments: argparse.Namespace) -> int:

@@ -167,6 +167,13 @@ def _common_options(*, again: bool = False) -> argparse.ArgumentParser:
     group.add_argument("--cert", metavar="PEM", help="the client's certificate, where the server asks for one")
     group.add_argument("--key", metavar="PEM", help="the key to --cert")
     group.add_argument("--server-name", metavar="NAME", help="the name in the server's certificate; default: the host")
+    group.add_argument(
+        "--token-file",
+        metavar="FILE",
+        default=os.environ.get("CONVEYOR_TOKEN_FILE"),
+        help="file of the bearer token to show; default: CONVEYOR_TOKEN_FILE, or the token in CONVEYOR_TOKEN",
+    )
+    group.add_argument("--tenant", metavar="NAME", help="act for this tenant, where the caller may act for any")
     common.add_argument("--json", action="store_true", help="print JSON")
     if again:
         for action in common._actions:

@@ -106,6 +106,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT. metadata: model, output. The model has no such output."""
     ERROR_REASON_NOT_OFFERED: _ErrorReason.ValueType  # 142
     """UNIMPLEMENTED. metadata: feature. A part of a protocol that this server does not offer."""
+    ERROR_REASON_CALLER_UNKNOWN: _ErrorReason.ValueType  # 160
+    """UNAUTHENTICATED. The call shows no token or certificate that this server knows, or one that has expired."""
+    ERROR_REASON_ROLE_MISSING: _ErrorReason.ValueType  # 161
+    """PERMISSION_DENIED. metadata: roles. Whoever calls has none of the roles that may."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call or a step was refused. The value's name without its prefix is google.rpc.ErrorInfo.reason, the domain is
@@ -196,4 +200,8 @@ ERROR_REASON_OUTPUT_UNKNOWN: ErrorReason.ValueType  # 141
 """INVALID_ARGUMENT. metadata: model, output. The model has no such output."""
 ERROR_REASON_NOT_OFFERED: ErrorReason.ValueType  # 142
 """UNIMPLEMENTED. metadata: feature. A part of a protocol that this server does not offer."""
+ERROR_REASON_CALLER_UNKNOWN: ErrorReason.ValueType  # 160
+"""UNAUTHENTICATED. The call shows no token or certificate that this server knows, or one that has expired."""
+ERROR_REASON_ROLE_MISSING: ErrorReason.ValueType  # 161
+"""PERMISSION_DENIED. metadata: roles. Whoever calls has none of the roles that may."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -8,6 +8,7 @@ from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
 from google.protobuf.message import DecodeError
 
+from conveyor_server.identity.caller import Caller
 from conveyor_server.inference.faults import to_status
 from conveyor_server.inference.infer import Inference
 from conveyor_server.inference.job import Underway
@@ -22,13 +23,15 @@ class InferCall:
         inference: runs the request.
         metrics: counts refusals.
         outlet: where the answer goes.
+        caller: who asks.
     """
 
     # Other calls' requests may have come with it, for the same run.
     eager = gathers = True
 
-    def __init__(self, inference: Inference, metrics: Metrics, outlet: Outlet) -> None:
+    def __init__(self, inference: Inference, metrics: Metrics, outlet: Outlet, caller: Caller) -> None:
         self._inference = inference
+        self._caller = caller
         self._metrics = metrics
         self._outlet = outlet
         self._under_way: Underway | None = None
@@ -45,7 +48,7 @@ class InferCall:
             message = "the message of the call is no ModelInferRequest"
             self._answered(Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "message"}))
             return
-        self._under_way = self._inference.infer(request, self._answered)
+        self._under_way = self._inference.infer(request, self._answered, self._caller)
 
     def half_close(self) -> None:
         """The client sends no more: the answer is still to come, unless it has asked nothing."""

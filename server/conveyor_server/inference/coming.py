@@ -10,6 +10,7 @@ from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
 
 from conveyor_server.errors import Refused
+from conveyor_server.identity.caller import full_name
 from conveyor_server.keeper.beat import Beat
 from conveyor_server.servicers.core import Core
 from conveyor_server.servicers.creation import Wanted, create
@@ -30,7 +31,7 @@ def begin(core: Core, store: Beat, wanted: Wanted, *, replaced: Callable[[Sessio
         replaced: called with a live session of that model and name, which ends for this one.
         then: as above.
     """
-    name, model = wanted.session_id, wanted.engine.model
+    name, model = full_name(wanted.tenant, wanted.session_id), wanted.engine.model
 
     def created(opened: Session | Fault) -> None:
         if isinstance(opened, Fault) and opened.reason == e.ERROR_REASON_SESSION_EXISTS:

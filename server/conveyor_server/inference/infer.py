@@ -12,6 +12,7 @@ from conveyor_proto.v1 import errors_pb2 as e
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused, refuse
+from conveyor_server.identity.caller import ANYBODY, Caller
 from conveyor_server.inference.job import Job, Reply, Underway
 from conveyor_server.inference.names import session_id
 from conveyor_server.inference.parameters import read_parameters
@@ -35,8 +36,8 @@ class Inference:
         self._sequences = Sequences(core, statistics)
         self._plain = Plain(core, statistics)
 
-    def infer(self, request: pb.ModelInferRequest, reply: Reply) -> Underway | None:
-        """Takes a request; None: it is answered already."""
+    def infer(self, request: pb.ModelInferRequest, reply: Reply, caller: Caller = ANYBODY) -> Underway | None:
+        """Takes a request of a caller; None: it is answered already."""
         try:
             model = request.model_name
             if not model:
@@ -44,9 +45,9 @@ class Inference:
                     e.ERROR_REASON_MESSAGE_INVALID, "model_name is needed: which model is meant?", field="model_name"
                 )
             parameters = read_parameters(request.parameters, model)
-            engine = self._engine(request, parameters.sequence)
+            engine = self._engine(request, parameters.sequence, caller)
             reply = _counted(reply, self._statistics, engine)
-            return self._run(Job(request, parameters, reply), engine)
+            return self._run(Job(request, parameters, reply, caller), engine)
         except (Refused, WireError) as refusal:
             reply(refusal.fault)
             return None
@@ -66,13 +67,14 @@ class Inference:
             )
         return self._sequences.run(job)
 
-    def _engine(self, request: pb.ModelInferRequest, sequence: int | str | None) -> Engine:
+    def _engine(self, request: pb.ModelInferRequest, sequence: int | str | None, caller: Caller) -> Engine:
         """Of the sequence's session, if there is one; else of the version that is asked for."""
         if sequence is not None:
-            session = self._core.directory.sessions.get(session_id(request.model_name, sequence))
+            name = caller.full_name(session_id(request.model_name, sequence))
+            session = self._core.directory.sessions.get(name)
             if session is not None and session.engine.model == request.model_name:
                 return session.engine
-        return self._core.repository.find(request.model_name, request.model_version).serving
+        return self._core.repository.find(request.model_name, request.model_version, caller.uses).serving
 
 
 def _counted(reply: Reply, statistics: Statistics, engine: Engine) -> Reply:

@@ -12,6 +12,7 @@ from conveyor_proto.v1 import errors_pb2 as e
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused, refuse
+from conveyor_server.identity.caller import ANYBODY, Caller
 from conveyor_server.incidents import record
 from conveyor_server.inference.parameters import Parameters
 from conveyor_server.inference.requests import Content, read_content
@@ -30,12 +31,14 @@ class Job:
         request: as it came.
         parameters: what it says beside its tensors.
         reply: gets the response, or why there is none. Core thread.
+        caller: who sent it.
         notes: parameters of its response.
     """
 
     request: pb.ModelInferRequest
     parameters: Parameters
     reply: Reply
+    caller: Caller = ANYBODY
     notes: dict[str, bool | int | str] = field(default_factory=dict)
 
     def read(self, engine: Engine, statistics: Statistics, *, max_time_steps: int) -> Content:

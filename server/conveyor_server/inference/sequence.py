@@ -18,6 +18,7 @@ from google.rpc import code_pb2
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused
+from conveyor_server.identity.caller import public_name
 from conveyor_server.inference import coming
 from conveyor_server.inference.answers import respond
 from conveyor_server.inference.job import Job, take_back
@@ -82,7 +83,7 @@ class Sequence:
         core: what drives the sessions.
         statistics: counts what is read.
         sequence: its correlation id.
-        name: of its session.
+        name: its session's full name.
         done: called with the name, once nothing is under way.
     """
 
@@ -211,7 +212,13 @@ class Sequence:
                 coming.begin(
                     self._core,
                     store,
-                    Wanted(engine, session_id=self._name, max_in_flight=limits.max_in_flight),
+                    Wanted(
+                        engine,
+                        session_id=public_name(self._name),
+                        max_in_flight=limits.max_in_flight,
+                        tenant=job.caller.tenant,
+                        max_sessions=job.caller.max_sessions,
+                    ),
                     replaced=lambda former: self._note_restart(job, former),
                     then=lambda come: self._come(place, come),
                 )
@@ -277,7 +284,13 @@ class Sequence:
                 raise Refused(stopping(directory.limits.retry_s))
             self._note_restart(job, former)
             directory.close(former, NOBODY, now)
-        return directory.create(engine, now, session_id=self._name, max_in_flight=directory.limits.max_in_flight)
+        return directory.create(
+            engine,
+            now,
+            session_id=public_name(self._name),
+            tenant=job.caller.tenant,
+            max_in_flight=directory.limits.max_in_flight,
+        )
 
     @staticmethod
     def _note_restart(job: Job, former: Session) -> None:
@@ -336,7 +349,7 @@ class Sequence:
             e.ERROR_REASON_CREDIT_EXCEEDED,
             f"sequence {self._id} of model '{job.request.model_name}' has over {_MOST_CREDITS * most} requests "
             "unanswered: wait for answers",
-            {"session_id": self._name, "seq": "0", "max_in_flight": str(most)},
+            {"session_id": public_name(self._name), "seq": "0", "max_in_flight": str(most)},
         )
 
     def _not_begun(self, job: Job, why: Fault | None) -> Fault:
@@ -347,7 +360,7 @@ class Sequence:
         )
         metadata = {"model": model, "sequence_id": str(self._id)}
         if why is None:
-            message += f". Session {self._name!r} is of another model, and not this sequence's"
+            message += f". Session {public_name(self._name)!r} is of another model, and not this sequence's"
         elif why.reason != e.ERROR_REASON_SESSION_NOT_FOUND:
             # It was here: nobody is left to wonder whether its state is still what it was.
             message += f". It was here and is gone: {why.message}"

@@ -33,7 +33,7 @@ class Sequences:
         sequence = job.parameters.sequence
         if sequence is None:
             raise AssertionError("a request of no sequence")
-        name = session_id(job.request.model_name, sequence)
+        name = job.caller.full_name(session_id(job.request.model_name, sequence))
         known = self._busy.get(name)
         if known is None:
             known = self._busy[name] = Sequence(self._core, self._statistics, sequence, name, self._done)

@@ -12,6 +12,7 @@ from google.rpc import status_pb2
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused, refuse
+from conveyor_server.identity.caller import Caller, of_call
 from conveyor_server.inference import describe, faults
 from conveyor_server.inference.call import InferCall
 from conveyor_server.inference.infer import Inference
@@ -69,7 +70,7 @@ class InferenceServicer:
             if not answered.done():
                 answered.set_result(answer)
 
-        under_way = self._inference.infer(request, told)
+        under_way = self._inference.infer(request, told, of_call())
         try:
             answer = await answered
         except asyncio.CancelledError:
@@ -80,13 +81,13 @@ class InferenceServicer:
             raise Refused(answer)
         return answer
 
-    def model_infer_call(self, outlet: Outlet, _: Mapping[str, str]) -> InferCall:
+    def model_infer_call(self, outlet: Outlet, _: Mapping[str, str], caller: Caller) -> InferCall:
         """`model_infer`, for a transport that serves calls as tags."""
-        return InferCall(self._inference, self._metrics, outlet)
+        return InferCall(self._inference, self._metrics, outlet, caller)
 
-    def model_stream_infer(self, outlet: Outlet, metadata: Mapping[str, str]) -> InferStream:
+    def model_stream_infer(self, outlet: Outlet, metadata: Mapping[str, str], caller: Caller) -> InferStream:
         """A stream of requests begins."""
-        return InferStream(self._inference, self._metrics, outlet, metadata)
+        return InferStream(self._inference, self._metrics, outlet, metadata, caller)
 
     # ------------------------------------------------------------ server and models
 
@@ -105,7 +106,7 @@ class InferenceServicer:
     async def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
         """Whether a version is served; one that is not known is not."""
         try:
-            ready = self._core.repository.find(request.name, request.version).engine is not None
+            ready = self._found(request.name, request.version).engine is not None
         except Refused:
             ready = False
         return pb.ModelReadyResponse(ready=ready and not self._core.directory.draining)
@@ -124,7 +125,7 @@ class InferenceServicer:
         """Counts and durations of a version, of a model's, or of all."""
         if request.name:
             # Refused where it is not known.
-            self._core.repository.find(request.name, request.version)
+            self._found(request.name, request.version)
         return pb.ModelStatisticsResponse(
             model_stats=[
                 self._statistics.message(item.serving)
@@ -137,6 +138,7 @@ class InferenceServicer:
 
     async def repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
         """Every version that is known; with `ready`, those that are served."""
+        uses = of_call().uses
         return pb.RepositoryIndexResponse(
             models=[
                 pb.RepositoryIndexResponse.ModelIndex(
@@ -146,7 +148,7 @@ class InferenceServicer:
                     reason="" if item.failure is None else item.failure.message,
                 )
                 for item in self._core.repository.versions()
-                if item.engine is not None or not request.ready
+                if uses(item.name) and (item.engine is not None or not request.ready)
             ]
         )
 
@@ -198,15 +200,21 @@ class InferenceServicer:
     # ------------------------------------------------------------ within
 
     def _served(self, name: str, version: str) -> ModelVersion[Engine]:
-        item = self._core.repository.find(name, version)
+        item = self._found(name, version)
         # Refused where it is not ready.
         _ = item.serving
         return item
 
+    def _found(self, name: str, version: str) -> ModelVersion[Engine]:
+        return self._core.repository.find(name, version, of_call().uses)
+
     def _versions(self, name: str) -> list[ModelVersion[Engine]]:
-        """Versions of a model that are READY, newest last; of all models without a name."""
+        """Versions of a model that are READY, newest last; of all that are there for the caller without a name."""
+        uses = of_call().uses
         return [
-            item for item in self._core.repository.versions() if name in {"", item.name} and item.engine is not None
+            item
+            for item in self._core.repository.versions()
+            if name in {"", item.name} and item.engine is not None and uses(item.name)
         ]
 
 

@@ -11,6 +11,7 @@ from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
 from google.protobuf.message import DecodeError
 
+from conveyor_server.identity.caller import Caller
 from conveyor_server.inference.faults import to_status
 from conveyor_server.inference.infer import Inference
 from conveyor_server.metrics import Metrics
@@ -31,13 +32,17 @@ class InferStream:
         metrics: counts refusals.
         outlet: where responses go.
         metadata: what the client sent ahead, by lower-case key.
+        caller: who it is.
     """
 
     # A message may be another sequence's, for the same run.
     eager = gathers = True
 
-    def __init__(self, inference: Inference, metrics: Metrics, outlet: Outlet, metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self, inference: Inference, metrics: Metrics, outlet: Outlet, metadata: Mapping[str, str], caller: Caller
+    ) -> None:
         self._inference = inference
+        self._caller = caller
         self._metrics = metrics
         self._outlet = outlet
         self._ends_with_error = metadata.get(STATUS_KEY, "").lower() == "true"
@@ -58,7 +63,7 @@ class InferStream:
             self._fail(Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "message"}))
             return
         self._unanswered += 1
-        self._inference.infer(request, lambda answer: self._answered(request.id, answer))
+        self._inference.infer(request, lambda answer: self._answered(request.id, answer), self._caller)
 
     def half_close(self) -> None:
         """The client sends no more: the call ends with the last answer. Sequences go on without it."""

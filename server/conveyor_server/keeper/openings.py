@@ -196,7 +196,7 @@ class Openings:
             policy.replica,
             policy.runtime,
             wall + kept.options.idle_timeout_s,
-            policy.quotas(kept.engine.model, kept.options.tenant),
+            policy.quotas(kept.engine.model, kept.options.tenant, kept.max_sessions),
             kept.epoch,
         )
 

@@ -71,10 +71,10 @@ class KeeperPolicy:
             return SessionOptions(plain.max_in_flight, plain.idle_timeout_s, wanted, tenant)
         return SessionOptions(plain.max_in_flight, min(idle_timeout_s or self.ttl_s, self.ttl_s), wanted, tenant)
 
-    def quotas(self, model: str, tenant: str) -> Sequence[Quota]:
-        """What a session of that model and tenant counts against."""
+    def quotas(self, model: str, tenant: str, max_sessions: int) -> Sequence[Quota]:
+        """What a session of that model and tenant counts against; `max_sessions` of the tenant's own, 0: as of all."""
         quotas = [Quota("", self.max_stored), Quota(f"model:{model}", self.max_per_model)]
-        return [*quotas, Quota(f"tenant:{tenant}", self.max_per_tenant)] if tenant else quotas
+        return [*quotas, Quota(f"tenant:{tenant}", max_sessions or self.max_per_tenant)] if tenant else quotas
 
 
 def not_durable(wanted: Durability, most: Durability) -> Exception:

@@ -14,6 +14,7 @@ from conveyor_proto.v1 import store_pb2
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused, refuse
+from conveyor_server.identity.caller import public_name
 from conveyor_server.keeper import body, head
 from conveyor_server.repository import Repository
 from conveyor_server.sessions.keeping import Kept
@@ -106,9 +107,10 @@ class Revival:
         """
         target = self._moves.get((content.model, content.version))
         if target is not None:
-            return self._repository.find(content.model, target).serving
+            return self._repository.find(content.model, target, content.model.__eq__).serving
         try:
-            item = self._repository.find(content.model, content.version)
+            # Of other models its tenant may know nothing.
+            item = self._repository.find(content.model, content.version, content.model.__eq__)
         except Refused:
             same = [
                 other.engine
@@ -124,8 +126,8 @@ class Revival:
         if engine.spec.digest != content.model_digest:
             raise refuse(
                 e.ERROR_REASON_MODEL_MISMATCH,
-                f"session {content.session_id!r} is of another model than {content.model} version {content.version} is "
-                "here: serve the version that it was made with",
+                f"session {public_name(content.session_id)!r} is of another model than {content.model} version "
+                f"{content.version} is here: serve the version that it was made with",
                 model=content.model,
                 version=content.version,
                 digest=engine.spec.digest,
@@ -149,8 +151,8 @@ def _invalid(session_id: str, part: str, why: str) -> Refused:
     return Refused(
         Fault(
             e.ERROR_REASON_RECORD_INVALID,
-            f"the {part} in the store's record of session {session_id!r} {why}: the session cannot go on; find out who "
-            "writes to the store, close it, and restore a snapshot or send its history again",
-            {"session_id": session_id},
+            f"the {part} in the store's record of session {public_name(session_id)!r} {why}: the session cannot go on; "
+            "find out who writes to the store, close it, and restore a snapshot or send its history again",
+            {"session_id": public_name(session_id)},
         )
     )

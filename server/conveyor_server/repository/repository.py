@@ -182,25 +182,30 @@ class Repository(Generic[EngineT]):
         self._remove(name, version)
         return known
 
-    def find(self, name: str, version: str = "") -> ModelVersion[EngineT]:
+    def find(self, name: str, version: str = "", uses: Callable[[str], bool] = lambda _: True) -> ModelVersion[EngineT]:
         """A version, or with an empty `version` the latest: the highest that is READY.
 
         Without a READY one, the latest is the highest of those that are LOADING, else of those that FAILED, so that
         `find(name).serving` says why there is nothing to serve.
 
+        Args:
+            name: of the model.
+            version: of it.
+            uses: which models are there for whoever asks.
+
         Raises:
             Refused: MODEL_NOT_FOUND.
         """
-        versions = self._versions.get(name, {})
+        versions = self._versions.get(name, {}) if uses(name) else {}
         if version:
             if version not in versions:
-                raise self._not_found(name, version)
+                raise self._not_found(name, version, uses)
             return versions[version]
         for status in (model_pb2.MODEL_STATUS_READY, model_pb2.MODEL_STATUS_LOADING, model_pb2.MODEL_STATUS_FAILED):
             having = [item for item in versions.values() if item.status == status]
             if having:
                 return max(having, key=_number)
-        raise self._not_found(name, "")
+        raise self._not_found(name, "", uses)
 
     def versions(self) -> list[ModelVersion[EngineT]]:
         """Every version that is known, by name, newest last."""
@@ -224,8 +229,8 @@ class Repository(Generic[EngineT]):
         if known is None or known.status != model_pb2.MODEL_STATUS_LOADING:
             raise AssertionError(f"{name}/{version} was not begun")
 
-    def _not_found(self, name: str, version: str) -> Refused:
-        ready = [item for item in self.versions() if item.engine is not None]
+    def _not_found(self, name: str, version: str, uses: Callable[[str], bool] = lambda _: True) -> Refused:
+        ready = [item for item in self.versions() if item.engine is not None and uses(item.name)]
         return _missing("is served here", name, version, [f"{item.name}/{item.version}" for item in ready])
 
     def _not_on_disk(self, name: str, version: str) -> Refused:

@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused, refuse
+from conveyor_server.identity.caller import Caller
 from conveyor_server.inputs import StepInputs
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.directory import Directory
@@ -18,11 +19,11 @@ from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.sessions.session import Session, Submission
 
 
-def session_info(session: Session, core: Core) -> session_pb2.SessionInfo:
-    """A session as its owner sees it."""
+def session_info(session: Session, core: Core, caller: Caller) -> session_pb2.SessionInfo:
+    """A session as a caller sees it."""
     engine = session.engine
     return session_pb2.SessionInfo(
-        session_id=session.id,
+        session_id=caller.shown(session.id),
         model=engine.model,
         version=engine.version,
         model_digest=engine.spec.digest,

@@ -9,6 +9,7 @@ from conveyor_proto.v1 import session_pb2
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused
+from conveyor_server.identity.caller import public_name
 from conveyor_server.keeper.held import disown
 from conveyor_server.keeper.policy import not_durable
 from conveyor_server.servicers.core import Core
@@ -24,9 +25,10 @@ class Wanted:
 
     Attributes:
         engine: of its model version.
-        session_id: its name; "": the server chooses.
+        session_id: what its tenant calls it; "": the server chooses.
         max_in_flight, idle_timeout_s, durability: what is asked for; zeros take the defaults.
-        tenant: whose quota it counts against.
+        tenant: whose it is; "": nobody's.
+        max_sessions: of the tenant's own; 0: as of all.
         states: one `[*shape]` array for each of ModelSpec.states; None: fresh.
         applied_seq, applied_time_steps: what the states have in them.
     """
@@ -37,6 +39,7 @@ class Wanted:
     idle_timeout_s: float = 0.0
     durability: Durability = session_pb2.DURABILITY_UNSPECIFIED
     tenant: str = ""
+    max_sessions: int = 0
     states: Sequence[Array] | None = None
     applied_seq: int = 0
     applied_time_steps: int = 0
@@ -52,10 +55,11 @@ def create(wanted: Wanted, core: Core, then: Callable[[Session | Fault], None]) 
     if store is None:
         if wanted.durability > session_pb2.DURABILITY_NONE:
             raise not_durable(wanted.durability, session_pb2.DURABILITY_NONE)
-        then(_in_memory(wanted, core, directory.limits.grant(wanted.max_in_flight, wanted.idle_timeout_s)))
+        plain = directory.limits.grant(wanted.max_in_flight, wanted.idle_timeout_s, wanted.tenant)
+        then(_in_memory(wanted, core, plain, wanted.session_id))
         return
     directory.admit(0)
-    session_id = directory.new_id(wanted.session_id)
+    name = directory.new_name(wanted.session_id, wanted.tenant)
     options = store.policy.grant(
         directory.limits,
         wanted.durability,
@@ -65,25 +69,25 @@ def create(wanted: Wanted, core: Core, then: Callable[[Session | Fault], None]) 
     )
     if options.durability == session_pb2.DURABILITY_NONE:
         if not wanted.session_id:
-            then(_in_memory(wanted, core, options, session_id))
+            then(_in_memory(wanted, core, options, public_name(name)))
             return
 
         def unless_stored(found: Record | Fault | None) -> None:
             if found is not None:
-                then(found if isinstance(found, Fault) else refusals.exists(session_id))
+                then(found if isinstance(found, Fault) else refusals.exists(name))
                 return
             try:
-                _forget(session_id, core)
-                session = _in_memory(wanted, core, options, session_id)
+                _forget(name, core)
+                session = _in_memory(wanted, core, options, wanted.session_id)
             except Refused as refusal:
                 then(refusal.fault)
             else:
                 then(session)
 
-        store.peek(session_id, unless_stored)
+        store.peek(name, unless_stored)
         return
     kept = Kept(
-        session_id,
+        name,
         wanted.engine,
         options,
         _first_epoch(core),
@@ -92,6 +96,7 @@ def create(wanted: Wanted, core: Core, then: Callable[[Session | Fault], None]) 
         wanted.applied_time_steps,
         wanted.applied_seq,
         core.now(),
+        max_sessions=wanted.max_sessions,
     )
     store.create(kept, then)
 
@@ -109,7 +114,7 @@ def _forget(session_id: str, core: Core) -> None:
         core.kick()
 
 
-def _in_memory(wanted: Wanted, core: Core, options: SessionOptions, session_id: str = "") -> Session:
+def _in_memory(wanted: Wanted, core: Core, options: SessionOptions, session_id: str) -> Session:
     if core.store is not None:
         core.store.keeper.room.make_one(core.now())
     return core.directory.restore(
@@ -118,7 +123,8 @@ def _in_memory(wanted: Wanted, core: Core, options: SessionOptions, session_id: 
         core.now(),
         applied_seq=wanted.applied_seq,
         applied_time_steps=wanted.applied_time_steps,
-        session_id=session_id or wanted.session_id,
+        session_id=session_id,
+        tenant=wanted.tenant,
         max_in_flight=options.max_in_flight,
         idle_timeout_s=options.idle_timeout_s,
     )

@@ -12,6 +12,7 @@ from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import session_pb2 as pb
 
 from conveyor_server.errors import Refused
+from conveyor_server.identity.caller import Caller, prefix
 from conveyor_server.servicers.convert import session_info
 from conveyor_server.servicers.core import Core
 from conveyor_server.servicers.creation import Wanted, create
@@ -34,7 +35,7 @@ async def found(session_id: str, core: Core, *, epoch: int = 0) -> tuple[Session
     """The session, in memory, and the epoch under which a call of that epoch steps it.
 
     Args:
-        session_id: which.
+        session_id: its full name.
         core: what drives the sessions.
         epoch: of the caller; 0: any.
 
@@ -96,28 +97,31 @@ async def durable(session: Session, core: Core, seq: int) -> None:
         raise Refused(fault)
 
 
-async def stored_info(session_id: str, core: Core) -> pb.SessionInfo:
-    """Describes a session, wherever it is.
+async def stored_info(session_id: str, core: Core, caller: Caller) -> pb.SessionInfo:
+    """Describes a caller's session, wherever it is.
 
     Raises:
         Refused: SESSION_NOT_FOUND and the like, STORE_UNAVAILABLE, RECORD_INVALID.
     """
-    here = core.directory.sessions.get(session_id)
+    name = caller.full_name(session_id)
+    here = core.directory.sessions.get(name)
     if core.store is None or (here is not None and not here.stored):
-        return session_info(core.directory.lookup(session_id), core)
-    record = await _peeked(session_id, core)
-    here = core.directory.sessions.get(session_id)
+        return session_info(core.directory.lookup(name), core, caller)
+    record = await _peeked(name, core)
+    here = core.directory.sessions.get(name)
     if record is None:
         if here is not None and not here.stored:
-            return session_info(core.directory.lookup(session_id), core)
-        raise Refused(core.directory.why_gone(session_id))
+            return session_info(core.directory.lookup(name), core, caller)
+        raise Refused(core.directory.why_gone(name))
     if here is not None and here.epoch == record.epoch:
-        return session_info(core.directory.lookup(session_id), core)
-    return record_info(record, core)
+        return session_info(core.directory.lookup(name), core, caller)
+    return record_info(record, core, caller)
 
 
-async def stored_page(request: pb.ListSessionsRequest, size: int, core: Core) -> pb.ListSessionsResponse:
-    """A page of all sessions by id: those in the store, and this server's own that are in memory alone.
+async def stored_page(
+    request: pb.ListSessionsRequest, size: int, core: Core, caller: Caller
+) -> pb.ListSessionsResponse:
+    """A page of a caller's sessions by id: those in the store, and this server's own that are in memory alone.
 
     Raises:
         Refused: STORE_UNAVAILABLE.
@@ -125,14 +129,15 @@ async def stored_page(request: pb.ListSessionsRequest, size: int, core: Core) ->
     store = core.store
     if store is None:
         raise AssertionError("there is no store")
-    page = await store.call(lambda: store.store.listed(request.page_token, size, request.model))
+    after, theirs = caller.full_name(request.page_token), prefix(caller.tenant)
+    page = await store.call(lambda: store.store.listed(after, size, request.model, caller.tenant))
     ids = {record.session_id: record for record in page.records}
     own = {
         key: session
         for key, session in core.directory.sessions.items()
-        if not session.stored and request.model in {"", session.engine.model}
+        if not session.stored and request.model in {"", session.engine.model} and key.startswith(theirs)
     }
-    chosen = sorted({*ids, *(key for key in own if key > request.page_token)})
+    chosen = sorted({*ids, *(key for key in own if key > after)})
     more = page.more or len(chosen) > size
     if page.more and page.records:
         # What lies behind the last of the store's is for the next page.
@@ -142,16 +147,18 @@ async def stored_page(request: pb.ListSessionsRequest, size: int, core: Core) ->
     for key in chosen:
         here = core.directory.sessions.get(key)
         if here is not None and (key not in ids or here.epoch == ids[key].epoch):
-            infos.append(session_info(here, core))
+            infos.append(session_info(here, core, caller))
         elif key in ids:
-            infos.append(record_info(ids[key], core))
+            infos.append(record_info(ids[key], core, caller))
     return pb.ListSessionsResponse(
-        sessions=infos, next_page_token=chosen[-1] if more and chosen else "", total_size=page.total + len(own)
+        sessions=infos,
+        next_page_token=caller.shown(chosen[-1]) if more and chosen else "",
+        total_size=page.total + len(own),
     )
 
 
-def record_info(record: Record, core: Core) -> pb.SessionInfo:
-    """A session as the store has it.
+def record_info(record: Record, core: Core, caller: Caller) -> pb.SessionInfo:
+    """A caller's session as the store has it.
 
     Raises:
         Refused: RECORD_INVALID.
@@ -162,7 +169,7 @@ def record_info(record: Record, core: Core) -> pb.SessionInfo:
     content = store.keeper.revival.head(record)
     asleep = core.directory.asleep.get(record.session_id)
     info = pb.SessionInfo(
-        session_id=record.session_id,
+        session_id=caller.shown(record.session_id),
         model=content.model,
         version=content.version,
         model_digest=content.model_digest,

@@ -4,6 +4,7 @@ from conveyor_proto.reasons import to_status
 from conveyor_proto.v1 import model_pb2 as pb
 
 from conveyor_server.engine.engine import Engine
+from conveyor_server.identity.caller import of_call
 from conveyor_server.repository import ModelVersion, Prepared
 from conveyor_server.servicers.convert import missing, sessions_on
 from conveyor_server.servicers.core import Core
@@ -21,12 +22,17 @@ class ModelServicer:
         self._loader = loader
 
     async def list_models(self, _: pb.ListModelsRequest) -> pb.ListModelsResponse:
-        """Every version that is known, those that failed to load included."""
-        return pb.ListModelsResponse(models=[self._model(item) for item in self._core.repository.versions()])
+        """Every version that is there for the caller, those that failed to load included."""
+        uses = of_call().uses
+        return pb.ListModelsResponse(
+            models=[self._model(item) for item in self._core.repository.versions() if uses(item.name)]
+        )
 
     async def get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
         """Describes a version."""
-        return pb.GetModelResponse(model=self._model(self._core.repository.find(request.name, request.version)))
+        return pb.GetModelResponse(
+            model=self._model(self._core.repository.find(request.name, request.version, of_call().uses))
+        )
 
     async def load_model(self, request: pb.LoadModelRequest) -> pb.LoadModelResponse:
         """Loads and warms a version from the folder."""

@@ -10,7 +10,7 @@ from conveyor_proto.v1 import session_pb2 as pb
 
 from conveyor_server import snapshot
 from conveyor_server.errors import Refused
-from conveyor_server.servicers import tenant
+from conveyor_server.identity.caller import of_call, prefix
 from conveyor_server.servicers.convert import (
     idle_timeout_s,
     missing,
@@ -37,20 +37,22 @@ class SessionServicer:
         """Creates a session that no stream holds."""
         if not request.model:
             raise missing("model", "is needed to create a session")
+        caller = of_call()
         wanted = Wanted(
-            self._core.repository.find(request.model, request.version).serving,
+            self._core.repository.find(request.model, request.version, caller.uses).serving,
             session_id=request.session_id,
             max_in_flight=request.options.max_in_flight,
             idle_timeout_s=idle_timeout_s(request.options),
             durability=request.options.durability,
-            tenant=tenant.of_call(),
+            tenant=caller.tenant,
+            max_sessions=caller.max_sessions,
         )
         return pb.CreateSessionResponse(session=self._info(await created(wanted, self._core)))
 
     async def step(self, request: pb.StepRequest) -> pb.StepResponse:
         """Applies one step and returns its answer. A caller that goes away takes back a step that has not run."""
         core = self._core
-        session, epoch = await found(request.session_id, core, epoch=request.epoch)
+        session, epoch = await found(of_call().full_name(request.session_id), core, epoch=request.epoch)
         waiter = Waiter()
         step = submission(
             session.engine.reader.read(request.inputs, core.max_time_steps),
@@ -80,26 +82,30 @@ class SessionServicer:
 
     async def get_session(self, request: pb.GetSessionRequest) -> pb.GetSessionResponse:
         """Describes a session."""
-        return pb.GetSessionResponse(session=await stored_info(request.session_id, self._core))
+        return pb.GetSessionResponse(session=await stored_info(request.session_id, self._core, of_call()))
 
     async def list_sessions(self, request: pb.ListSessionsRequest) -> pb.ListSessionsResponse:
-        """A page of sessions by id: one that lives throughout is on exactly one page."""
+        """A page of the caller's sessions by id: one that lives throughout is on exactly one page."""
+        size, caller = min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE), of_call()
         if self._core.store is not None:
-            size = min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)
-            return await stored_page(request, size, self._core)
-        sessions = self._core.directory.sessions
-        ids = [key for key, session in sessions.items() if request.model in {"", session.engine.model}]
-        size = min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)
-        page = heapq.nsmallest(size + 1, (key for key in ids if key > request.page_token))
+            return await stored_page(request, size, self._core, caller)
+        sessions, theirs = self._core.directory.sessions, prefix(caller.tenant)
+        names = [
+            name
+            for name, session in sessions.items()
+            if request.model in {"", session.engine.model} and name.startswith(theirs)
+        ]
+        after = caller.full_name(request.page_token)
+        page = heapq.nsmallest(size + 1, (name for name in names if name > after))
         return pb.ListSessionsResponse(
-            sessions=[self._info(sessions[key]) for key in page[:size]],
-            next_page_token=page[size - 1] if len(page) > size else "",
-            total_size=len(ids),
+            sessions=[self._info(sessions[name]) for name in page[:size]],
+            next_page_token=caller.shown(page[size - 1]) if len(page) > size else "",
+            total_size=len(names),
         )
 
     async def fork_session(self, request: pb.ForkSessionRequest) -> pb.ForkSessionResponse:
         """A new session that goes on from where another is."""
-        parent, _ = await found(request.session_id, self._core)
+        parent, _ = await found(of_call().full_name(request.session_id), self._core)
         options, granted = request.options, parent.options
         wanted = Wanted(
             parent.engine,
@@ -108,6 +114,7 @@ class SessionServicer:
             idle_timeout_s=idle_timeout_s(options) or granted.idle_timeout_s,
             durability=options.durability or granted.durability,
             tenant=granted.tenant,
+            max_sessions=of_call().max_sessions,
             states=parent.engine.read(parent.lane),
             applied_seq=parent.applied_seq,
             applied_time_steps=parent.applied_time_steps,
@@ -117,7 +124,7 @@ class SessionServicer:
 
     async def snapshot_session(self, request: pb.SnapshotSessionRequest) -> pb.SnapshotSessionResponse:
         """A session's state at its last step boundary, to keep."""
-        session, _ = await found(request.session_id, self._core)
+        session, _ = await found(of_call().full_name(request.session_id), self._core)
         data = snapshot.take(session, self._core.timestamp(self._core.now()))
         return pb.SnapshotSessionResponse(snapshot=data, applied_seq=session.applied_seq)
 
@@ -125,14 +132,16 @@ class SessionServicer:
         """A new session that goes on from a snapshot."""
         content = snapshot.read(request.snapshot)
         # The digest is the judge: the snapshot's own version may be gone while the same model is there under another.
-        engine = self._core.repository.find(request.model or content.model, request.version).serving
+        caller = of_call()
+        engine = self._core.repository.find(request.model or content.model, request.version, caller.uses).serving
         wanted = Wanted(
             engine,
             session_id=request.session_id,
             max_in_flight=request.options.max_in_flight,
             idle_timeout_s=idle_timeout_s(request.options),
             durability=request.options.durability,
-            tenant=tenant.of_call(),
+            tenant=caller.tenant,
+            max_sessions=caller.max_sessions,
             states=snapshot.states_for(content, engine),
             applied_seq=content.applied_seq,
             applied_time_steps=content.applied_time_steps,
@@ -142,11 +151,11 @@ class SessionServicer:
 
     async def close_session(self, request: pb.CloseSessionRequest) -> pb.CloseSessionResponse:
         """Closes a session once its accepted steps are answered."""
-        session, _ = await found(request.session_id, self._core)
+        session, _ = await found(of_call().full_name(request.session_id), self._core)
         waiter = Waiter()
         self._core.directory.close(session, waiter, self._core.now())
         self._core.kick()
         return pb.CloseSessionResponse(applied_seq=(await waiter.close()).applied_seq)
 
     def _info(self, session: Session) -> pb.SessionInfo:
-        return session_info(session, self._core)
+        return session_info(session, self._core, of_call())

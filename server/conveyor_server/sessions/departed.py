@@ -9,6 +9,8 @@ from collections import OrderedDict
 from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
 
+from conveyor_server.identity.caller import public_name
+
 
 class Departed:
     """The last sessions that went. Core thread only.
@@ -35,7 +37,7 @@ class Departed:
         """Why a session is not here: SESSION_EXPIRED or SESSION_CLOSED while that is remembered, or NOT_FOUND."""
         return self._faults.get(session_id) or Fault(
             e.ERROR_REASON_SESSION_NOT_FOUND,
-            f"session {session_id!r} is not on this server: it was never here, or the server was restarted since; "
-            "create a session and send its history again",
-            {"session_id": session_id},
+            f"session {public_name(session_id)!r} is not on this server: it was never here, or the server was "
+            "restarted since; create a session and send its history again",
+            {"session_id": public_name(session_id)},
         )

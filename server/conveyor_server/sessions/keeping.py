@@ -45,7 +45,7 @@ class Kept:
     """A session as it comes from the store, or as it is to be from its beginning.
 
     Attributes:
-        session_id: its name.
+        session_id: its full name, see identity.caller.
         engine: of its model version.
         options: what it was granted.
         epoch: in the store.
@@ -54,6 +54,7 @@ class Kept:
         durable_seq: how much of that is in the store.
         created_at: seconds of the driver's clock.
         answers: of the last steps, the oldest first.
+        max_sessions: of its tenant's own, for one that is to be; 0: as of all.
     """
 
     session_id: str
@@ -66,3 +67,4 @@ class Kept:
     durable_seq: int
     created_at: float
     answers: Sequence[Recorded] = ()
+    max_sessions: int = 0

@@ -33,8 +33,8 @@ class SessionLimits:
     retry_s: float = 1.0
     remembered: int = 10_000
 
-    def grant(self, max_in_flight: int = 0, idle_timeout_s: float = 0.0) -> SessionOptions:
+    def grant(self, max_in_flight: int = 0, idle_timeout_s: float = 0.0, tenant: str = "") -> SessionOptions:
         """What a session is given that asks for this, in this server's memory; zeros take the defaults."""
         credit = min(max_in_flight or self.default_in_flight, self.max_in_flight)
         timeout_s = min(idle_timeout_s or self.default_idle_timeout_s, self.max_idle_timeout_s)
-        return SessionOptions(credit, timeout_s)
+        return SessionOptions(credit, timeout_s, tenant=tenant)

@@ -1,8 +1,9 @@
-"""Why a session, or a step of it, is refused, and what to do about it."""
+"""Why a session, or a step of it, is refused, and what to do about it. Sessions are called as their tenants do."""
 
 from conveyor_proto.reasons import Fault
 from conveyor_proto.v1 import errors_pb2 as e
 
+from conveyor_server.identity.caller import public_name
 from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.sessions.session import Session
 
@@ -16,8 +17,8 @@ def taken_over_at(session_id: str, epoch: int) -> Fault:
     """Another stream holds the session, which is at that epoch, as far as is known."""
     return Fault(
         e.ERROR_REASON_SESSION_TAKEN_OVER,
-        f"session {session_id!r} was resumed elsewhere (epoch {epoch}); this holder is fenced",
-        {"session_id": session_id, "epoch": str(epoch)},
+        f"session {public_name(session_id)!r} was resumed elsewhere (epoch {epoch}); this holder is fenced",
+        {"session_id": public_name(session_id), "epoch": str(epoch)},
     )
 
 
@@ -36,8 +37,8 @@ def closing(session: Session, cause: str = "closing") -> Fault:
     """The session is closed, or about to be."""
     return Fault(
         e.ERROR_REASON_SESSION_CLOSED,
-        f"session {session.id!r} is closed ({cause}) after step {session.applied_seq}; create another",
-        {"session_id": session.id, "cause": cause},
+        f"session {session.name!r} is closed ({cause}) after step {session.applied_seq}; create another",
+        {"session_id": session.name, "cause": cause},
     )
 
 
@@ -46,9 +47,9 @@ def expired(session: Session) -> Fault:
     limit_s = session.options.idle_timeout_s
     return Fault(
         e.ERROR_REASON_SESSION_EXPIRED,
-        f"session {session.id!r} was idle for {limit_s:g} s and expired after step {session.applied_seq}: create "
+        f"session {session.name!r} was idle for {limit_s:g} s and expired after step {session.applied_seq}: create "
         "another, and ask for a longer idle_timeout or take a snapshot before a pause",
-        {"session_id": session.id, "idle_timeout_s": f"{limit_s:g}"},
+        {"session_id": session.name, "idle_timeout_s": f"{limit_s:g}"},
     )
 
 
@@ -56,8 +57,8 @@ def exists(session_id: str) -> Fault:
     """The id is taken."""
     return Fault(
         e.ERROR_REASON_SESSION_EXISTS,
-        f"session {session_id!r} exists: resume it, or choose another id",
-        {"session_id": session_id},
+        f"session {public_name(session_id)!r} exists: resume it, or choose another id",
+        {"session_id": public_name(session_id)},
     )
 
 
@@ -65,9 +66,9 @@ def lost(session: Session) -> Fault:
     """Its record is no longer in the store."""
     return Fault(
         e.ERROR_REASON_SESSION_CLOSED,
-        f"session {session.id!r} is no longer in the store: it was closed elsewhere, or the store has lost it; create "
-        "another",
-        {"session_id": session.id, "cause": "closed"},
+        f"session {session.name!r} is no longer in the store: it was closed elsewhere, or the store has lost it; "
+        "create another",
+        {"session_id": session.name, "cause": "closed"},
     )
 
 
@@ -76,9 +77,9 @@ def store_away(session_id: str, retry_s: float, why: str = "") -> Fault:
     detail = f" ({why})" if why else ""
     return Fault(
         e.ERROR_REASON_STORE_UNAVAILABLE,
-        f"the store does not answer{detail}, and session {session_id!r} waits for it: nothing is lost, send again in a "
-        "moment",
-        {"session_id": session_id},
+        f"the store does not answer{detail}, and session {public_name(session_id)!r} waits for it: nothing is lost, "
+        "send again in a moment",
+        {"session_id": public_name(session_id)},
         retry_s,
     )
 
@@ -94,7 +95,7 @@ def aborted(session: Session, seq: int) -> Fault:
     return Fault(
         e.ERROR_REASON_STEP_ABORTED,
         f"step {seq} was not applied because step {session.failed_seq} failed: send again from {session.failed_seq}",
-        {"session_id": session.id, "seq": str(seq), "next_seq": str(session.failed_seq)},
+        {"session_id": session.name, "seq": str(seq), "next_seq": str(session.failed_seq)},
     )
 
 

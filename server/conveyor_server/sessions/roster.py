@@ -18,6 +18,7 @@ from conveyor_proto.v1 import session_pb2
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused, refuse
+from conveyor_server.identity.caller import full_name
 from conveyor_server.sessions import refusals, rules
 from conveyor_server.sessions.departed import Departed
 from conveyor_server.sessions.events import Attachment, Closed, Detached, Event
@@ -57,7 +58,7 @@ class Roster:
     # ------------------------------------------------------------ life
 
     def lookup(self, session_id: str) -> Session:
-        """The live session of that id.
+        """The live session of that full name.
 
         Raises:
             Refused: SESSION_NOT_FOUND, or SESSION_EXPIRED or SESSION_CLOSED while that is remembered.
@@ -89,23 +90,32 @@ class Roster:
             raise Refused(refusals.full(limits))
 
     def create(
-        self, engine: Engine, now: float, *, session_id: str = "", max_in_flight: int = 0, idle_timeout_s: float = 0.0
+        self,
+        engine: Engine,
+        now: float,
+        *,
+        session_id: str = "",
+        tenant: str = "",
+        max_in_flight: int = 0,
+        idle_timeout_s: float = 0.0,
     ) -> Session:
         """A fresh session; zeros take the server's defaults, and what exceeds its limits is lowered to them.
+
+        `session_id` is what the tenant calls it.
 
         Raises:
             Refused: DRAINING, SESSIONS_EXHAUSTED, SESSION_EXISTS or SESSION_ID_INVALID.
         """
         self.admit()
-        session_id = self.new_id(session_id)
-        options = self.limits.grant(max_in_flight, idle_timeout_s)
-        session = Session(session_id, engine, self._record(engine), options, now)
+        name = self.new_name(session_id, tenant)
+        options = self.limits.grant(max_in_flight, idle_timeout_s, tenant)
+        session = Session(name, engine, self._record(engine), options, now)
         self._settle_in(session, options, now)
         self.opened += 1
         return session
 
-    def new_id(self, session_id: str = "") -> str:
-        """The id, or where none is given one of the server's choice, if a session can be created under it here.
+    def new_name(self, session_id: str = "", tenant: str = "") -> str:
+        """The full name of a tenant's session of that id, or of one of the server's choice, if it can be created here.
 
         Of a session that is stored the store knows whether there is one.
 
@@ -119,10 +129,11 @@ class Roster:
                 "a session id is 1 to 128 letters, digits, '.', '_', ':' or '-'; leave it empty to be given one",
                 session_id=session_id[:128],
             )
-        known = self.sessions.get(session_id)
+        name = full_name(tenant, session_id)
+        known = self.sessions.get(name)
         if known is not None and not known.stored:
-            raise Refused(refusals.exists(session_id))
-        return session_id
+            raise Refused(refusals.exists(name))
+        return name
 
     def fork(
         self,
@@ -146,6 +157,7 @@ class Roster:
             applied_seq=parent.applied_seq,
             applied_time_steps=parent.applied_time_steps,
             session_id=session_id,
+            tenant=parent.options.tenant,
             max_in_flight=max_in_flight or parent.options.max_in_flight,
             idle_timeout_s=idle_timeout_s or parent.options.idle_timeout_s,
         )
@@ -159,6 +171,7 @@ class Roster:
         applied_seq: int,
         applied_time_steps: int,
         session_id: str = "",
+        tenant: str = "",
         max_in_flight: int = 0,
         idle_timeout_s: float = 0.0,
     ) -> Session:
@@ -168,7 +181,12 @@ class Roster:
             Refused: as `create`.
         """
         session = self.create(
-            engine, now, session_id=session_id, max_in_flight=max_in_flight, idle_timeout_s=idle_timeout_s
+            engine,
+            now,
+            session_id=session_id,
+            tenant=tenant,
+            max_in_flight=max_in_flight,
+            idle_timeout_s=idle_timeout_s,
         )
         if states is not None:
             engine.write(session.lane, states)

@@ -268,8 +268,8 @@ def _no_credit(session: Session) -> Fault | None:
     if len(session.pending) >= credit:
         return Fault(
             e.ERROR_REASON_CREDIT_EXCEEDED,
-            f"{credit} steps of session {session.id!r} are unanswered, which is its credit: wait for an answer, or ask "
-            "for a larger max_in_flight",
+            f"{credit} steps of session {session.name!r} are unanswered, which is its credit: wait for an answer, or "
+            "ask for a larger max_in_flight",
             {"max_in_flight": str(credit)},
         )
     return None
@@ -299,5 +299,5 @@ def _refuse(session: Session, step: Submission, fault: Fault) -> list[Answer]:
 def _about(fault: Fault, session: Session, seq: int) -> Fault:
     """The fault with the session and the step in its metadata."""
     return Fault(
-        fault.reason, fault.message, {"session_id": session.id, "seq": str(seq), **fault.metadata}, fault.retry_s
+        fault.reason, fault.message, {"session_id": session.name, "seq": str(seq), **fault.metadata}, fault.retry_s
     )

@@ -19,6 +19,7 @@ from conveyor_proto.v1 import session_pb2
 from conveyor_server.engine.engine import Engine
 from conveyor_server.engine.lanes import Lane
 from conveyor_server.engine.step import Step
+from conveyor_server.identity.caller import public_name
 from conveyor_server.sessions.answers import NO_ANSWERS, Answers
 from conveyor_server.sessions.record import Record
 from conveyor_server.sessions.table import SessionTable
@@ -38,7 +39,7 @@ class SessionOptions:
         max_in_flight: credit: steps that may be unanswered at once.
         idle_timeout_s: without a step, attach or detach for this long, the session is closed.
         durability: what outlives the process.
-        tenant: whose quota it counts against in the store; "": nobody's.
+        tenant: whose it is; "": nobody's.
     """
 
     max_in_flight: int
@@ -95,7 +96,7 @@ class Session:
     longer than a token) is made when it is needed: an idle session costs little beside its state and its last answer.
 
     Args:
-        session_id: its name.
+        session_id: its full name, see identity.caller.
         engine: of its model version.
         record: of that engine; its table gives a row to this session.
         options: what it was granted.
@@ -130,6 +131,11 @@ class Session:
         self._pending = _NOTHING
         self.table.add(self, options, now)
         self.table.record[self.row] = record.number
+
+    @property
+    def name(self) -> str:
+        """What its tenant calls it."""
+        return public_name(self.id)
 
     @property
     def options(self) -> SessionOptions:

@@ -280,8 +280,11 @@ class StateStore(Protocol):
     def delete(self, sessions: Sequence[tuple[str, int]]) -> list[Outcome]:
         """Removes records of (session id, epoch); ids are distinct."""
 
-    def listed(self, after: str, limit: int, model: str) -> Page:
-        """At most `limit` records whose ids are above `after`, of one model or (empty) of all."""
+    def listed(self, after: str, limit: int, model: str, tenant: str = "") -> Page:
+        """At most `limit` records whose ids are above `after`, of one model or (empty) of all, and of a tenant.
+
+        A tenant's are those whose ids begin with its prefix, see identity.caller. The total is of all of these.
+        """
 
     def count(self) -> int:
         """How many records there are."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
+from conveyor_server.identity.caller import prefix
 from conveyor_server.store.contract import (
     Behind,
     Checkpoint,
@@ -82,13 +83,15 @@ class MemoryStore:
                 outcomes.append(Outcome.DONE)
         return outcomes
 
-    def listed(self, after: str, limit: int, model: str) -> Page:
+    def listed(self, after: str, limit: int, model: str, tenant: str = "") -> Page:
         """See StateStore."""
         now = self._clock()
         ids = sorted(
             session_id
             for session_id, record in self._records.items()
-            if record.expires_at > now and model in {"", self._models[session_id]}
+            if record.expires_at > now
+            and model in {"", self._models[session_id]}
+            and session_id.startswith(prefix(tenant))
         )
         behind = [session_id for session_id in ids if session_id > after]
         records = [self._records[session_id]._replace(body=b"") for session_id in behind[:limit]]

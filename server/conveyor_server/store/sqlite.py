@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from conveyor_server.identity.caller import bounds
 from conveyor_server.store import sqlite_statements as sql
 from conveyor_server.store.contract import (
     Behind,
@@ -159,12 +160,16 @@ class SqliteStore:
         return outcomes
 
     @patient
-    def listed(self, after: str, limit: int, model: str) -> Page:
+    def listed(self, after: str, limit: int, model: str, tenant: str = "") -> Page:
         """See StateStore."""
         with self._transaction("DEFERRED") as now:
             select = sql.LISTED_OF_MODEL if model else sql.LISTED
-            row = self._row(select, after=after, limit=limit + 1, model=model, now=now)
-            total = self._counted(model, now)
+            first, behind = bounds(tenant)
+            row = self._row(select, after=max(after, first), behind=behind, limit=limit + 1, model=model, now=now)
+            if tenant:
+                total = int(self._row(sql.COUNTED_OF_TENANT, first=first, behind=behind, model=model, now=now)[0])
+            else:
+                total = self._counted(model, now)
         records = [record for _, record in _records(row)]
         return Page(records[:limit], more=len(records) > limit, total=total)
 

@@ -17,7 +17,7 @@ SELECT
     json_group_array(json_array(s.id, s.number, s.epoch, s.seq, s.owner, s.runtime, s.expires, length(s.head))),
     CAST(group_concat(s.head, '') AS BLOB)
 FROM (
-    SELECT * FROM session WHERE id > :after AND expires > :now AND (:model = '' OR model = :model)
+    SELECT * FROM session WHERE id > :after AND id < :behind AND expires > :now AND (:model = '' OR model = :model)
     ORDER BY id LIMIT :limit
 ) AS s
 """
@@ -82,5 +82,9 @@ DELETE FROM session WHERE number IN (SELECT number FROM session WHERE due <= :no
 COUNTED = """
 SELECT ifnull((SELECT count FROM quota WHERE key = :key), 0)
     - (SELECT count(*) FROM session WHERE due <= :now AND expires <= :now AND (:model = '' OR model = :model))
+"""
+COUNTED_OF_TENANT = """
+SELECT count(*) FROM session
+WHERE id > :first AND id < :behind AND expires > :now AND (:model = '' OR model = :model)
 """
 QUOTAS = "SELECT json_group_array(json_array(key, count)) FROM quota WHERE key IN (SELECT value FROM json_each(:keys))"

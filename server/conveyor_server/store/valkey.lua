@@ -260,13 +260,16 @@ function calls.delete()
     return table.concat(outcomes)
 end
 
--- ARGV: the id before the first, how many, quota. Returns how many there are in all, 1 where others follow, records.
+-- ARGV: the id before the first, how many, quota, and the ids between which they are. Returns how many there are in all,
+-- 1 where others follow, records.
 function calls.listed()
     local after, limit, key = ARGV[3], tonumber(ARGV[4]), ARGV[5]
+    local least, behind = ARGV[6], '(' .. ARGV[7]
     local total, more, answers = count(key), 0, {}
+    if least ~= '' then total = redis.call('ZLEXCOUNT', ids_key(key), '(' .. least, behind) end
     local from = after == '' and '-' or '(' .. after
     repeat
-        local ids = redis.call('ZRANGEBYLEX', ids_key(key), from, '+', 'LIMIT', 0, limit + 1)
+        local ids = redis.call('ZRANGEBYLEX', ids_key(key), from, behind, 'LIMIT', 0, limit + 1)
         for _, id in ipairs(ids) do
             local found = look(id)
             if not found then

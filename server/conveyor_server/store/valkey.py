@@ -23,6 +23,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from valkey import exceptions as valkey_errors
 from valkey.connection import Connection, ConnectionPool, SSLConnection
 
+from conveyor_server.identity.caller import bounds
 from conveyor_server.store.contract import (
     Behind,
     Checkpoint,
@@ -156,9 +157,11 @@ class ValkeyStore:
         """See StateStore."""
         return _outcomes(self._call("delete", json.dumps(list(sessions))))
 
-    def listed(self, after: str, limit: int, model: str) -> Page:
+    def listed(self, after: str, limit: int, model: str, tenant: str = "") -> Page:
         """See StateStore."""
-        total, more, rows = self._call("listed", after, limit, f"model:{model}" if model else "")
+        first, behind = bounds(tenant)
+        key = f"model:{model}" if model else ""
+        total, more, rows = self._call("listed", max(after, first), limit, key, first, behind)
         return Page([_record(row[0].decode(), row) for row in rows], more=bool(more), total=total)
 
     def count(self) -> int:

@@ -19,9 +19,11 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from conveyor_server.errors import Refused
+from conveyor_server.identity import caller
+from conveyor_server.identity.gate import Gate
 from conveyor_server.incidents import record
 from conveyor_server.metrics import Metrics
-from conveyor_server.servicers import tenant
+from conveyor_server.transport.door import Door
 from conveyor_server.transport.ends import Opener
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
@@ -56,34 +58,47 @@ class Calls:
 
 
 def unary_handlers(
-    service: ServiceDescriptor, servicer: object, calls: Calls, metrics: Metrics
+    service: ServiceDescriptor, servicer: object, calls: Calls, metrics: Metrics, gate: Gate
 ) -> dict[str, "grpc.RpcMethodHandler[Any, Any]"]:
     """A handler for every unary method of a service, for grpc.aio: `CreateSession` is `create_session`."""
 
-    def guard(method: Method) -> Callable[[Any, Context], Awaitable[Any]]:
+    def guard(door: Door, method: Method) -> Callable[[Any, Context], Awaitable[Any]]:
         async def call(request: Any, context: Context) -> Any:
-            tenant.enter(context.invocation_metadata())
-            answer = await _answer(method, request, calls, metrics, wording(servicer))
+            answer = _entered(door, context)
+            if answer is not None:
+                metrics.refused(answer)
+            else:
+                answer = await _answer(method, request, calls, metrics, wording(servicer))
             return await abort(context, answer) if isinstance(answer, status_pb2.Status) else answer
 
         return call
 
-    return _handlers(service, servicer, guard)
+    return _handlers(service, servicer, gate, guard)
 
 
 def threaded_handlers(
-    service: ServiceDescriptor, servicer: object, calls: Calls, metrics: Metrics, loop: asyncio.AbstractEventLoop
+    service: ServiceDescriptor,
+    servicer: object,
+    calls: Calls,
+    metrics: Metrics,
+    *,
+    gate: Gate,
+    loop: asyncio.AbstractEventLoop,
 ) -> dict[str, "grpc.RpcMethodHandler[Any, Any]"]:
     """The same for grpc.server: a call's thread waits for what the core's loop answers."""
 
-    def guard(method: Method) -> Callable[[Any, grpc.ServicerContext], Any]:
+    def guard(door: Door, method: Method) -> Callable[[Any, grpc.ServicerContext], Any]:
         def call(request: Any, context: grpc.ServicerContext) -> Any:
             # The coroutine takes this thread's context along.
-            tenant.enter(context.invocation_metadata())
-            future = asyncio.run_coroutine_threadsafe(_answer(method, request, calls, metrics, wording(servicer)), loop)
-            # A caller that is gone waits for nothing; once there is an answer, this does nothing.
-            context.add_callback(lambda: _forget(future))
-            answer = future.result()
+            answer = _entered(door, context)
+            if answer is not None:
+                loop.call_soon_threadsafe(metrics.refused, answer)
+            else:
+                answering = _answer(method, request, calls, metrics, wording(servicer))
+                future = asyncio.run_coroutine_threadsafe(answering, loop)
+                # A caller that is gone waits for nothing; once there is an answer, this does nothing.
+                context.add_callback(lambda: _forget(future))
+                answer = future.result()
             if isinstance(answer, status_pb2.Status):
                 context.set_trailing_metadata(((STATUS_DETAILS_KEY, answer.SerializeToString()),))
                 context.abort(_CODES[answer.code], answer.message)
@@ -91,7 +106,7 @@ def threaded_handlers(
 
         return call
 
-    return _handlers(service, servicer, guard)
+    return _handlers(service, servicer, gate, guard)
 
 
 def wording(servicer: object) -> Wording:
@@ -121,19 +136,34 @@ def call_openers(service: ServiceDescriptor, servicer: object) -> dict[str, Open
     }
 
 
+def path_of(service: ServiceDescriptor, method: str) -> str:
+    """Of a method on the wire."""
+    return f"/{service.full_name}/{method}"
+
+
+def _entered(door: Door, context: Any) -> status_pb2.Status | None:
+    """Lets a unary call in, for the rest of this context; or the status to end it with, which is to be counted."""
+    guest = door.ask(context)
+    if isinstance(guest, status_pb2.Status):
+        return guest
+    caller.enter(guest.admitted.caller)
+    return None
+
+
 def _snake(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
 def _handlers(
-    service: ServiceDescriptor, servicer: object, guard: Callable[[Method], Callable[..., Any]]
+    service: ServiceDescriptor, servicer: object, gate: Gate, guard: Callable[[Door, Method], Callable[..., Any]]
 ) -> dict[str, "grpc.RpcMethodHandler[Any, Any]"]:
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in service.methods:
         if method.client_streaming or method.server_streaming:
             continue
+        door = Door(gate, path_of(service, method.name), wording(servicer))
         handlers[method.name] = grpc.unary_unary_rpc_method_handler(
-            guard(getattr(servicer, _snake(method.name))),
+            guard(door, getattr(servicer, _snake(method.name))),
             request_deserializer=GetMessageClass(method.input_type).FromString,
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )

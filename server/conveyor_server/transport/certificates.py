@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 
 from conveyor_server.errors import StartError
+from conveyor_server.stamp import Stamp, stamp
 
 _log = logging.getLogger("conveyor")
 
@@ -58,11 +59,11 @@ class Certificates:
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """Called by gRPC before each handshake, on a thread of its choice; None: there is nothing new."""
-        stamp = self._look()
-        if stamp == self._stamp:
+        found = self._look()
+        if found == self._stamp:
             return None
         # Also where it is of no use: it is said once.
-        self._stamp = stamp
+        self._stamp = found
         try:
             new = self._read()
         except (OSError, ssl.SSLError) as error:
@@ -71,9 +72,8 @@ class Certificates:
         _log.info("new connections get the certificate that is in %s now", self._files.certificate)
         return new
 
-    def _look(self) -> list[tuple[int, int, int] | None]:
-        """What changes when a file does: one that is written, and one that takes its place."""
-        return [_stamp(path) for path in (self._files.certificate, self._files.key, self._files.client_ca) if path]
+    def _look(self) -> list[Stamp]:
+        return [stamp(path) for path in (self._files.certificate, self._files.key, self._files.client_ca) if path]
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         """The files, which belong together.
@@ -91,14 +91,6 @@ class Certificates:
         if files.client_ca is not None:
             context.load_verify_locations(files.client_ca)
         return grpc.ssl_server_certificate_configuration([(key, chain)], ca)
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _why(error: OSError | ssl.SSLError) -> str:

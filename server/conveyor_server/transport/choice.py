@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 from google.protobuf.descriptor import ServiceDescriptor
 
 from conveyor_server.errors import StartError
+from conveyor_server.identity.gate import Gate
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
 from conveyor_server.transport.certificates import Tls
@@ -75,15 +76,15 @@ def run_with(choice: Choice, main: Callable[[], Coroutine[Any, Any, int]]) -> in
 
 
 def open_transport(
-    core: Core, metrics: Metrics, servicers: Mapping[ServiceDescriptor, object], options: WireOptions
+    core: Core, metrics: Metrics, servicers: Mapping[ServiceDescriptor, object], gate: Gate, options: WireOptions
 ) -> Transport:
     """The transport of the loop that runs. Core thread only."""
     loop = _completion_loop()
     if loop is None:
-        return AioServer(core, metrics, servicers, options=options)
+        return AioServer(core, metrics, servicers, gate=gate, options=options)
     from conveyor_server.transport.grpc_cq import CqServer
 
-    return CqServer(core, metrics, servicers, options=options, loop=loop)
+    return CqServer(core, metrics, servicers, gate=gate, options=options, loop=loop)
 
 
 def deferral() -> Callable[[Callable[[], None]], object]:

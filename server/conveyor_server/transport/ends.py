@@ -5,6 +5,8 @@ from typing import Protocol, TypeAlias
 
 from google.rpc import status_pb2
 
+from conveyor_server.identity.caller import Caller
+
 
 class Outlet(Protocol):
     """Where a stream's messages go, in order. Core thread only."""
@@ -55,5 +57,20 @@ class Lingering(Served, Protocol):
         """The client had the time to end the call by itself: it ends with the last answer."""
 
 
-# Serves a call that begins, given where its messages go and what its client sent ahead, by lower-case key.
-Opener: TypeAlias = Callable[[Outlet, Mapping[str, str]], Lingering]
+# Serves a call that begins, given where its messages go, what its client sent ahead, by lower-case key, and who it is.
+Opener: TypeAlias = Callable[[Outlet, Mapping[str, str], Caller], Lingering]
+
+
+class TurnedAway:
+    """A call that is refused before it begins, and has been told so. See Served."""
+
+    eager = gathers = False
+
+    def receive(self, data: bytes) -> None:
+        """Whatever it sends is not looked at."""
+
+    def half_close(self) -> None:
+        """It has been told all there is to say."""
+
+    def broken(self) -> None:
+        """Nothing of it was kept."""

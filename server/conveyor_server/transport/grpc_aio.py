@@ -15,14 +15,17 @@ import grpc
 import grpc.aio
 from conveyor_proto.v1 import session_pb2
 from google.protobuf.descriptor import ServiceDescriptor
+from google.rpc import status_pb2
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from conveyor_server import compiled
+from conveyor_server.identity.gate import Gate
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
-from conveyor_server.transport.binding import Calls, abort, incident_status, openers, unary_handlers
+from conveyor_server.transport.binding import Calls, abort, incident_status, openers, path_of, unary_handlers, wording
 from conveyor_server.transport.certificates import Tls
+from conveyor_server.transport.door import Door
 from conveyor_server.transport.ends import Opener, Served
 from conveyor_server.transport.health import Health
 from conveyor_server.transport.outbox import Outbox, StreamFailed
@@ -42,32 +45,41 @@ class AioServer:
         core: what drives the sessions.
         metrics: what is counted.
         servicers: by service; Stream joins SessionService, and a method that streams both ways is an Opener.
+        gate: before every call but those of health and reflection.
         options: what the transport grants.
     """
 
     def __init__(
-        self, core: Core, metrics: Metrics, servicers: Mapping[ServiceDescriptor, object], *, options: WireOptions
+        self,
+        core: Core,
+        metrics: Metrics,
+        servicers: Mapping[ServiceDescriptor, object],
+        *,
+        gate: Gate,
+        options: WireOptions,
     ) -> None:
         self._options = options
+        self._metrics = metrics
         self._calls = Calls()
         self._streams = Streams(
-            core, metrics, diagnostics=options.diagnostics, compiled=options.compiled and compiled.BUILT
+            core, metrics, gate, diagnostics=options.diagnostics, compiled=options.compiled and compiled.BUILT
         )
         self._server = grpc.aio.server(options=channel_options(options))
         for service, servicer in servicers.items():
-            handlers = unary_handlers(service, servicer, self._calls, metrics)
+            handlers = unary_handlers(service, servicer, self._calls, metrics, gate)
             streaming = openers(service, servicer)
             if service is _SESSIONS:
                 streaming["Stream"] = self._streams.sessions
             for name, opener in streaming.items():
-                handlers[name] = grpc.stream_stream_rpc_method_handler(partial(self._serve, opener))
+                door = Door(gate, path_of(service, name), wording(servicer))
+                handlers[name] = grpc.stream_stream_rpc_method_handler(partial(self._serve, opener, door))
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
         self._names = [service.full_name for service in servicers]
         self._health = Health(self._names)
         self._server.add_generic_rpc_handlers((self._health.aio_handlers(),))
-        reflection.enable_server_reflection(
-            (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server, pool=descriptors(servicers)
-        )
+        if options.reflection:
+            services = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(services, self._server, pool=descriptors(servicers))
 
     def listen(self, host: str, port: int, tls: Tls | None) -> int:
         """Binds the port and returns it; see port.listen."""
@@ -89,12 +101,18 @@ class AioServer:
         """Ends what is left and lets go of the port."""
         await self._server.stop(_LAST_WORDS_S)
 
-    async def _serve(self, opener: Opener, _: object, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+    async def _serve(
+        self, opener: Opener, door: Door, _: object, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> None:
         """Serves one streaming call. Requests are read beside, answers written here: the call ends with the last."""
         outbox = Outbox(self._options.max_outgoing_bytes)
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        guest = door.ask(context)
+        if isinstance(guest, status_pb2.Status):
+            self._metrics.refused(guest)
+            await abort(context, guest)
+            return
         try:
-            call = self._streams.enter(outbox, metadata, opener)
+            call = self._streams.enter(outbox, opener, guest)
         except Exception as error:  # as below
             await abort(context, incident_status(error))
             return

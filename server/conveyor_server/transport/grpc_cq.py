@@ -11,17 +11,20 @@ from functools import partial
 import grpc
 from conveyor_proto.v1 import session_pb2
 from google.protobuf.descriptor import ServiceDescriptor
+from google.rpc import status_pb2
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from conveyor_server import compiled
+from conveyor_server.identity.gate import Gate
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
-from conveyor_server.transport.binding import Calls, call_openers, openers, threaded_handlers
+from conveyor_server.transport.binding import Calls, call_openers, openers, path_of, threaded_handlers, wording
 from conveyor_server.transport.certificates import Tls
 from conveyor_server.transport.completion import CompletionServer, Stream
 from conveyor_server.transport.completion_loop import CompletionLoop
-from conveyor_server.transport.ends import Opener, Served
+from conveyor_server.transport.door import Door
+from conveyor_server.transport.ends import Opener, Served, TurnedAway
 from conveyor_server.transport.health import Health
 from conveyor_server.transport.port import WireOptions, channel_options, listen
 from conveyor_server.transport.reflection import descriptors
@@ -40,6 +43,7 @@ class CqServer:
         core: what drives the sessions.
         metrics: what is counted.
         servicers: by service; Stream joins SessionService, and a method that streams both ways is an Opener.
+        gate: before every call but those of health and reflection.
         options: what the transport grants.
         loop: the one that runs.
 
@@ -53,15 +57,17 @@ class CqServer:
         metrics: Metrics,
         servicers: Mapping[ServiceDescriptor, object],
         *,
+        gate: Gate,
         options: WireOptions,
         loop: CompletionLoop,
     ) -> None:
         self._loop = loop
+        self._metrics = metrics
         self._threads = futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="unary")
         self._calls = Calls()
         self._open: set[Stream] = set()
         self._streams = Streams(
-            core, metrics, diagnostics=options.diagnostics, compiled=options.compiled and compiled.BUILT
+            core, metrics, gate, diagnostics=options.diagnostics, compiled=options.compiled and compiled.BUILT
         )
         self._server = grpc.server(self._threads, options=channel_options(options))
         self._completion = CompletionServer(self._server, max_unsent_bytes=options.max_outgoing_bytes)
@@ -69,18 +75,19 @@ class CqServer:
         self._selftest = SelfTest(self._server, options.max_message_bytes)
         self._names = [service.full_name for service in servicers]
         for service, servicer in servicers.items():
-            handlers = threaded_handlers(service, servicer, self._calls, metrics, loop)
+            handlers = threaded_handlers(service, servicer, self._calls, metrics, gate=gate, loop=loop)
             streaming = {**openers(service, servicer), **call_openers(service, servicer)}
             if service is _SESSIONS:
                 streaming["Stream"] = self._streams.sessions
             for name, opener in streaming.items():
-                handlers[name] = self._completion.handler(partial(self._arrived, opener))
+                door = Door(gate, path_of(service, name), wording(servicer))
+                handlers[name] = self._completion.handler(partial(self._arrived, opener, door))
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
         self._health = Health(self._names)
         self._server.add_generic_rpc_handlers((self._health.completion_handlers(self._completion),))
-        reflection.enable_server_reflection(
-            (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server, pool=descriptors(servicers)
-        )
+        if options.reflection:
+            services = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(services, self._server, pool=descriptors(servicers))
 
     def listen(self, host: str, port: int, tls: Tls | None) -> int:
         """Binds the port and returns it; see port.listen."""
@@ -110,8 +117,13 @@ class CqServer:
         await asyncio.to_thread(self._completion.stop)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _arrived(self, opener: Opener, stream: Stream) -> Served:
-        call = self._streams.enter(stream, stream.metadata, opener)
+    def _arrived(self, opener: Opener, door: Door, stream: Stream) -> Served:
+        guest = door.ask(stream.context)
+        if isinstance(guest, status_pb2.Status):
+            self._metrics.refused(guest)
+            stream.fail(guest)
+            return TurnedAway()
+        call = self._streams.enter(stream, opener, guest)
         self._open.add(stream)
         self._look()
 

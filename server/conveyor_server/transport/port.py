@@ -19,6 +19,7 @@ class WireOptions:
         max_outgoing_bytes: a stream with more than this unsent reads no request.
         shared: the port may be held by other processes of this server, which have made sure that nobody else has it.
         diagnostics: a stream may ask to be answered by the transport alone.
+        reflection: whoever asks is told which services there are.
         compiled: turns go to the compiled part first, where it is built.
     """
 
@@ -26,6 +27,7 @@ class WireOptions:
     max_outgoing_bytes: int = 4 << 20
     shared: bool = False
     diagnostics: bool = False
+    reflection: bool = True
     compiled: bool = True
 
 

@@ -14,6 +14,7 @@ from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2
 
 from conveyor_server.errors import Refused
+from conveyor_server.identity.caller import Caller
 from conveyor_server.keeper.held import Held
 from conveyor_server.keeper.token import ResumeToken
 from conveyor_server.servicers.attach import Found, open_session
@@ -81,15 +82,15 @@ class Seating:
     Args:
         call: the stream.
         core: what drives the sessions.
-        tenant: whose sessions it creates.
+        caller: whose sessions it reaches.
     """
 
-    __slots__ = ("_away", "_call", "_core", "_tenant", "_waiting")
+    __slots__ = ("_away", "_call", "_core", "_waiting", "caller")
 
-    def __init__(self, call: Call, core: Core, tenant: str) -> None:
+    def __init__(self, call: Call, core: Core, caller: Caller) -> None:
         self._call = call
         self._core = core
-        self._tenant = tenant
+        self.caller = caller
         # Handles whose session is awaited, and what came for them meanwhile; None: nothing is awaited.
         self._waiting: Waiting | None = None
         # None: there is nothing to know of any.
@@ -127,7 +128,7 @@ class Seating:
             self._call.refuse(handle, 0, Fault(e.ERROR_REASON_HANDLE_IN_USE, text, {"handle": str(handle)}))
             return
         self._await(handle)
-        open_session(message, self._core, self._tenant, lambda found: self._found(message, found))
+        open_session(message, self._core, self.caller, lambda found: self._found(message, found))
 
     def _found(self, message: session_pb2.AttachSession, found: Found | Fault) -> None:
         """The session that an attach means is here, or it is known why not."""
@@ -160,7 +161,7 @@ class Seating:
         self._call.moved(handle, session)
         if session.durability == session_pb2.DURABILITY_SYNC:
             self._wait_for_store()
-        info = session_info(session, self._core)
+        info = session_info(session, self._core, self.caller)
         attached = session_pb2.SessionAttached(handle=handle, session=info, resumed=found.resumed)
         self._call.say(session_pb2.StreamResponse(attached=attached))
         if self._call.ending:
@@ -264,8 +265,8 @@ class Seating:
             return
         session, store = seat.session, self._core.store
         if store is None or not session.stored:
-            text = f"session {session.id!r} has durability none: there is no store to flush it to"
-            metadata = {"session_id": session.id, "durability": "none", "most": "none"}
+            text = f"session {session.name!r} has durability none: there is no store to flush it to"
+            metadata = {"session_id": session.name, "durability": "none", "most": "none"}
             self._call.refuse(handle, 0, Fault(e.ERROR_REASON_NOT_DURABLE, text, metadata))
             return
 

@@ -12,6 +12,7 @@ from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2
 from google.protobuf.message import DecodeError
 
+from conveyor_server.identity.caller import ANYBODY, Caller
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.convert import duration
 from conveyor_server.servicers.core import Core
@@ -42,6 +43,7 @@ class StreamCall:
         outlet: where messages to the client go.
         metrics: what is counted.
         intake: gathers steps of all streams.
+        caller: who has opened it.
 
     Attributes:
         number: of this stream, among all that there ever were.
@@ -60,7 +62,7 @@ class StreamCall:
         *("_routed", "_seating", "_steps", "ending", "handle", "is_broken", "number", "outlet", "row", "rows", "seats"),
     )
 
-    def __init__(self, core: Core, outlet: Outlet, metrics: Metrics, intake: Intake, tenant: str = "") -> None:
+    def __init__(self, core: Core, outlet: Outlet, metrics: Metrics, intake: Intake, caller: Caller = ANYBODY) -> None:
         self.number = next(_numbers)
         self.rows: dict[int, int] = {}
         self.handle = self.row = -1
@@ -69,7 +71,7 @@ class StreamCall:
         self._metrics = metrics
         self._intake = intake
         self.seats: dict[int, Attachment] = {}
-        self._seating = Seating(self, core, tenant)
+        self._seating = Seating(self, core, caller)
         self._steps = Steps(self, core, metrics, intake, self._seating)
         self._replies = Replies(self._send, self._put_bytes, intake.writer, says_durable=core.says_durable)
         self._routed = False
@@ -187,7 +189,7 @@ class StreamCall:
         message = session_pb2.SessionDetached(
             handle=attachment.handle,
             cause=event.cause,
-            session_id=attachment.session.id,
+            session_id=self._seating.caller.shown(attachment.session.id),
             applied_seq=event.applied_seq,
         )
         self.about(attachment.handle, session_pb2.StreamResponse(detached=message))

@@ -6,15 +6,19 @@ Invariant: once the server drains, every stream is told so, those that still com
 import asyncio
 from collections.abc import Mapping
 
+from conveyor_server.identity.caller import ANYBODY, Caller
+from conveyor_server.identity.gate import Admitted, Gate
 from conveyor_server.metrics import Metrics
-from conveyor_server.servicers import tenant
 from conveyor_server.servicers.core import Core
 from conveyor_server.transport.binding import Calls
+from conveyor_server.transport.door import Guest
 from conveyor_server.transport.echo import EchoCall
 from conveyor_server.transport.ends import Lingering, Opener, Outlet
+from conveyor_server.transport.guests import Guests
 from conveyor_server.transport.intake import Intake
 from conveyor_server.transport.stream import StreamCall
 
+_ANYBODY = Guest({}, Admitted(ANYBODY), None)
 # How long a stream that was sent away is listened to, until it half-closes.
 _LINGER_S = 1.0
 # A stream that asks so is answered by the transport alone, where the server's settings allow it.
@@ -27,17 +31,19 @@ class Streams:
     Args:
         core: what drives the sessions.
         metrics: what is counted.
+        gate: that their clients have passed.
         diagnostics: streams may ask for an echo.
         compiled: turns go to the compiled part first, see Intake.
     """
 
-    def __init__(self, core: Core, metrics: Metrics, *, diagnostics: bool, compiled: bool) -> None:
+    def __init__(self, core: Core, metrics: Metrics, gate: Gate, *, diagnostics: bool, compiled: bool) -> None:
         self._core = core
         self._metrics = metrics
         self._diagnostics = diagnostics
         self._intake = Intake(core, metrics, use_compiled=compiled)
         core.before_turns(self._intake.take)
         self._open: set[Lingering] = set()
+        self._guests = Guests(gate, lambda call: self._send_away(call, core.now() + _LINGER_S))
         self._none = asyncio.Event()
         self._none.set()
         # When the server stops, in the driver's seconds, once it drains.
@@ -47,22 +53,29 @@ class Streams:
         """Calls that are open."""
         return len(self._open)
 
-    def sessions(self, outlet: Outlet, metadata: Mapping[str, str]) -> StreamCall | EchoCall:
+    def sessions(self, outlet: Outlet, metadata: Mapping[str, str], caller: Caller = ANYBODY) -> StreamCall | EchoCall:
         """An Opener: of SessionService.Stream."""
         if self._diagnostics and metadata.get(DIAGNOSTICS_KEY) == "echo":
             return EchoCall(outlet)
-        return StreamCall(self._core, outlet, self._metrics, self._intake, metadata.get(tenant.METADATA_KEY, ""))
+        return StreamCall(self._core, outlet, self._metrics, self._intake, caller)
 
-    def enter(self, outlet: Outlet, metadata: Mapping[str, str], opener: Opener | None = None) -> Lingering:
+    def enter(
+        self,
+        outlet: Outlet,
+        opener: Opener | None = None,
+        guest: Guest = _ANYBODY,
+    ) -> Lingering:
         """A call begins.
 
         Args:
             outlet: where its messages go.
-            metadata: what its client sent ahead.
             opener: what serves it; None: `sessions`.
+            guest: who it is from.
         """
-        call = (opener or self.sessions)(outlet, metadata)
+        call = (opener or self.sessions)(outlet, guest.metadata, guest.admitted.caller)
         self._open.add(call)
+        if guest.again is not None:
+            self._guests.enter(call, guest.admitted, guest.again)
         self._metrics.streams = len(self._open)
         self._none.clear()
         if self._stops_at is not None:
@@ -72,6 +85,7 @@ class Streams:
     def leave(self, call: Lingering) -> None:
         """A call is gone."""
         self._open.discard(call)
+        self._guests.leave(call)
         self._metrics.streams = len(self._open)
         if not self._open:
             self._none.set()

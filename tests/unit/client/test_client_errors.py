@@ -67,7 +67,9 @@ def test_a_reason_of_a_later_version_keeps_its_name():
         (grpc.StatusCode.UNAVAILABLE, errors.ConnectionLost),
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.CallTimeout),
         (grpc.StatusCode.UNIMPLEMENTED, errors.ProtocolError),
-        (grpc.StatusCode.PERMISSION_DENIED, errors.ConveyorError),
+        (grpc.StatusCode.PERMISSION_DENIED, errors.PermissionDenied),
+        (grpc.StatusCode.UNAUTHENTICATED, errors.Unauthenticated),
+        (grpc.StatusCode.DATA_LOSS, errors.ConveyorError),
     ],
 )
 def test_a_bare_status_goes_by_its_code(code, kind):

@@ -16,10 +16,10 @@ from conveyor._blocking.session import Session
 NAMES = """
     TLS AsyncClient AsyncPopulation AsyncSession BatchPolicy CallTimeout Client ClientClosed ConnectionLost
     ConveyorError CreditExceeded Draining InvalidInput InvalidSessionId Migration Model ModelFailed ModelInUse
-    ModelInvalid ModelMismatch ModelNotFound ModelNotReady NotDurable Overloaded Population ProtocolError RecordInvalid
-    RowsFailed RunTime Session SessionClosed SessionExists SessionExpired SessionInfo SessionNotFound SessionTakenOver
-    SessionsExhausted SnapshotInvalid StateNonFinite StepAborted StepAnswerEvicted StepCancelled StepConflict StepFailed
-    StepGap StepTimeout StoreUnavailable __version__ aio connect
+    ModelInvalid ModelMismatch ModelNotFound ModelNotReady NotDurable Overloaded PermissionDenied Population
+    ProtocolError RecordInvalid RowsFailed RunTime Session SessionClosed SessionExists SessionExpired SessionInfo
+    SessionNotFound SessionTakenOver SessionsExhausted SnapshotInvalid StateNonFinite StepAborted StepAnswerEvicted
+    StepCancelled StepConflict StepFailed StepGap StepTimeout StoreUnavailable Unauthenticated __version__ aio connect
 """
 TWINS = [
     (Client, conveyor.AsyncClient),

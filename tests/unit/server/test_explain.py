@@ -33,15 +33,15 @@ def told(capsys: pytest.CaptureFixture[str]):
 
 def test_every_setting_is_told_with_its_value_and_what_says_so(told, environment, tmp_path: Path) -> None:
     file = tmp_path / "conveyor.toml"
-    file.write_text('port = 1\nhost = "h"\nlog_level = "debug"\n')
+    file.write_text('port = 1\nhost = "localhost"\nlog_level = "debug"\n')
     environment.setenv("CONVEYOR_PORT", "2")
-    environment.setenv("CONVEYOR_HOST", "i")
+    environment.setenv("CONVEYOR_HOST", "127.0.0.2")
     status, out, _ = told("check", "--json", "--config", str(file), "--port", "3")
     rows = json.loads(out)
     assert status == 0
     assert list(rows) == list(FIELDS)
     assert rows["port"] == {"value": "3", "from": "the command line"}
-    assert rows["host"] == {"value": "i", "from": "the environment"}
+    assert rows["host"] == {"value": "127.0.0.2", "from": "the environment"}
     assert rows["log_level"] == {"value": "debug", "from": str(file)}
     assert rows["metrics_port"] == {"value": str(Settings().metrics_port), "from": "default"}
 

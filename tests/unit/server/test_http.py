@@ -10,6 +10,7 @@ import pytest
 from conveyor_server import http
 from conveyor_server.errors import StartError
 from conveyor_server.http import MetricsServer
+from conveyor_server.identity.gate import Gate
 from conveyor_server.metrics import Metrics
 
 
@@ -33,6 +34,7 @@ async def pages(directory):
         loop=asyncio.get_running_loop(),
         sample=lambda: metrics.sample(directory),
         not_ready=lambda: why[0],
+        gate=Gate(),
     )
     server.start()
     yield server, why
@@ -71,4 +73,11 @@ async def test_a_port_in_use_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(StartError, match=f"cannot listen on 127.0.0.1:{port} for metrics: Address already in use"):
-            MetricsServer("127.0.0.1", port, loop=asyncio.get_running_loop(), sample=lambda: None, not_ready=lambda: "")
+            MetricsServer(
+                "127.0.0.1",
+                port,
+                loop=asyncio.get_running_loop(),
+                sample=lambda: None,
+                not_ready=lambda: "",
+                gate=Gate(),
+            )

@@ -16,6 +16,7 @@ from conveyor_proto.reasons import Fault, from_status
 from conveyor_proto.v1 import model_pb2, model_pb2_grpc, session_pb2_grpc, spec_pb2, tensor_pb2
 from conveyor_proto.v1 import session_pb2 as pb
 from conveyor_server.engine.engine import Engine, EngineLimits
+from conveyor_server.identity.gate import Gate
 from conveyor_server.inference.service import InferenceServicer
 from conveyor_server.keeper.beat import Beat
 from conveyor_server.keeper.policy import KeeperPolicy
@@ -145,6 +146,7 @@ class Server:
         timed: bool,
         store: StateStore | None,
         policy: KeeperPolicy,
+        gate: Gate | None,
     ) -> None:
         engine_limits = EngineLimits(max_batch=64, quantum=quantum, max_batch_time_steps=64 * quantum)
         capacity = engine_limits.capacity(limits.max_sessions)
@@ -196,7 +198,7 @@ class Server:
                 self.driver, self.loader, self.metrics, lambda: "draining" if self.directory.draining else ""
             ),
         }
-        self.grpc = open_transport(self.driver, self.metrics, servicers, wire)
+        self.grpc = open_transport(self.driver, self.metrics, servicers, gate or Gate(), wire)
         self.port = self.grpc.listen("127.0.0.1", 0, None)
         self.channel = self.connect()
         self.stub = session_pb2_grpc.SessionServiceStub(self.channel)  # type: ignore[no-untyped-call]
@@ -360,6 +362,7 @@ async def make_server(tmp_path: Path) -> AsyncIterator[Callable[..., Server]]:
             folder: str = "",
             store: StateStore | None = None,
             policy: KeeperPolicy | None = None,
+            gate: Gate | None = None,
             **limits: float,
         ) -> Server:
             server = Server(
@@ -372,6 +375,7 @@ async def make_server(tmp_path: Path) -> AsyncIterator[Callable[..., Server]]:
                 timed=timed,
                 store=store,
                 policy=policy or KeeperPolicy("r1", "a runtime", checkpoint_s=0.02),
+                gate=gate,
             )
             await server.start()
             stack.push_async_callback(server.stop)

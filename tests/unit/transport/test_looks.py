@@ -79,7 +79,7 @@ class Call:
 def test_the_answers_of_one_stream_do_not_wait_for_a_turn_each() -> None:
     home = SimpleNamespace(touched=[], max_unsent_bytes=100, condition=None, over=lambda rpc: None)
     call, rpc = Call(), SimpleNamespace(due=set(), callbacks=[])
-    stream = Stream(home, rpc, call, {}, None)
+    stream = Stream(home, rpc, call, None, None)
     stream.begin(SimpleNamespace(eager=True))
     for message in (b"1", b"2", b"3"):
         stream.put(message)

@@ -59,7 +59,7 @@ async def test_a_tenant_has_so_many_by_streams_and_by_calls(make_server: Callabl
         await server.stub.CreateSession(pb.CreateSessionRequest(model="sum"), metadata=TENANT)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await server.stub.ForkSession(pb.ForkSessionRequest(session_id="s1"))
+        await server.stub.ForkSession(pb.ForkSessionRequest(session_id="acme/s1"))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, "a copy is its tenant's too"
     for handle in (4, 5, 6):
         await others.attached(handle, f"s{handle}")

@@ -6,7 +6,7 @@ go once its last tag has come back.
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -31,7 +31,6 @@ _QUIET_LOOKS = 2
 # Before a run that nobody is answered by, what is not found waits long: so it may be any of these sockets that has it.
 _THOROUGH_LOOKS = 16
 _TIMEOUT = cygrpc.CompletionType.queue_timeout
-_NO_METADATA: Mapping[str, str] = {}
 
 
 class _Inline(futures.ThreadPoolExecutor):
@@ -82,14 +81,13 @@ class CompletionServer:
 
         def behaviour(requests: Any, context: Any, _send: Any) -> None:
             rpc, call = requests._state, requests._call
-            metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
-            stream = Stream(self, rpc, call, metadata, self._corks.connection(context.peer()))
+            stream = Stream(self, rpc, call, context, self._corks.connection(context.peer()))
             try:
                 stream.begin(arrived(stream))
             except Exception as error:  # as in Stream._received
                 stream.fail(incident_status(error))
             # Streams are many and long: what is of no more use is not kept.
-            stream.metadata = _NO_METADATA
+            stream.context = None
 
         behaviour.experimental_non_blocking = True  # type: ignore[attr-defined]
         behaviour.experimental_thread_pool = self._inline  # type: ignore[attr-defined]

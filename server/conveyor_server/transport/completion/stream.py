@@ -6,7 +6,7 @@ exception in what is served ends this stream only.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from google.rpc import status_pb2
@@ -41,7 +41,7 @@ class Stream:
     Attributes:
         call: grpcio's.
         connection: that it came over.
-        metadata: what the client sent ahead, by lower-case key; empty once `arrived` has looked at it.
+        context: of the call, for who serves it; None once `arrived` has looked at it.
         ended: called once the call is gone, after `Served.broken`.
         unsent_bytes: of messages that were put and not taken by the transport.
     """
@@ -49,13 +49,11 @@ class Stream:
     __slots__ = (
         *("_closing", "_failure", "_greeted", "_held", "_max_unsent_bytes", "_next", "_queue", "_reading", "_receive"),
         *("_rpc", "_sending", "_served", "_server", "_statused", "_touched", "_wants"),
-        *("call", "connection", "ended", "metadata", "unsent_bytes"),
+        *("call", "connection", "context", "ended", "unsent_bytes"),
     )
 
-    def __init__(
-        self, server: "Home", rpc: Any, call: Any, metadata: Mapping[str, str], connection: Connection
-    ) -> None:
-        self.metadata = metadata
+    def __init__(self, server: "Home", rpc: Any, call: Any, context: Any, connection: Connection) -> None:
+        self.context = context
         self.connection = connection
         self.unsent_bytes = 0
         self.ended: Callable[[], None] | None = None
