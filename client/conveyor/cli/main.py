@@ -20,6 +20,7 @@ DEFAULT_TARGET = "localhost:50051"
 # What `--help` says of commands that are not imported for it, and the extra that brings each.
 _KNOWN = {
     "serve": ("serve a folder of models", "server"),
+    "token": ("make a token for the server's access file", "server"),
     "config": ("say what a server would be set to, and by what", "server"),
     "adopt": ("describe an ONNX file from elsewhere, and prove that it is served as it is", "server"),
     "export": ("make a step model from a trained PyTorch module", "export"),

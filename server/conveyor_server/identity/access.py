@@ -143,7 +143,7 @@ def _load(path: Path) -> dict[str, Any]:
         return tomllib.loads(data.decode())
     except OSError as error:
         raise StartError(f"cannot read the access file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StartError(f"the access file {path} is not TOML: {error}") from error
 
 

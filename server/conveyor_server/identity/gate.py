@@ -1,8 +1,8 @@
 """The gate before every call: who it is from, and whether they may.
 
 Invariant: where there is an access file, nothing that changes or shows a session, a model or the server is done for a
-caller who has not passed here. A file that changes counts for the next call; one that became unusable does not, and the
-log says why, once.
+caller who has not passed here. What is new in the file counts at once, and what is gone within a second; a file that
+cannot be used any more does not, and the log says why, once.
 """
 
 import hashlib
@@ -124,7 +124,12 @@ class Gate:
         access = self.access
         if access is None:
             return Admitted(replace(ANYBODY, tenant=tenant) if tenant else ANYBODY)
-        entry, until = self._entry(access, metadata.get(AUTHORIZATION_KEY, ""), names, path)
+        try:
+            entry, until = self._entry(access, metadata.get(AUTHORIZATION_KEY, ""), names, path)
+        except Refused:
+            # A token that was made just now is in the file before it is shown.
+            access = self._latest(access)
+            entry, until = self._entry(access, metadata.get(AUTHORIZATION_KEY, ""), names, path)
         if entry.tenant not in {ANY_TENANT, tenant or entry.tenant}:
             raise refuse(
                 e.ERROR_REASON_MESSAGE_INVALID,
@@ -190,6 +195,12 @@ class Gate:
                 while len(self._known) > _REMEMBERED:
                     self._known.popitem(last=False)
         return entry, claims.until
+
+    def _latest(self, known: Access) -> Access:
+        """What the files say at this moment."""
+        with self._lock:
+            self._read_again()
+            return self._access or known
 
     def _read_again(self) -> None:
         """Under the lock."""

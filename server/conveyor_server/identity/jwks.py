@@ -105,7 +105,7 @@ class Issuer:
             raise NotAccepted("the token is from another issuer") from None
         except jwt.MissingRequiredClaimError as error:
             raise NotAccepted(f"the token says nothing of {error.claim}") from None
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, RecursionError):
             # What else there is to say helps only who forges.
             raise NotAccepted(
                 "the token is not one that this server's issuer has signed, or is not valid yet"
@@ -154,7 +154,7 @@ def _keys(path: Path) -> dict[str, "jwt.PyJWK"]:
         listed = content["keys"]
     except OSError as error:
         raise ValueError(f"cannot read the JWKS file {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         listed = None
     if not isinstance(listed, list) or len(data) > _MOST_BYTES:
         raise ValueError(f"{path} is no JWKS file: a JSON object with a list of keys, at most 1 MiB")

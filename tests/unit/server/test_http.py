@@ -1,6 +1,8 @@
 """The three pages, asked over a real socket while the core thread runs, and while it does not."""
 
 import asyncio
+import hashlib
+import json
 import socket
 import time
 import urllib.error
@@ -81,3 +83,48 @@ async def test_a_port_in_use_is_told() -> None:
                 not_ready=lambda: "",
                 gate=Gate(),
             )
+
+
+async def test_numbers_are_for_those_who_may_observe(directory, tmp_path) -> None:
+    path = tmp_path / "access.toml"
+    tokens = {"viewer": ["observe"], "device": ["infer"]}
+    path.write_text(
+        "".join(
+            f'[[tokens]]\nname = "{name}"\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\ntenant = "*"\n'
+            f"roles = {json.dumps(roles)}\n"
+            for name, roles in tokens.items()
+        )
+    )
+    server = MetricsServer(
+        "127.0.0.1",
+        0,
+        loop=asyncio.get_running_loop(),
+        sample=lambda: Metrics().sample(directory),
+        not_ready=lambda: "",
+        gate=Gate(path),
+    )
+    server.start()
+
+    def asked(page: str, token: str = "") -> tuple[int, str]:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        request = urllib.request.Request(f"http://127.0.0.1:{server.port}{page}", headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:
+                return response.status, response.headers.get("WWW-Authenticate", "")
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.headers.get("WWW-Authenticate", "")
+
+    try:
+        for page, token, want in (
+            ("/metrics", "", (401, "Bearer")),
+            ("/metrics", "nobody", (401, "Bearer")),
+            ("/metrics", "device", (403, "")),
+            ("/metrics", "viewer", (200, "")),
+            # For whoever balances load.
+            ("/healthz", "", (200, "")),
+            ("/readyz", "", (200, "")),
+        ):
+            assert await asyncio.to_thread(asked, page, token) == want
+    finally:
+        await asyncio.to_thread(server.stop)

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-IDS = ["a", "b", "c", "A.1:x", "-"]
+IDS = ["a", "b", "t/a", "A.1:x", "t/-", "u/b"]
 TENANTS = ["tenant:t", "tenant:ü \n,"]
 EVER = 1e12
 # From now, in seconds: past, long past, and moments that sweeps pass one by one; far enough apart for any run.
@@ -117,9 +117,14 @@ class Stores(RuleBasedStateMachine):
     def load(self, wanted: list[tuple[str, int]]) -> None:
         self.same("load", wanted)
 
-    @rule(after=st.sampled_from(["", "A", *IDS]), limit=st.integers(1, 4), model=st.sampled_from(["", "m", "n", "o"]))
-    def listed(self, after: str, limit: int, model: str) -> None:
-        self.same("listed", after, limit, model)
+    @rule(
+        after=st.sampled_from(["", "A", *IDS]),
+        limit=st.integers(1, 4),
+        model=st.sampled_from(["", "m", "n", "o"]),
+        tenant=st.sampled_from(["", "t", "u"]),
+    )
+    def listed(self, after: str, limit: int, model: str, tenant: str) -> None:
+        self.same("listed", after, limit, model, tenant)
 
     @rule(moment=st.sampled_from([500.0, 1500.0, 3000.0, 100_000.0]))
     def sweep(self, moment: float) -> None:

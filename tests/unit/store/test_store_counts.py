@@ -247,6 +247,33 @@ def test_a_page_of_one_model_has_its_sessions_only(store: StateStore) -> None:
     assert store.listed("", 9, "none").total == 0
 
 
+def test_a_page_of_one_tenant_has_its_sessions_only(store: StateStore) -> None:
+    add(store, "acme/a", "acme/c", "acme0/b", "acm/e", "acme", "acme-/x", "b", model="m")
+    add(store, "acme/b", model="n")
+    page = store.listed("", 2, "", "acme")
+    assert ([record.session_id for record in page.records], page.more, page.total) == (["acme/a", "acme/b"], True, 3)
+    page = store.listed("acme/b", 2, "", "acme")
+    assert ([record.session_id for record in page.records], page.more, page.total) == (["acme/c"], False, 3)
+    page = store.listed("", 9, "m", "acme")
+    assert ([record.session_id for record in page.records], page.more, page.total) == (["acme/a", "acme/c"], False, 2)
+    # Whatever is asked for, it is none of another's.
+    assert store.listed("zzz", 9, "", "acme").records == []
+    assert [record.session_id for record in store.listed("acme", 9, "", "acme0").records] == ["acme0/b"]
+    assert store.listed("", 9, "", "nobody") == type(page)([], more=False, total=0)
+    assert store.listed("", 9, "").total == 8
+
+
+def test_a_tenants_sessions_that_have_expired_are_not_on_its_page(
+    store: StateStore, pass_by: Callable[[float], None]
+) -> None:
+    soon = time.time() + 0.05
+    add(store, "acme/a", "acme/b", expires_at=soon)
+    add(store, "acme/c")
+    pass_by(soon)
+    page = store.listed("", 9, "", "acme")
+    assert ([record.session_id for record in page.records], page.total) == (["acme/c"], 1)
+
+
 def test_a_page_is_what_the_records_are_now(store: StateStore) -> None:
     add(store, "a")
     store.take([claim()])

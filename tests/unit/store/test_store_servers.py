@@ -18,7 +18,7 @@ from conveyor_server.store.valkey import ValkeyStore
 from store_calls import add, creation, put, read
 from valkey_process import ValkeyProcess
 
-SECRET = "pass:w@rd/#"  # noqa: S105 - a test's own
+SECRET = "pass:w@rd/#"
 
 
 @pytest.fixture
