@@ -33,6 +33,7 @@ from conveyor_server.repository import Overrides, Prepared, Repository
 from conveyor_server.repository.policy import INLINE_RUN_S, MAX_BATCH
 from conveyor_server.runner.fingerprint import fingerprint
 from conveyor_server.runner.onnx_runner import open_runner
+from conveyor_server.seal import Seal
 from conveyor_server.servicers.loader import Loader
 from conveyor_server.servicers.models import ModelServicer
 from conveyor_server.servicers.session import SessionServicer
@@ -246,7 +247,7 @@ class App:
 
     def _grpc(self) -> Transport:
         servicers = {
-            _SESSIONS: SessionServicer(self.driver),
+            _SESSIONS: SessionServicer(self.driver, Seal(self.settings.snapshot_keys)),
             _MODELS: ModelServicer(self.driver, self.loader),
             _INFERENCE: InferenceServicer(self.driver, self.loader, self.metrics, self._not_ready),
         }

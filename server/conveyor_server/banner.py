@@ -29,6 +29,7 @@ def banner(settings: Settings, access: Access | None) -> Sequence[str]:
         f"open: {_wire(settings, local=local)}; calls that change what is served are "
         f"{'on' if offers_admin(settings) else 'off'}, reflection is {'on' if settings.reflection else 'off'}; "
         f"{_pages(settings, access)}",
+        f"snapshots are {'signed' if settings.snapshot_keys else 'not signed (--snapshot-keys)'}",
     ]
 
 

@@ -71,6 +71,13 @@ class Settings:
             "asked who they are, or are on this machine"
         ),
     ] = "auto"
+    snapshot_keys: Annotated[
+        Path | None,
+        _Doc(
+            "file of keys that snapshots are signed with: the first signs, all are accepted, and nothing else is then. "
+            "Read anew when it changes. Without one, snapshots have a checksum, and a client could make one up"
+        ),
+    ] = None
     reflection: Annotated[bool, _Doc("whether the gRPC port says which services it has, for tools such as grpcurl")] = (
         True
     )

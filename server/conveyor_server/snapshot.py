@@ -1,10 +1,9 @@
 """Snapshots: a session's state as bytes that say whether they are whole.
 
 Invariant: what `read` accepts is what `take` wrote, bit for bit; what `states_for` accepts fits the engine's model,
-whose digest is the snapshot's, and is finite. Layout: MAGIC, SHA-256 of the rest, a serialized Snapshot.
+whose digest is the snapshot's, and is finite. What is sealed (see seal) is a serialized Snapshot.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,15 +15,15 @@ from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from conveyor_server.engine.engine import Engine
-from conveyor_server.errors import Refused, refuse
+from conveyor_server.errors import refuse
+from conveyor_server.seal import Seal, invalid
 from conveyor_server.sessions.session import Session
 
-MAGIC = b"CVSN"
 FORMAT = 1
-_HEAD = len(MAGIC) + hashlib.sha256().digest_size
+PLAIN = Seal()
 
 
-def take(session: Session, at: Timestamp) -> bytes:
+def take(session: Session, at: Timestamp, seal: Seal = PLAIN) -> bytes:
     """The session's committed state; a fresh session's is its model's initial rows. Core thread only."""
     engine = session.engine
     rows = engine.read(session.lane)
@@ -40,26 +39,21 @@ def take(session: Session, at: Timestamp) -> bytes:
         states=[encode(row, state.name) for row, state in zip(rows, engine.spec.states, strict=True)],
         taken_at=at,
     )
-    data = content.SerializeToString(deterministic=True)
-    return MAGIC + hashlib.sha256(data).digest() + data
+    return seal.close(content.SerializeToString(deterministic=True))
 
 
-def read(data: bytes) -> session_pb2.Snapshot:
+def read(data: bytes, seal: Seal = PLAIN) -> session_pb2.Snapshot:
     """The content of what `take` gave.
 
     Raises:
         Refused: SNAPSHOT_INVALID.
     """
-    if len(data) < _HEAD or data[: len(MAGIC)] != MAGIC:
-        raise _invalid("is not one, or is cut short")
-    if hashlib.sha256(data[_HEAD:]).digest() != data[len(MAGIC) : _HEAD]:
-        raise _invalid("was altered or cut short: its checksum does not fit")
     try:
-        content = session_pb2.Snapshot.FromString(data[_HEAD:])
+        content = session_pb2.Snapshot.FromString(seal.open(data))
     except DecodeError:
-        raise _invalid("cannot be read") from None
+        raise invalid("cannot be read") from None
     if content.format != FORMAT:
-        raise _invalid(f"has format {content.format}, and this server reads {FORMAT}")
+        raise invalid(f"has format {content.format}, and this server reads {FORMAT}")
     return content
 
 
@@ -81,7 +75,7 @@ def states_for(content: session_pb2.Snapshot, engine: Engine) -> Sequence[Array]
             snapshot_digest=content.model_digest,
         )
     if len(content.states) != len(spec.states):
-        raise _invalid(f"has {len(content.states)} states, and the model has {len(spec.states)}")
+        raise invalid(f"has {len(content.states)} states, and the model has {len(spec.states)}")
     return [_state(tensor, state) for tensor, state in zip(content.states, spec.states, strict=True)]
 
 
@@ -89,13 +83,9 @@ def _state(tensor: tensor_pb2.Tensor, state: spec_pb2.StateSpec) -> Array:
     try:
         array = decode(tensor)
     except WireError as error:
-        raise _invalid(f"has a broken state {state.name!r}: {error.fault.message}") from None
+        raise invalid(f"has a broken state {state.name!r}: {error.fault.message}") from None
     if tensor.name != state.name or array.dtype != to_numpy_dtype(state.dtype) or array.shape != tuple(state.shape):
-        raise _invalid(f"has {tensor.name!r} {array.dtype} {list(array.shape)} in the place of state {state.name!r}")
+        raise invalid(f"has {tensor.name!r} {array.dtype} {list(array.shape)} in the place of state {state.name!r}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise _invalid(f"holds a state {state.name!r} that is not finite")
+        raise invalid(f"holds a state {state.name!r} that is not finite")
     return array
-
-
-def _invalid(why: str) -> Refused:
-    return refuse(e.ERROR_REASON_SNAPSHOT_INVALID, f"the snapshot {why}: take another")

@@ -11,6 +11,7 @@ from conveyor_proto.v1 import session_pb2 as pb
 from conveyor_server import snapshot
 from conveyor_server.errors import Refused
 from conveyor_server.identity.caller import of_call, prefix
+from conveyor_server.seal import Seal
 from conveyor_server.servicers.convert import (
     idle_timeout_s,
     missing,
@@ -28,10 +29,16 @@ _MAX_PAGE_SIZE = 1000
 
 
 class SessionServicer:
-    """One method for each unary call, named as it is. Core thread only."""
+    """One method for each unary call, named as it is. Core thread only.
 
-    def __init__(self, core: Core) -> None:
+    Args:
+        core: what drives the sessions.
+        seal: of snapshots.
+    """
+
+    def __init__(self, core: Core, seal: Seal = snapshot.PLAIN) -> None:
         self._core = core
+        self._seal = seal
 
     async def create_session(self, request: pb.CreateSessionRequest) -> pb.CreateSessionResponse:
         """Creates a session that no stream holds."""
@@ -125,12 +132,12 @@ class SessionServicer:
     async def snapshot_session(self, request: pb.SnapshotSessionRequest) -> pb.SnapshotSessionResponse:
         """A session's state at its last step boundary, to keep."""
         session, _ = await found(of_call().full_name(request.session_id), self._core)
-        data = snapshot.take(session, self._core.timestamp(self._core.now()))
+        data = snapshot.take(session, self._core.timestamp(self._core.now()), self._seal)
         return pb.SnapshotSessionResponse(snapshot=data, applied_seq=session.applied_seq)
 
     async def restore_session(self, request: pb.RestoreSessionRequest) -> pb.RestoreSessionResponse:
         """A new session that goes on from a snapshot."""
-        content = snapshot.read(request.snapshot)
+        content = snapshot.read(request.snapshot, self._seal)
         # The digest is the judge: the snapshot's own version may be gone while the same model is there under another.
         caller = of_call()
         engine = self._core.repository.find(request.model or content.model, request.version, caller.uses).serving

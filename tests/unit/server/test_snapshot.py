@@ -1,7 +1,5 @@
 """A snapshot is read as it was taken, or refused with the reason."""
 
-import hashlib
-
 import numpy as np
 import pytest
 from conveyor_proto.codec import encode
@@ -15,8 +13,7 @@ NOW = Timestamp(seconds=1_800_000_000)
 
 
 def sealed(content: session_pb2.Snapshot) -> bytes:
-    data = content.SerializeToString()
-    return snapshot.MAGIC + hashlib.sha256(data).digest() + data
+    return snapshot.PLAIN.close(content.SerializeToString())
 
 
 @pytest.fixture
@@ -76,7 +73,7 @@ def test_of_another_format(session) -> None:
 
 def test_of_what_is_no_message() -> None:
     data = b"\xff\xff\xff"
-    whole = snapshot.MAGIC + hashlib.sha256(data).digest() + data
+    whole = snapshot.PLAIN.close(data)
     assert refused(lambda: snapshot.read(whole)) == e.ERROR_REASON_SNAPSHOT_INVALID
 
 
