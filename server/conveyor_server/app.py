@@ -31,6 +31,7 @@ from conveyor_server.keeper.policy import KeeperPolicy
 from conveyor_server.metrics import Metrics
 from conveyor_server.repository import Overrides, Prepared, Repository
 from conveyor_server.repository.policy import INLINE_RUN_S, MAX_BATCH
+from conveyor_server.runner.budget import StateBudget
 from conveyor_server.runner.fingerprint import fingerprint
 from conveyor_server.runner.onnx_runner import open_runner
 from conveyor_server.seal import Seal
@@ -279,6 +280,7 @@ def _repository(settings: Settings) -> Repository[Engine]:
             open_runner,
             device=settings.device,
             threads=settings.threads,
+            budget=StateBudget(settings.max_state_bytes),
             # The slab is made before the model is measured, so it has room for the largest batch that may be chosen.
             capacity=EngineLimits(max_batch=settings.max_batch or MAX_BATCH).capacity(settings.max_sessions),
         ),

@@ -88,6 +88,10 @@ class Settings:
     max_sessions: Annotated[int, _Doc("sessions of all models together; each model's slab has room for so many", 1)] = (
         10_000
     )
+    max_state_bytes: Annotated[
+        int,
+        _Doc("memory for all models' states together, each at max_sessions; a model beyond it is refused; 0: any", 0),
+    ] = 0
     idle_timeout_s: Annotated[float, _Doc("idle time after which a session that asks for none is closed", 0.001)] = (
         600.0
     )

@@ -18,6 +18,7 @@ from conveyor_proto.v1 import spec_pb2
 from conveyor_server import compiled
 from conveyor_server.runner import graph
 from conveyor_server.runner.base import Run, RunFailed, Runner, RunResult
+from conveyor_server.runner.budget import Lease, StateBudget
 from conveyor_server.runner.facts import ADOPTED
 from conveyor_server.runner.frame import Frame, FrameShape
 from conveyor_server.runner.provider import DeviceUnavailable, Host, cuda_is_offered, open_session
@@ -33,7 +34,14 @@ _MAX_BUFFER_BYTES = 64 << 20
 _log = logging.getLogger(__name__)
 
 
-def open_runner(path: Path, *, device: Literal["cpu", "cuda", "auto"], threads: int, capacity: int) -> Runner:
+def open_runner(
+    path: Path,
+    *,
+    device: Literal["cpu", "cuda", "auto"],
+    threads: int,
+    capacity: int,
+    budget: StateBudget | None = None,
+) -> Runner:
     """Loads a step model. Any thread; blocks for as long as reading and optimising takes.
 
     Args:
@@ -41,6 +49,7 @@ def open_runner(path: Path, *, device: Literal["cpu", "cuda", "auto"], threads: 
         device: `cuda` refuses to fall back; `auto` takes CUDA where it really is there, and logs which it took.
         threads: threads of one operator on the CPU, at least 1.
         capacity: slots, at least 1. The slab takes `capacity * state_bytes`; on the host only as rows are used.
+        budget: of all slabs; None: any number of bytes.
 
     Raises:
         RunnerUnavailable: the file, the device or the provider; the message says what to do.
@@ -49,6 +58,17 @@ def open_runner(path: Path, *, device: Literal["cpu", "cuda", "auto"], threads: 
     if threads < 1 or capacity < 1:
         raise ValueError(f"threads ({threads}) and capacity ({capacity}) must be at least 1")
     file = read_step_file(path)
+    lease = (budget or StateBudget()).take(file.spec.state_bytes, capacity + _OWN_ROWS)
+    try:
+        runner = _opened(file, device, threads, capacity)
+    except BaseException:
+        lease.release()
+        raise
+    runner.lease = lease
+    return runner
+
+
+def _opened(file: StepFile, device: Literal["cpu", "cuda", "auto"], threads: int, capacity: int) -> "OnnxRunner":
     if device != "auto":
         return OnnxRunner(file, Host.of(device, threads), capacity)
     if cuda_is_offered():
@@ -65,9 +85,14 @@ def open_runner(path: Path, *, device: Literal["cpu", "cuda", "auto"], threads: 
 
 
 class OnnxRunner:
-    """A Runner on onnxruntime. See base.Runner for who may call what, and when."""
+    """A Runner on onnxruntime. See base.Runner for who may call what, and when.
+
+    Attributes:
+        lease: of its slab; given back when it is closed.
+    """
 
     def __init__(self, file: StepFile, host: Host, capacity: int) -> None:
+        self.lease: Lease | None = None
         self._spec = file.spec
         self._host = host
         self._capacity = capacity
@@ -175,6 +200,8 @@ class OnnxRunner:
         self._frames.clear()
         self._stagings.clear()
         del self._session, self._slabs
+        if self.lease is not None:
+            self.lease.release()
 
     def _run(self, frame: Frame, batch: int, time: int) -> None:
         try:

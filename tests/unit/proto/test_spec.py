@@ -43,6 +43,11 @@ def test_initial_rows(spec):
         (lambda s: s.inputs[0].shape.append(0), "at least 1"),
         (lambda s: setattr(s.states[0], "initial", b"123"), "initial row"),
         (lambda s: setattr(s, "state_bytes", 1), "sum over the states"),
+        (lambda s: s.states[0].shape.append(1 << 40), "a row of more than"),
+        (lambda s: s.inputs[0].shape.extend([1 << 31] * 9), "a row of more than"),
+        (lambda s: s.outputs[0].shape.extend([1] * 1000), "axes, more than 16"),
+        (lambda s: setattr(s.inputs[0], "name", "x" * 1000), "more than 256 characters"),
+        (lambda s: [s.inputs.add(name=f"i{n}") for n in range(1000)], "1001 inputs are more than 256"),
     ],
 )
 def test_contradictions_are_found(spec, change, text):
@@ -51,7 +56,19 @@ def test_contradictions_are_found(spec, change, text):
         specs.parse_spec(specs.dump_spec(spec))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"no_such_field": 1}', '{"spec_version": "many"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"inputs":' + "[" * 100_000,
+        " " * (65 << 20),
+        '{"no_such_field": 1}',
+        '{"spec_version": "many"}',
+    ],
+)
 def test_what_is_no_spec(text):
     with pytest.raises(specs.SpecError):
         specs.parse_spec(text)
