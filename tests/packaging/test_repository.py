@@ -102,6 +102,7 @@ def test_every_conveyor_command_that_is_named_is_understood(root: Path) -> None:
         "docs/durability.md",
         "docs/workers.md",
         "docs/top.md",
+        "docs/doctor.md",
         "examples/_demo/next_steps.py",
         "examples/charlm.py",
         "examples/co2.py",
@@ -111,6 +112,9 @@ def test_every_conveyor_command_that_is_named_is_understood(root: Path) -> None:
             command, *arguments = re.split(r"\s{2,}|\s+#", line)[0].split()
             if command == "serve":
                 configuration.load(arguments, {})
+            elif command == "doctor":
+                settings = [each for each in arguments if each not in {"--json", "--quiet"}]
+                configuration.load([each for each in settings if not each.endswith(("--config", ".toml"))], {})
             elif command in {"export", "inspect", "adopt"}:
                 parsers = {"export": _export_parser, "inspect": _inspect_parser, "adopt": adopt_parser}
                 parsers[command]().parse_args(arguments)

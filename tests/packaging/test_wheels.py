@@ -59,6 +59,7 @@ def test_base_is_the_sdk_and_light(wheel: Path, new_environment) -> None:
     # What another extra brings is named, in one line, by a command that needs it.
     commands = {
         "serve": [],
+        "doctor": [],
         "adopt": ["model.onnx"],
         "inspect": ["models/m/1"],
         "export": ["m:f", "--out", "models/m/1"],

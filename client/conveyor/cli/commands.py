@@ -38,7 +38,7 @@ def connected(arguments: argparse.Namespace) -> conveyor.Client:
         return conveyor.connect(
             arguments.target,
             tls=tls,
-            token=_token(arguments),
+            token=token(arguments),
             metadata=[("x-tenant-id", arguments.tenant)] if arguments.tenant else [],
             timeout_s=arguments.timeout_s,
             connect_timeout_s=0.5,
@@ -48,7 +48,7 @@ def connected(arguments: argparse.Namespace) -> conveyor.Client:
         raise UsageError(str(error)) from None
 
 
-def _token(arguments: argparse.Namespace) -> Token | None:
+def token(arguments: argparse.Namespace) -> Token | None:
     """The bearer token to show. A file is read again whenever it is shown: it may be renewed meanwhile."""
     if not arguments.token_file:
         return os.environ.get("CONVEYOR_TOKEN") or None

@@ -22,6 +22,7 @@ _KNOWN = {
     "serve": ("serve a folder of models", "server"),
     "token": ("make a token for the server's access file", "server"),
     "config": ("say what a server would be set to, and by what", "server"),
+    "doctor": ("look at what a server would need, and say what to fix", "server"),
     "adopt": ("describe an ONNX file from elsewhere, and prove that it is served as it is", "server"),
     "export": ("make a step model from a trained PyTorch module", "export"),
     "inspect": ("describe a step model's file", "export"),

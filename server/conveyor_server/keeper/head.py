@@ -42,6 +42,11 @@ def encode(session_id: str, engine: Engine, options: SessionOptions, created_at:
     )
     content.created_at.FromNanoseconds(round(created_at * 1e9))
     content.idle_timeout.FromNanoseconds(round(options.idle_timeout_s * 1e9))
+    return sealed(content)
+
+
+def sealed(content: store_pb2.StoredSession) -> bytes:
+    """The bytes of a content."""
     data = content.SerializeToString(deterministic=True)
     return MAGIC + zlib.crc32(data).to_bytes(4, "little") + data
 

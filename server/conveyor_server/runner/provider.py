@@ -84,6 +84,18 @@ def cuda_is_offered() -> bool:
     return _CUDA in ort.get_available_providers()
 
 
+def why_no_cuda() -> str:
+    """Why a graph that CUDA can run does not open on it; empty: it does. Some seconds where there is a GPU."""
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("x", "y"))
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["y"])], "probe", [x], [y])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    try:
+        open_session(model, Host.of("cuda", 1), name="a probe")
+    except RunnerUnavailable as error:
+        return str(error)
+    return ""
+
+
 def _options(host: Host, folder: Path | None) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = host.threads

@@ -83,11 +83,12 @@ class Reader(AbstractContextManager["Reader"]):
 
     Args:
         servers: which.
-        arguments: the common options: TLS, timeout.
+        arguments: the common options: TLS, token, timeout.
     """
 
     def __init__(self, servers: Sequence[Server], arguments: argparse.Namespace) -> None:
         self._timeout_s: float = arguments.timeout_s
+        self._token = commands.token(arguments)
         self._clients = {server: _client(server, arguments) for server in servers if server.target}
         self._servers = servers
         self._threads = ThreadPoolExecutor(len(servers), thread_name_prefix="conveyor-top")
@@ -142,10 +143,15 @@ class Reader(AbstractContextManager["Reader"]):
             troubles,
         )
 
+    def _shown(self) -> dict[str, str]:
+        token = self._token() if callable(self._token) else self._token
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
     def _page(self, address: str, troubles: list[str]) -> Page | None:
         url = f"http://{address}/metrics"
         try:
-            with urllib.request.urlopen(url, timeout=self._timeout_s) as answer:
+            asking = urllib.request.Request(url, headers=self._shown())
+            with urllib.request.urlopen(asking, timeout=self._timeout_s) as answer:  # noqa: S310 - http, as it is written
                 return Page.of(answer.read().decode("utf-8", "replace"))
         except (OSError, ValueError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
