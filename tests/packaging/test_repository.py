@@ -18,7 +18,8 @@ UNFINISHED = re.compile(
 # Somebody's machine.
 PRIVATE_PATH = re.compile(r"(?<![\w.])/(root|Users|home/(?!someone/)\w+)/")
 ROOT = Path(__file__).resolve().parents[2]
-MARKDOWN = [str(path.relative_to(ROOT)) for folder in (ROOT, ROOT / "docs") for path in sorted(folder.glob("*.md"))]
+_PAGES = (ROOT, ROOT / "docs", ROOT / "docs" / "runbooks")
+MARKDOWN = [str(path.relative_to(ROOT)) for folder in _PAGES for path in sorted(folder.glob("*.md"))]
 
 
 def _python(root: Path, *folders: str) -> list[Path]:

@@ -5,6 +5,7 @@ Invariants: without I/O and without a clock: `begin` says what the store is to d
 on as far as their durability allows, and what is due is tried again until the store has it.
 """
 
+import logging
 import math
 from collections.abc import Callable
 
@@ -31,6 +32,7 @@ from conveyor_server.store.contract import Outcome, Record
 # While the store is away it is tried again after so long, doubled each time up to the second of these.
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.05, 0.25
 _SWEEP_S = 30.0
+_log = logging.getLogger("conveyor")
 
 
 class Keeper:
@@ -242,6 +244,7 @@ class Keeper:
         if self.away_since < math.inf:
             self.away_since = math.inf
             self._suspend(NEVER)
+            _log.info("the store answers again")
 
     def _is_away(self, why: str, now: float) -> None:
         self.why_away = why
@@ -249,6 +252,7 @@ class Keeper:
         self._retry_s = min(_LONGEST_RETRY_S, 2 * self._retry_s)
         if self.away_since == math.inf:
             self.away_since = now
+            _log.warning("the store does not answer: %s", why)
             self._suspend(session_pb2.DURABILITY_SYNC)
             self._openings.refuse_all(self.away)
         self.look(now)
