@@ -49,6 +49,10 @@ check: env ## static checks: ruff, mypy strict, import-linter, stubs fresh
 	$(BIN)/lint-imports
 	$(BIN)/python -m proto.generate --check
 
+.PHONY: docs
+docs: env ## build the documentation site into build/site; links that lead nowhere are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 .PHONY: stubs
 stubs: env ## regenerate proto/conveyor_proto from the .proto files
 	$(BIN)/python -m proto.generate
