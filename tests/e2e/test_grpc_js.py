@@ -1,18 +1,16 @@
 """A client of another language against the real server: grpc-js, from our own .proto files and nothing else of ours."""
 
-import fcntl
-import hashlib
 import json
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from by_hand import ByHand
+from node_packages import installed, node
 from triton_user import Script, scripts
 
 from tests.e2e.conftest import FEATURES
@@ -20,32 +18,6 @@ from tests.e2e.conftest import FEATURES
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "tests" / "js"
 SEQUENCES = 32
-
-
-@pytest.fixture(scope="session")
-def node() -> str:
-    found, npm = shutil.which("node"), shutil.which("npm")
-    assert found, "there is no `node` in PATH: install Node.js 18 or newer, as CONTRIBUTING.md says"
-    assert npm, "there is no `npm` in PATH: install it beside Node.js, as CONTRIBUTING.md says"
-    return found
-
-
-@pytest.fixture(scope="session")
-def installed(node: str) -> Path:
-    """The program beside its packages, in a folder of its own; installed once for each package.json, by one process."""
-    key = hashlib.sha256((PROGRAM / "package.json").read_bytes()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"conveyor-grpc-js-{os.getuid()}-{key}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = folder / "installed"
-        if not done.exists():
-            shutil.copy(PROGRAM / "package.json", folder)
-            command = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
-            made = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=240)
-            assert made.returncode == 0, f"npm install failed:\n{made.stdout}\n{made.stderr}"
-            done.touch()
-    return folder
 
 
 @pytest.fixture
@@ -57,13 +29,13 @@ def include_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def drive(node: str, installed: Path, include_dir: Path) -> Callable[[str, str, list[dict]], list[list[dict]]]:
+def drive(include_dir: Path) -> Callable[[str, str, list[dict]], list[list[dict]]]:
     """Runs the program, and returns what it was answered."""
 
     def run(target: str, model: str, sequences: list[dict]) -> list[list[dict]]:
         done = subprocess.run(
-            [node, str(PROGRAM / "sequences.js"), str(include_dir), target, model],
-            env={**os.environ, "NODE_PATH": str(installed / "node_modules")},
+            [node(), str(PROGRAM / "sequences.js"), str(include_dir), target, model],
+            env={**os.environ, "NODE_PATH": str(installed(PROGRAM / "package.json") / "node_modules")},
             input=json.dumps(sequences),
             capture_output=True,
             text=True,
