@@ -267,7 +267,10 @@ def test_names_are_drawn_as_they_are_and_sessions_make_room():
     assert len(captured.get().splitlines()) <= 24
 
 
-def test_which_pages_belong_to_which_servers():
+def test_which_pages_belong_to_which_servers(monkeypatch):
+    monkeypatch.setenv("CONVEYOR_METRICS_PORT", "7")
+    assert addresses(["a:1"], None) == [Server("a:1", "a:7")]
+    monkeypatch.delenv("CONVEYOR_METRICS_PORT")
     assert addresses(["a:1", "b"], None) == [Server("a:1", "a:9464"), Server("b", "b:9464")]
     assert addresses(["dns:///a:1"], None) == [Server("dns:///a:1", "a:9464")]
     assert addresses(["a:1"], ["a:2", "a:3"]) == [Server("a:1", "a:2"), Server("", "a:3")], "of two workers"

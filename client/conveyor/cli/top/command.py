@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Key: TypeAlias = Literal["quit", "sort", "pause", "faster", "slower"]
 _KEYS: dict[bytes, Key] = {b"q": "quit", b"s": "sort", b" ": "pause", b"+": "faster", b"-": "slower"}
 _METRICS_PORT = 9464
+# The server's own setting, where it is in this environment too.
+_PORT_VARIABLE = "CONVEYOR_METRICS_PORT"
 _NONE = "none"
 _LEAST_S, _MOST_S = 0.2, 60.0
 
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser, target: str) -> None:
         action="append",
         metavar="HOST:PORT",
         help=f"the metrics page of each --target, in their order; more of them are workers' pages. {_NONE}: it has "
-        f"none. default: port {_METRICS_PORT} of the server's host",
+        f"none. default: port {_PORT_VARIABLE}, or {_METRICS_PORT}, of the server's host",
     )
     parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="between two looks; default: 2")
     parser.add_argument("--once", action="store_true", help="look twice, an interval apart, print that, and end")
@@ -87,7 +89,7 @@ def addresses(targets: Sequence[str], metrics: Sequence[str] | None) -> list[Ser
 
 def _default_page(target: str) -> str:
     host = target.rpartition("/")[2].rpartition(":")[0]
-    return f"{host or target}:{_METRICS_PORT}"
+    return f"{host or target}:{os.environ.get(_PORT_VARIABLE) or _METRICS_PORT}"
 
 
 def _check_installed() -> None:
