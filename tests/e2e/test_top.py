@@ -1,6 +1,7 @@
 """`conveyor top` against real servers: once, as scripts have it, and in a terminal, as people do."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pty
@@ -88,6 +89,22 @@ def test_a_server_that_is_not_there_is_said_and_the_other_is_shown(start_server)
     assert any(server.target in line and "serving" in line for line in lines)
     assert any("127.0.0.1:1 " in line and "away" in line for line in lines)
     assert any(line.startswith("lstm") and "ready cpu" in line for line in lines)
+
+
+def test_who_may_observe_sees_all_and_others_are_told_why_not(start_server, tmp_path):
+    file = tmp_path / "access.toml"
+    digest = hashlib.sha256(b"eyes").hexdigest()
+    file.write_text(f'[[tokens]]\nname = "eyes"\nsha256 = "{digest}"\ntenant = "*"\nroles = ["observe"]\n')
+    server = start_server("--access", str(file))
+    where = ("--target", server.target, "--metrics", f"127.0.0.1:{server.metrics_port}", "--interval", "0.2")
+    refused = json.loads(top("--json", *where).stdout)["servers"][0]
+    assert (refused["health"], refused["steps_per_s"]) == ("serving", None)
+    assert any("CALLER_UNKNOWN" in trouble for trouble in refused["troubles"])
+    assert any("401, the call shows no token" in trouble for trouble in refused["troubles"])
+    (tmp_path / "token").write_text("eyes\n")
+    seen = json.loads(top("--json", "--token-file", str(tmp_path / "token"), *where).stdout)
+    assert (seen["servers"][0]["steps_per_s"], seen["servers"][0]["troubles"]) == (0, [])
+    assert len(seen["models"]) == 4
 
 
 def test_keys_in_a_terminal(start_server):

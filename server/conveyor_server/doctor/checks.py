@@ -6,7 +6,7 @@ Invariant: docs/doctor.md has a row for each of them.
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
-from conveyor_server.doctor import access, certificates, clock, devices, limits, models, ports, runtime, stores
+from conveyor_server.doctor import access, certificates, clock, devices, keys, limits, models, ports, runtime, stores
 from conveyor_server.doctor.finding import Finding, bad
 from conveyor_server.settings import Settings
 
@@ -17,6 +17,7 @@ CHECKS: Mapping[str, Check] = {
     "ports": ports.check,
     "certificates": certificates.check,
     "access": access.check,
+    "keys": keys.check,
     "models": models.check,
     "device": devices.check,
     "store": stores.check,

@@ -72,6 +72,12 @@ def memory(settings: Settings, machine: Machine, models: Sequence[Readable]) -> 
     capacity = EngineLimits(max_batch=settings.max_batch or MAX_BATCH).capacity(settings.max_sessions)
     slabs = sum(model.state_bytes * capacity for model in models)
     weights = sum(model.file_bytes for model in models)
+    if 0 < settings.max_state_bytes < slabs:
+        return bad(
+            f"the states of {len(models)} models take {_size(slabs)} for {settings.max_sessions:,} sessions, and "
+            f"max_state_bytes is {_size(settings.max_state_bytes)}: the models beyond it are refused",
+            "lower --max-sessions, take models out of the folder, or raise --max-state-bytes",
+        )
     each = slabs + weights + _OWN_BYTES
     whole = each * settings.workers
     told = (

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import trustme
 from conveyor_proto.spec import METADATA_KEY
-from conveyor_server.doctor import access, certificates, models
+from conveyor_server.doctor import access, certificates, keys, models
 from conveyor_server.doctor.finding import Level
 from conveyor_server.settings import Settings
 from cryptography import x509
@@ -159,6 +159,22 @@ def test_without_access():
     assert levels(access.check, Settings()) == [GOOD]
     assert levels(access.check, Settings(host=EVERYWHERE, tls_client_ca="x")) == [GOOD]
     assert "whoever does may call" in only(told(access.check, Settings(host=EVERYWHERE)), WARNING)
+
+
+def test_keys_of_snapshots(tmp_path):
+    file = tmp_path / "keys"
+    assert levels(keys.check, Settings()) == [GOOD]
+    assert "--snapshot-keys" in only(told(keys.check, Settings(host=EVERYWHERE)), WARNING)
+    assert "keys" in only(told(keys.check, Settings(snapshot_keys=file)), BAD)
+    file.write_text("ab" * 32 + "\n")
+    file.chmod(0o600)
+    (found,) = told(keys.check, Settings(snapshot_keys=file))
+    assert found[0] is GOOD
+    assert "abab" not in found[1]
+    file.chmod(0o644)
+    assert "chmod 640" in only(told(keys.check, Settings(snapshot_keys=file)), WARNING)
+    file.write_text("short\n")
+    assert "short" not in only(told(keys.check, Settings(snapshot_keys=file)), BAD)
 
 
 # ---------------------------------------------------------------- models

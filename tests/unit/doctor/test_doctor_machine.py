@@ -63,6 +63,8 @@ def test_memory_for_every_session_of_every_model():
     assert limits.memory(settings, machine(memory_bytes=1_000_000_000), models).level is BAD
     assert limits.memory(Settings(max_sessions=1_000, workers=30), LARGE, models).level is BAD, "each has its own"
     assert limits.memory(settings, machine(memory_bytes=None), models).level is GOOD
+    bounded = limits.memory(Settings(max_sessions=1_000, max_state_bytes=1_000_000_000), LARGE, models)
+    assert (bounded.level, "max_state_bytes is 1.0 GB" in bounded.what) == (BAD, True)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ T = TypeVar("T")
 # grpc.health.v1 has one field in each message; these have the same on the wire, and the SDK needs no package for them.
 _HEALTH = _calls.Method("Check", wrappers_pb2.Int32Value, "Health", "grpc.health.v1")
 _SERVING = {1: "serving", 2: "not serving"}
+# Of a page that is none, at most.
+_SAID_BYTES = 300
 # One page of ListSessions, at most.
 SESSIONS = 1000
 
@@ -153,10 +155,14 @@ class Reader(AbstractContextManager["Reader"]):
             asking = urllib.request.Request(url, headers=self._shown())
             with urllib.request.urlopen(asking, timeout=self._timeout_s) as answer:  # noqa: S310 - http, as it is written
                 return Page.of(answer.read().decode("utf-8", "replace"))
+        except urllib.error.HTTPError as error:
+            with error:
+                said = " ".join(error.read(_SAID_BYTES).decode("utf-8", "replace").split())
+            troubles.append(f"no metrics at {url}, so no rates: {error.code}, {said}")
         except (OSError, ValueError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             troubles.append(f"no metrics at {url} ({reason}), so no rates: --metrics HOST:PORT says where they are")
-            return None
+        return None
 
 
 def _client(server: Server, arguments: argparse.Namespace) -> conveyor.Client:
