@@ -30,12 +30,12 @@ class Replica(Process):
         mutant: a name of tests.fault.mutants: the server has that fault; "": it is as it should be.
 
     Attributes:
-        port: of gRPC.
+        port, metrics_port: of gRPC, and of its pages.
     """
 
     def __init__(self, name: str, models: Path, folder: Path, flags: Sequence[str] = (), *, mutant: str = "") -> None:
         self.name = name
-        self.port, self._metrics_port = free_ports(2)
+        self.port, self.metrics_port = free_ports(2)
         self._models = models
         super().__init__([], folder / f"{name}.log", environment=_environment(), folder=ROOT)
         self.become(flags, mutant=mutant)
@@ -44,7 +44,7 @@ class Replica(Process):
         """What `start` starts from now on, on the same ports."""
         program = ["tests.fault.mutants", mutant] if mutant else ["conveyor_server"]
         command = [sys.executable, "-W", "error", "-m", *program, "--models", str(self._models), "--device", "cpu"]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "--metrics-port", str(self._metrics_port)]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--metrics-port", str(self.metrics_port)]
         self.command = [*command, "--threads", "1", "--drain-s", f"{_DRAIN_S:g}", *flags]
 
     def wait_ready(self) -> None:
@@ -65,7 +65,7 @@ class Replica(Process):
 
     def _ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/readyz", timeout=_ASK_S) as page:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/readyz", timeout=_ASK_S) as page:
                 return bool(page.status == 200)
         except (urllib.error.URLError, OSError):
             return False
