@@ -255,6 +255,9 @@ class App:
         options = WireOptions(
             max_message_bytes=self.settings.max_message_bytes,
             max_outgoing_bytes=self.settings.max_outgoing_bytes,
+            max_streams_per_connection=self.settings.max_streams_per_connection,
+            handshake_s=self.settings.handshake_timeout_s,
+            messages_per_s=self.settings.max_messages_per_s,
             shared=self.shared_port,
             diagnostics=self.settings.diagnostics,
             reflection=self.settings.reflection,

@@ -125,6 +125,20 @@ class Settings:
     ] = None
     max_time_steps: Annotated[int, _Doc("time steps of one step", 1)] = 4096
     max_message_bytes: Annotated[int, _Doc("size of one request; a larger one ends its call", 1024)] = 16 << 20
+    max_streams_per_connection: Annotated[
+        int, _Doc("calls that one connection may have open; more wait at the client", 1)
+    ] = 10_000
+    handshake_timeout_s: Annotated[
+        float, _Doc("how long a new connection may take until it speaks HTTP/2, TLS included; then it is dropped", 0.1)
+    ] = 20.0
+    max_messages_per_s: Annotated[
+        float,
+        _Doc(
+            "messages a second that are read of a tenant's streams together, and of no tenant's each; more wait "
+            "unread, and nothing is refused for it. 0: any number",
+            0,
+        ),
+    ] = 0.0
     max_outgoing_bytes: Annotated[int, _Doc("unsent answers of a stream beyond which no request is read", 1024)] = (
         4 << 20
     )

@@ -7,6 +7,7 @@ is closed by a message alone, and a stream that ended in order says so with Stre
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from conveyor_server.transport.door import Door
 from conveyor_server.transport.ends import Opener, Served
 from conveyor_server.transport.health import Health
 from conveyor_server.transport.outbox import Outbox, StreamFailed
+from conveyor_server.transport.pace import Pace
 from conveyor_server.transport.port import WireOptions, channel_options, listen
 from conveyor_server.transport.reflection import descriptors
 from conveyor_server.transport.streams import Streams
@@ -62,7 +64,12 @@ class AioServer:
         self._metrics = metrics
         self._calls = Calls()
         self._streams = Streams(
-            core, metrics, gate, diagnostics=options.diagnostics, compiled=options.compiled and compiled.BUILT
+            core,
+            metrics,
+            gate,
+            diagnostics=options.diagnostics,
+            compiled=options.compiled and compiled.BUILT,
+            messages_per_s=options.messages_per_s,
         )
         self._server = grpc.aio.server(options=channel_options(options))
         for service, servicer in servicers.items():
@@ -116,7 +123,8 @@ class AioServer:
         except Exception as error:  # as below
             await abort(context, incident_status(error))
             return
-        reader = asyncio.create_task(_read(context, call, outbox))
+        pace = self._streams.paces.of(guest.admitted.caller)
+        reader = asyncio.create_task(_read(context, call, outbox, pace))
         try:
             while (message := await outbox.take()) is not None:
                 await context.write(message)
@@ -135,7 +143,7 @@ class AioServer:
             self._streams.leave(call)
 
 
-async def _read(context: "grpc.aio.ServicerContext[Any, Any]", call: Served, outbox: Outbox) -> None:
+async def _read(context: "grpc.aio.ServicerContext[Any, Any]", call: Served, outbox: Outbox, pace: Pace | None) -> None:
     try:
         while True:
             await outbox.room()
@@ -144,6 +152,8 @@ async def _read(context: "grpc.aio.ServicerContext[Any, Any]", call: Served, out
                 call.half_close()
                 return
             call.receive(request)
+            if pace is not None and (wait_s := pace.take(time.monotonic())):
+                await asyncio.sleep(wait_s)
     except grpc.aio.BaseError:
         call.half_close()
     except Exception as error:  # told to the writer, which ends the call

@@ -67,7 +67,12 @@ class CqServer:
         self._calls = Calls()
         self._open: set[Stream] = set()
         self._streams = Streams(
-            core, metrics, gate, diagnostics=options.diagnostics, compiled=options.compiled and compiled.BUILT
+            core,
+            metrics,
+            gate,
+            diagnostics=options.diagnostics,
+            compiled=options.compiled and compiled.BUILT,
+            messages_per_s=options.messages_per_s,
         )
         self._server = grpc.server(self._threads, options=channel_options(options))
         self._completion = CompletionServer(self._server, max_unsent_bytes=options.max_outgoing_bytes)
@@ -124,6 +129,7 @@ class CqServer:
             stream.fail(guest)
             return TurnedAway()
         call = self._streams.enter(stream, opener, guest)
+        stream.pace = self._streams.paces.of(guest.admitted.caller)
         self._open.add(stream)
         self._look()
 

@@ -16,6 +16,7 @@ from conveyor_server.transport.echo import EchoCall
 from conveyor_server.transport.ends import Lingering, Opener, Outlet
 from conveyor_server.transport.guests import Guests
 from conveyor_server.transport.intake import Intake
+from conveyor_server.transport.pace import Paces
 from conveyor_server.transport.stream import StreamCall
 
 _ANYBODY = Guest({}, Admitted(ANYBODY), None)
@@ -33,15 +34,27 @@ class Streams:
         metrics: what is counted.
         gate: that their clients have passed.
         diagnostics: streams may ask for an echo.
+        messages_per_s: see pace.
         compiled: turns go to the compiled part first, see Intake.
     """
 
-    def __init__(self, core: Core, metrics: Metrics, gate: Gate, *, diagnostics: bool, compiled: bool) -> None:
+    def __init__(
+        self,
+        core: Core,
+        metrics: Metrics,
+        gate: Gate,
+        *,
+        diagnostics: bool,
+        compiled: bool,
+        messages_per_s: float = 0.0,
+    ) -> None:
         self._core = core
         self._metrics = metrics
         self._diagnostics = diagnostics
         self._intake = Intake(core, metrics, use_compiled=compiled)
         core.before_turns(self._intake.take)
+        # How fast each stream is read.
+        self.paces = Paces(messages_per_s)
         self._open: set[Lingering] = set()
         self._guests = Guests(gate, lambda call: self._send_away(call, core.now() + _LINGER_S))
         self._none = asyncio.Event()

@@ -4,7 +4,9 @@ Invariants: one send and one receive are under way at most; nothing of the call'
 exception in what is served ends this stream only.
 """
 
+import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -15,6 +17,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # no types are pu
 from conveyor_server.transport.binding import STATUS_DETAILS_KEY, incident_status
 from conveyor_server.transport.completion.cork import Connection
 from conveyor_server.transport.ends import Served
+from conveyor_server.transport.pace import Pace
 from conveyor_server.transport.selftest import Unusable
 
 
@@ -42,14 +45,15 @@ class Stream:
         call: grpcio's.
         connection: that it came over.
         context: of the call, for who serves it; None once `arrived` has looked at it.
+        pace: how fast it is read; None: as fast as messages come.
         ended: called once the call is gone, after `Served.broken`.
         unsent_bytes: of messages that were put and not taken by the transport.
     """
 
     __slots__ = (
         *("_closing", "_failure", "_greeted", "_held", "_max_unsent_bytes", "_next", "_queue", "_reading", "_receive"),
-        *("_rpc", "_sending", "_served", "_server", "_statused", "_touched", "_wants"),
-        *("call", "connection", "context", "ended", "unsent_bytes"),
+        *("_resting", "_rpc", "_sending", "_served", "_server", "_statused", "_touched", "_wants"),
+        *("call", "connection", "context", "ended", "pace", "unsent_bytes"),
     )
 
     def __init__(self, server: "Home", rpc: Any, call: Any, context: Any, connection: Connection) -> None:
@@ -57,6 +61,7 @@ class Stream:
         self.connection = connection
         self.unsent_bytes = 0
         self.ended: Callable[[], None] | None = None
+        self.pace: Pace | None = None
         self._server = server
         self._rpc = rpc
         self.call = call
@@ -68,7 +73,8 @@ class Stream:
         self._max_unsent_bytes = server.max_unsent_bytes
         self._served: Served | None = None
         self._greeted = self._sending = self._reading = self._closing = self._touched = self._held = False
-        self._statused = False
+        # It was read too fast, and is read again later.
+        self._statused = self._resting = False
         self._wants = True
         self._failure: status_pb2.Status | None = None
 
@@ -128,7 +134,8 @@ class Stream:
                     operations = (*operations, *self._end())
                 self._begin(operations, self._sent)
                 self._sending = True
-            if self._wants and not self._reading and not self._statused and self.unsent_bytes <= self._max_unsent_bytes:
+            idle = self._wants and not self._reading and not self._statused and not self._resting
+            if idle and self.unsent_bytes <= self._max_unsent_bytes:
                 self._begin(self._receive, self._received)
                 self._reading = True
         if self._held and not self._reading and not self._sending:
@@ -143,6 +150,8 @@ class Stream:
         self._reading = False
         message = self._receive[0].message()
         served = self._served
+        if self.pace is not None and message is not None and (wait_s := self.pace.take(time.monotonic())):
+            self._rest(wait_s)
         if served is not None:
             try:
                 if message is None:
@@ -205,6 +214,17 @@ class Stream:
                 self._held = False
                 self._rpc.due.discard(self)
             raise Unusable(f"a batch was refused with error {error}")
+
+    def _rest(self, wait_s: float) -> None:
+        """Reads nothing for so long."""
+
+        def wake() -> None:
+            self._resting = False
+            if self._rpc is not None:
+                self._touch()
+
+        self._resting = True
+        asyncio.get_running_loop().call_later(wait_s, wake)
 
     def _touch(self) -> None:
         if not self._touched:
