@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -104,18 +105,20 @@ def test_every_conveyor_command_that_is_named_is_understood(root: Path) -> None:
         "docs/workers.md",
         "docs/top.md",
         "docs/doctor.md",
+        "docs/operations.md",
+        "docs/quickstart.md",
         "examples/_demo/next_steps.py",
         "examples/charlm.py",
         "examples/co2.py",
     ):
         text = re.sub(r"\\\n\s*", "", _text(root, name))
         for line in re.findall(r"^ +conveyor (\w.*)$", text, re.MULTILINE):
-            command, *arguments = re.split(r"\s{2,}|\s+#", line)[0].split()
+            command, *arguments = shlex.split(re.split(r"\s{2,}|\s+#", line)[0])
             if command == "serve":
                 configuration.load(arguments, {})
-            elif command == "doctor":
-                settings = [each for each in arguments if each not in {"--json", "--quiet"}]
-                configuration.load([each for each in settings if not each.endswith(("--config", ".toml"))], {})
+            elif command in {"doctor", "config"}:
+                own = {"check", "--json", "--quiet", "--changed", "--config", "conveyor.toml"}
+                configuration.load([each for each in arguments if each not in own], {})
             elif command in {"export", "inspect", "adopt"}:
                 parsers = {"export": _export_parser, "inspect": _inspect_parser, "adopt": adopt_parser}
                 parsers[command]().parse_args(arguments)
