@@ -1,7 +1,7 @@
-"""A real Prometheus with its promtool: those in PATH, or Debian's package, unpacked beside the environment.
+"""A real Prometheus with its promtool: those in PATH, or Debian's packages, unpacked beside the environment.
 
-Invariant: nothing is installed into the system, and no service is started; of two tests that want the package at once,
-one fetches it.
+Invariant: nothing is installed into the system, and no service is started; of two tests that want the packages at once,
+one fetches them.
 """
 
 import fcntl
@@ -37,7 +37,7 @@ class Programs(NamedTuple):
 
 
 def programs() -> Programs:
-    """Prometheus and promtool. Fetches Debian's package the first time, where they are not in PATH.
+    """Prometheus and promtool. Fetches Debian's packages the first time, where they are not in PATH.
 
     Raises:
         AssertionError: they cannot be had; it says what to install.
@@ -65,21 +65,28 @@ def _unpack(folder: Path) -> None:
     assert shutil.which("apt-get"), _HOW
     assert shutil.which("dpkg"), _HOW
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        download = ["apt-get", "download", "--quiet", _PACKAGE]
-        done = _run(download, temporary)
-        if done.returncode:
-            # A fresh container has no lists of packages.
-            _run(["apt-get", "update", "--quiet"], temporary)
-            done = _run(download, temporary)
-        assert done.returncode == 0, f"{_HOW}; fetching Debian's package failed:\n{done.stdout}{done.stderr}"
-        (package,) = Path(temporary).glob(f"{_PACKAGE}_*.deb")
         out = Path(temporary) / "out"
-        done = _run(["dpkg", "-x", str(package), str(out)], temporary)
-        assert done.returncode == 0, f"{_HOW}; unpacking {package.name} failed:\n{done.stderr}"
+        # From Debian 14 on, promtool is a package of its own.
+        for name in Programs._fields:
+            if not (out / "usr" / "bin" / name).exists():
+                _fetch(name, Path(temporary), out)
         out.rename(folder)
 
 
-def _run(command: Sequence[str], folder: str) -> subprocess.CompletedProcess[str]:
+def _fetch(package: str, folder: Path, out: Path) -> None:
+    download = ["apt-get", "download", "--quiet", package]
+    done = _run(download, folder)
+    if done.returncode:
+        # A fresh container has no lists of packages.
+        _run(["apt-get", "update", "--quiet"], folder)
+        done = _run(download, folder)
+    assert done.returncode == 0, f"{_HOW}; fetching Debian's package failed:\n{done.stdout}{done.stderr}"
+    (file,) = folder.glob(f"{package}_*.deb")
+    done = _run(["dpkg", "-x", str(file), str(out)], folder)
+    assert done.returncode == 0, f"{_HOW}; unpacking {file.name} failed:\n{done.stderr}"
+
+
+def _run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=240)
 
 
