@@ -90,6 +90,7 @@ def export(
     file = package.target(path, overwrite=overwrite)
     # From here on with torch and onnxruntime.
     from conveyor_export.capture import capture
+    from conveyor_export.vectors import make_vectors
     from conveyor_export.verify import verify
     from conveyor_export.verify_table import format_verification
 
@@ -104,7 +105,8 @@ def export(
     verification = verify(model, tolerance=tolerance, extra_inputs=_arrays(verify_inputs))
     if not quiet:
         print(format_verification(verification))
-    package.write(model, verification, path, external_data=external_data, overwrite=overwrite)
+    vectors = make_vectors(model, tolerance=tolerance)
+    package.write(model, verification, path, vectors=vectors, external_data=external_data, overwrite=overwrite)
     spec, file = package.read(file)
     return ExportResult(spec=spec, path=file, verification=verification)
 

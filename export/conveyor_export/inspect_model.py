@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
+from conveyor_proto import vectors
 from conveyor_proto.codec import describe_shape, to_numpy_dtype
 from conveyor_proto.spec import initial_row, state_row_bytes
 from conveyor_proto.v1 import spec_pb2
@@ -124,6 +125,7 @@ def _file(spec: spec_pb2.ModelSpec, proto: onnx.ModelProto, file: Path) -> list[
             else "none: rows of one call have one length",
         ],
         ["inputs", "NaN and infinities accepted" if spec.allow_non_finite_inputs else "NaN and infinities refused"],
+        ["vectors", _vectors(spec, proto)],
         ["digest", f"{spec.digest} ({_digest_check(spec, proto, file)})"],
     ]
     return lines
@@ -135,6 +137,20 @@ def _digest_check(spec: spec_pb2.ModelSpec, proto: onnx.ModelProto, file: Path) 
     except Exception as error:  # weights beside the file are missing, cut or elsewhere: each has an error of its own
         return f"cannot be checked: {error}"
     return "the file matches" if found == spec.digest else f"DOES NOT MATCH the file: {found}"
+
+
+def _vectors(spec: spec_pb2.ModelSpec, proto: onnx.ModelProto) -> str:
+    """How much a server can check the file by; it checks the vectors themselves when it loads them."""
+    text = next((item.value for item in proto.metadata_props if item.key == vectors.METADATA_KEY), None)
+    if text is None:
+        return "none: a server that loads this file cannot check what it computes"
+    try:
+        found = vectors.parse_vectors(text, spec)
+    except vectors.VectorsError as error:
+        return f"a server refuses this file: {error}"
+    steps = [str(vector.time_steps) for vector in found.vectors]
+    size = human_bytes(vectors.vectors_bytes(found))
+    return f"{size}, of {', '.join(steps)} time steps, which a server runs before it serves"
 
 
 def _verification(spec: spec_pb2.ModelSpec) -> str:

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+from conveyor_proto import vectors as verifier_vectors
 from conveyor_proto.spec import METADATA_KEY, SpecError, check_spec, dump_spec, parse_spec
-from conveyor_proto.v1 import spec_pb2
+from conveyor_proto.v1 import spec_pb2, vectors_pb2
 
 from conveyor_export.errors import ExportError, WriteRefused
 from conveyor_export.package_graph import MAX_INLINE_BYTES, digest, externalize, strip, weights_bytes
@@ -26,6 +27,7 @@ def write(
     verification: spec_pb2.Verification,
     path: str | os.PathLike[str],
     *,
+    vectors: vectors_pb2.VerifierVectors | None = None,
     external_data: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -34,6 +36,7 @@ def write(
     Args:
         model: left as it is.
         verification: what `verify` returned for this model.
+        vectors: what `make_vectors` returned for it; None: a server cannot check the file.
         path: a version folder `models/NAME/1`, made when missing, or a `.onnx` file.
         external_data: put the weights beside the model; done in any case when they exceed 2 GB.
         overwrite: replace a model that is there.
@@ -60,7 +63,7 @@ def write(
     try:
         check_spec(spec)
         with _parents(file):
-            _write_files(proto, spec, file, overwrite=overwrite)
+            _write_files(proto, spec, vectors, file, overwrite=overwrite)
     except SpecError as error:
         raise ExportError(f"the model's description contradicts itself: {error}") from error
     except onnx.checker.ValidationError as error:
@@ -146,14 +149,24 @@ def _find(path: Path) -> Path:
     return max(versions, key=lambda file: int(file.parent.name))
 
 
-def _write_files(proto: onnx.ModelProto, spec: spec_pb2.ModelSpec, file: Path, *, overwrite: bool) -> None:
+def _write_files(
+    proto: onnx.ModelProto,
+    spec: spec_pb2.ModelSpec,
+    vectors: vectors_pb2.VerifierVectors | None,
+    file: Path,
+    *,
+    overwrite: bool,
+) -> None:
     older = _external_data_of(file)
     with tempfile.TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as folder:
         draft = Path(folder) / file.name
         weights = draft.with_name(spec.external_data) if spec.external_data else None
         if weights is not None:
             proto = externalize(proto, weights)
-        onnx.helper.set_model_props(proto, {METADATA_KEY: dump_spec(spec)})
+        texts = {METADATA_KEY: dump_spec(spec)}
+        if vectors is not None:
+            texts[verifier_vectors.METADATA_KEY] = verifier_vectors.dump_vectors(vectors)
+        onnx.helper.set_model_props(proto, texts)
         with draft.open("wb") as stream:
             stream.write(proto.SerializeToString(deterministic=True))
             stream.flush()

@@ -12,6 +12,8 @@ _FRESH = -1
 class Staged:
     """Joins a class that has `spec`, `capacity` and `step`. See runner.base.Runner."""
 
+    vectors = None
+
     def staging(self, rows: int) -> "compiled.Staging | None":
         known = self.__dict__.setdefault("stagings", {})
         if rows not in known and can_be_staged(self.spec):

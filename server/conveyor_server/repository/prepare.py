@@ -1,6 +1,7 @@
-"""From a file to a runner that has run: open, warm, measure, choose its batch policy.
+"""From a file to a runner that has run: open, warm, measure, check by its own vectors, choose its batch policy.
 
-Invariant: what is prepared has run for real; a version that cannot run is found out before any session is on it.
+Invariant: what is prepared has run for real; a version that cannot run, or computes something else than it was verified
+to compute, is found out before any session is on it.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from conveyor_proto.v1 import spec_pb2
 
 from conveyor_server.engine.run_times import at_most_s
 from conveyor_server.repository.policy import MAX_BATCH, MAX_QUANTUM, BatchPolicy, Bounds, Overrides, choose
+from conveyor_server.repository.vectors import check
 from conveyor_server.runner.base import Run, Runner
 
 # What a version runs before it is ready: batches of one time step, chunks of one session, and chunks beside each other.
@@ -41,6 +43,7 @@ class Prepared:
         loaded_at: when it was done, seconds since the epoch.
         step_s: (rows, time steps) -> seconds of one run of that size, the fastest seen; (1, 1) is always there.
         policy: how large its runs may be.
+        checked: verifier vectors that it was checked by; 0: its file holds none.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Prepared:
     loaded_at: float
     step_s: Mapping[tuple[int, int], float]
     policy: BatchPolicy
+    checked: int = 0
 
     @property
     def usual_s(self) -> dict[tuple[int, int], float]:
@@ -64,7 +68,7 @@ class Prepared:
 def prepare(
     name: str, version: str, path: Path, open_runner: Callable[[Path], Runner], overrides: Overrides | None = None
 ) -> Prepared:
-    """Opens, warms, measures and chooses. Any thread; blocks.
+    """Opens, warms, measures, checks and chooses. Any thread; blocks.
 
     Args:
         name: repository name.
@@ -76,7 +80,8 @@ def prepare(
 
     Raises:
         RunnerUnavailable: the file, the device or the provider.
-        RunFailed: the model does not run on zeros.
+        RunFailed: the model does not run on zeros, or on its vectors.
+        NotAsVerified: its vectors fail.
     """
     began = time.perf_counter()
     overrides = overrides or Overrides()
@@ -85,9 +90,10 @@ def prepare(
         undo.callback(runner.close)
         bounds = Bounds.of(runner.spec)
         step_s = _measured(runner, overrides, bounds)
+        checked = check(runner)
         policy = choose(step_s, overrides, bounds)
         undo.pop_all()
-    return Prepared(name, version, runner, time.perf_counter() - began, time.time(), step_s, policy)
+    return Prepared(name, version, runner, time.perf_counter() - began, time.time(), step_s, policy, checked)
 
 
 def _measured(runner: Runner, overrides: Overrides, bounds: Bounds) -> dict[tuple[int, int], float]:

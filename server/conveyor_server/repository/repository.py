@@ -18,6 +18,7 @@ from conveyor_server.errors import Refused, refuse
 from conveyor_server.repository.folder import MODEL_FILE, ModelFolder, is_name, is_version
 from conveyor_server.repository.policy import Overrides
 from conveyor_server.repository.prepare import Prepared, prepare
+from conveyor_server.repository.vectors import NotAsVerified
 from conveyor_server.runner.base import RunFailed, Runner, RunnerUnavailable
 
 EngineT = TypeVar("EngineT")
@@ -127,6 +128,11 @@ class Repository(Generic[EngineT]):
             return prepare(name, version, path, self._open_runner, self._overrides)
         except RunnerUnavailable as error:
             raise _invalid(name, version, str(error)) from error
+        except NotAsVerified as error:
+            why = f"it computes something else here than it was verified to compute: {error.miss}"
+            raise _invalid(
+                name, version, why, tensor=error.miss.tensor, difference=f"{error.miss.difference:.3g}"
+            ) from error
         except RunFailed as error:
             raise _invalid(name, version, f"it loads, and its first run fails: {error}") from error
         except Exception as error:
@@ -266,6 +272,6 @@ def _missing(where: str, name: str, version: str, available: Sequence[str]) -> R
     )
 
 
-def _invalid(name: str, version: str, why: str) -> Refused:
+def _invalid(name: str, version: str, why: str, **metadata: str) -> Refused:
     message = f"version {version} of model {name!r} cannot be served: {why}"
-    return refuse(e.ERROR_REASON_MODEL_INVALID, message, model=name, version=version)
+    return refuse(e.ERROR_REASON_MODEL_INVALID, message, retry_s=None, model=name, version=version, **metadata)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from conveyor_proto.codec import Array
-from conveyor_proto.v1 import spec_pb2
+from conveyor_proto.v1 import spec_pb2, vectors_pb2
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -61,6 +61,10 @@ class Runner(Protocol):
     @property
     def spec(self) -> spec_pb2.ModelSpec:
         """The model's description, with the digest."""
+
+    @property
+    def vectors(self) -> vectors_pb2.VerifierVectors | None:
+        """What the file holds to check it by, of its tensors and within bounds; None: nothing."""
 
     @property
     def device(self) -> str:

@@ -24,6 +24,7 @@ class NullRunner:
     """
 
     device = "none"
+    vectors = None
 
     def __init__(self, spec: spec_pb2.ModelSpec, capacity: int) -> None:
         self._spec = copy.deepcopy(spec)

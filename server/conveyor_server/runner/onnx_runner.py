@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from conveyor_proto.codec import Array
 from conveyor_proto.spec import initial_row
-from conveyor_proto.v1 import spec_pb2
+from conveyor_proto.v1 import spec_pb2, vectors_pb2
 
 from conveyor_server import compiled
 from conveyor_server.runner import graph
@@ -94,6 +94,7 @@ class OnnxRunner:
     def __init__(self, file: StepFile, host: Host, capacity: int) -> None:
         self.lease: Lease | None = None
         self._spec = file.spec
+        self._vectors = file.vectors
         self._host = host
         self._capacity = capacity
         self._min_rows = file.spec.min_rows or (2 if graph.needs_company(file.proto) else 1)
@@ -124,6 +125,11 @@ class OnnxRunner:
     def spec(self) -> spec_pb2.ModelSpec:
         """The model's description, with the digest."""
         return self._spec
+
+    @property
+    def vectors(self) -> vectors_pb2.VerifierVectors | None:
+        """See base.Runner."""
+        return self._vectors
 
     @property
     def device(self) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 import onnx
 from conveyor_proto import codec
 from conveyor_proto import spec as specs
-from conveyor_proto.v1 import spec_pb2, tensor_pb2
+from conveyor_proto import vectors as verifier_vectors
+from conveyor_proto.v1 import spec_pb2, tensor_pb2, vectors_pb2
 from google.protobuf.message import DecodeError
 
 from conveyor_server.runner.adopting import adopt
@@ -32,12 +33,14 @@ class StepFile:
         proto: the graph. Whoever changes it copies it first.
         spec: its description.
         opset: version of the standard operator set.
+        vectors: what it is to be checked by; None: it says nothing, or was adopted.
     """
 
     path: Path
     proto: onnx.ModelProto
     spec: spec_pb2.ModelSpec
     opset: int
+    vectors: vectors_pb2.VerifierVectors | None = None
 
 
 def read_step_file(path: Path) -> StepFile:
@@ -57,7 +60,7 @@ def read_step_file(path: Path) -> StepFile:
     if differences:
         told = "; ".join(differences)
         raise RunnerUnavailable(f"{path.name} is not what its ModelSpec says: {told}. Export the model again")
-    return StepFile(path, proto, spec, opset)
+    return StepFile(path, proto, spec, opset, _vectors(proto, spec, path) if texts else None)
 
 
 def read_graph(path: Path) -> tuple[onnx.ModelProto, int]:
@@ -98,6 +101,16 @@ def _spec(text: str, path: Path) -> spec_pb2.ModelSpec:
     if spec.states and not spec.lengths_input and spec.max_time_steps_per_run != 1:
         raise RunnerUnavailable(f"{path.name} has state but no lengths input: rows of a batch could not differ in time")
     return spec
+
+
+def _vectors(proto: onnx.ModelProto, spec: spec_pb2.ModelSpec, path: Path) -> vectors_pb2.VerifierVectors | None:
+    texts = [item.value for item in proto.metadata_props if item.key == verifier_vectors.METADATA_KEY]
+    if not texts:
+        return None
+    try:
+        return verifier_vectors.parse_vectors(texts[0], spec)
+    except verifier_vectors.VectorsError as error:
+        raise RunnerUnavailable(f"{path.name}: {error}") from error
 
 
 def _check_external_data(proto: onnx.ModelProto, folder: Path) -> None:

@@ -22,6 +22,7 @@ from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.migration import difference
 
 OnNewVersion: TypeAlias = Literal["pin", "migrate", "close"]
+_UNCHECKED = "not checked here, because its file holds no verifier vectors"
 _log = logging.getLogger("conveyor")
 
 
@@ -170,13 +171,14 @@ class Loader:
         if self._diagnostics:
             self._publish_null(prepared)
         _log.info(
-            "serving %s/%s on %s: %d bytes of state a session, one step of one session %.0f us, %s, loaded in %.2f s",
+            "serving %s/%s on %s: %d bytes of state a session, %.0f us for one step of one, %s; %s; loaded in %.2f s",
             name,
             version,
             prepared.runner.device,
             prepared.runner.spec.state_bytes,
             prepared.step_s[(1, 1)] * 1e6,
             prepared.policy,
+            f"checked by {prepared.checked} verifier vectors" if prepared.checked else _UNCHECKED,
             prepared.load_s,
         )
         return item

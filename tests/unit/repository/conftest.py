@@ -17,12 +17,18 @@ Served = tuple[str, str, Runner]
 
 
 @pytest.fixture
-def model_proto() -> onnx.ModelProto:
-    """A running sum over tokens looked up in a table of 7: one state, one output."""
+def model_spec() -> spec_pb2.ModelSpec:
+    """Of `model_proto`."""
     spec = spec_pb2.ModelSpec(spec_version=1, name="exported-as", lengths_input="lengths", state_bytes=8)
     spec.inputs.add(name="tokens", dtype=tensor_pb2.DATA_TYPE_INT64, has_time=True)
     spec.outputs.add(name="y", dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=[2], has_time=True)
     spec.states.add(name="sum", input_name="h", output_name="h2", dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=[2])
+    return spec
+
+
+@pytest.fixture
+def model_proto(model_spec: spec_pb2.ModelSpec) -> onnx.ModelProto:
+    """A running sum over tokens looked up in a table of 7: one state, one output."""
     info = helper.make_tensor_value_info
     table = np.arange(14, dtype=np.float32).reshape(7, 2)
     graph = helper.make_graph(
@@ -41,7 +47,7 @@ def model_proto() -> onnx.ModelProto:
         [numpy_helper.from_array(table, "table"), numpy_helper.from_array(np.array([1]), "axis")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(model, {specs.METADATA_KEY: specs.dump_spec(spec)})
+    helper.set_model_props(model, {specs.METADATA_KEY: specs.dump_spec(model_spec)})
     return model
 
 
