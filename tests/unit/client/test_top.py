@@ -121,6 +121,7 @@ def test_quantiles_are_prometheus(share, buckets, value):
 PAGE = """
     conveyor_model_ready{model="m",version="1"} 1
     conveyor_sessions_active{model="m",version="1"} 7
+    conveyor_sessions_limit 9
     conveyor_steps_ready{model="m",version="1"} 3
     conveyor_steps_total{model="m",version="1"} %d
     conveyor_time_steps_total{model="m",version="1"} %d
@@ -147,6 +148,7 @@ def test_rates_batches_and_errors_of_one_server():
     assert item.batches == {1.0: 0.25, 2.0: 0.5, INF: 0.25}
     assert item.queue_p50_s is None, "the page says nothing of it"
     (server,) = shown.servers
+    assert (server.sessions, server.sessions_limit) == (7, 9)
     assert (server.version, server.steps_per_s, server.cpu, server.store) == ("0.1.0", 30, 0.5, "none")
     assert list(shown.errors.items()) == [("OVERLOADED", (4.0, 9.0)), ("STEP_GAP", (0.0, 5.0))], (
         "what happens now first"
@@ -163,12 +165,16 @@ def test_several_servers_are_added_up():
 
 
 def test_without_a_page_what_grpc_says_is_shown_and_the_rest_is_not_known():
-    early, late = (sample(at, models=[model(status="failed")], troubles=["no metrics"]) for at in (0.0, 1.0))
+    early, late = (
+        sample(at, models=[model(status="failed", failure="it is cut short")], troubles=["no metrics"])
+        for at in (0.0, 1.0)
+    )
     (item,) = view([early], [late]).models
     assert (item.status, item.sessions, item.steps_per_s, item.ready) == ("failed", 2, None, None)
     drawn = screen.text(view([early], [late]), "title", rows=5, width=160)
     assert "no metrics" in drawn
     assert "failed cpu" in drawn
+    assert "m 1: it is cut short" in drawn.splitlines()
 
 
 def test_a_model_that_some_server_could_not_load_is_not_ready():

@@ -34,8 +34,10 @@ def draw(view: View, title: str, *, rows: int, height: int | None = None) -> Ren
     troubles = [trouble for server in view.servers for trouble in server.troubles]
     parts += [Text(trouble, style=_BAD) for trouble in troubles]
     parts.append(_models(view.models))
+    failures = [f"{model.name} {model.version}: {model.failure}" for model in view.models if model.failure]
+    parts += [Text(failure, style=_BAD) for failure in failures]
     batches = [model for model in view.models if model.batches]
-    lines += len(troubles) + _HEAD + len(view.models)
+    lines += len(troubles) + len(failures) + _HEAD + len(view.models)
     if batches:
         parts.append(_batches(batches))
         lines += _HEAD + len(batches)
@@ -71,7 +73,7 @@ def _titled(title: str, table: Table) -> Group:
 
 
 def _servers(servers: Sequence[ServerView]) -> Group:
-    numbers = ("STREAMS", "SESSIONS", "STEPS/s", "CPU", "MEMORY")
+    numbers = ("STREAMS", "SESSIONS", "OF", "STEPS/s", "CPU", "MEMORY")
     table = _table("SERVER", "HEALTH", "VERSION", *numbers, "STORE", right=numbers)
     for server in servers:
         good = server.health == "serving"
@@ -79,7 +81,7 @@ def _servers(servers: Sequence[ServerView]) -> Group:
             escape(server.name),
             Text(server.health or "-", style=_GOOD if good else _BAD if server.health else ""),
             server.version or "-",
-            *map(_number, (server.streams, server.sessions, server.steps_per_s)),
+            *map(_number, (server.streams, server.sessions, server.sessions_limit, server.steps_per_s)),
             _percent(server.cpu),
             "-" if server.resident_bytes is None else size(server.resident_bytes),
             Text(server.store or "-", style=_BAD if server.store == "away" else ""),

@@ -28,6 +28,7 @@ class ServerView:
     version: str
     streams: float | None
     sessions: float | None
+    sessions_limit: float | None
     steps_per_s: float | None
     cpu: float | None
     resident_bytes: float | None
@@ -41,6 +42,7 @@ class ModelView:
 
     Attributes:
         status: the least good of those that servers say.
+        failure: why it is not served, where a server says so.
         busy: share of the time that runs of it took, on the mean of the servers that have it.
         batches: share of the runs by the upper bound of their sizes.
     """
@@ -48,6 +50,7 @@ class ModelView:
     name: str
     version: str
     status: str
+    failure: str
     device: str
     sessions: float
     ready: float | None
@@ -169,6 +172,7 @@ def _server(sample: Sample, change: Change | None) -> ServerView:
         version=", ".join(sorted(page.values_of("version", "conveyor_build_info"))),
         streams=page.total("conveyor_streams_active"),
         sessions=page.total("conveyor_sessions_active"),
+        sessions_limit=page.total("conveyor_sessions_limit"),
         steps_per_s=None if change is None else change.rate("conveyor_steps_total"),
         cpu=None if change is None else change.rate("process_cpu_seconds_total"),
         resident_bytes=page.total("process_resident_memory_bytes"),
@@ -209,6 +213,7 @@ def _model(name: str, version: str, told: Sequence[conveyor.Model], changes: Seq
         name=name,
         version=version,
         status=_status(told, pages, labels),
+        failure=next((model.failure for model in told if model.failure), ""),
         device=", ".join(sorted({model.device for model in told if model.device})),
         sessions=counted if pages else sum(model.sessions for model in told),
         ready=sum(page.total("conveyor_steps_ready", **labels) or 0.0 for page in pages) if pages else None,
