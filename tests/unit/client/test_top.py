@@ -132,6 +132,7 @@ PAGE = """
     conveyor_batch_run_seconds_sum{model="m",version="1"} %f
     conveyor_errors_total{reason="OVERLOADED"} %d
     conveyor_errors_total{reason="STEP_GAP"} 5
+    conveyor_errors_total{reason="NEVER"} 0
     conveyor_build_info{version="0.1.0"} 1
     conveyor_draining 0
     process_cpu_seconds_total %f
@@ -268,9 +269,11 @@ def test_names_are_drawn_as_they_are_and_sessions_make_room():
     assert any("sessions (7 of 30)" in line for line in lines)
     assert any(line.startswith("m 1") and "25%" in line and "50%" in line for line in lines), "the batches"
     console = Console(width=160, color_system=None)
-    with console.capture() as captured:
-        console.print(screen.draw(shown, "title", rows=20, height=24))
-    assert len(captured.get().splitlines()) <= 24
+    long = [sample(2.0, LATE, sessions=sessions, all_sessions=30, troubles=["why " * 100])]
+    for samples in ([sample(2.0, LATE, sessions=sessions, all_sessions=30)], long):
+        with console.capture() as captured:
+            console.print(screen.draw(view([sample(0.0, EARLY)], samples), "title", rows=20, height=24))
+        assert len(captured.get().splitlines()) <= 24
 
 
 def test_which_pages_belong_to_which_servers(monkeypatch):

@@ -46,6 +46,11 @@ def draw(view: View, title: str, *, rows: int, height: int | None = None) -> Ren
             parts.append(text)
             lines += 1
     parts.append(_idle(view))
+    if height is not None:
+        for part in parts:
+            if isinstance(part, Text):
+                # A line each, or what is below would be pushed out.
+                part.no_wrap, part.overflow = True, "ellipsis"
     room = rows if height is None else min(rows, height - lines - 1 - _HEAD)
     if room > 0 and view.sessions:
         parts.append(_sessions(view, room))

@@ -300,6 +300,8 @@ def _store(changes: Sequence[Change]) -> StoreView | None:
 def _counted(metric: str, label: str, changes: Sequence[Change]) -> dict[str, tuple[float, float]]:
     rows = []
     for value in {each for change in changes for each in change.after.values_of(label, metric)}:
-        rate = sum(change.rate(metric, **{label: value}) for change in changes)
-        rows.append((value, rate, sum(change.after.total(metric, **{label: value}) or 0.0 for change in changes)))
+        total = sum(change.after.total(metric, **{label: value}) or 0.0 for change in changes)
+        # Servers name what has never happened, too.
+        if total:
+            rows.append((value, sum(change.rate(metric, **{label: value}) for change in changes), total))
     return {value: (rate, total) for value, rate, total in sorted(rows, key=lambda row: (-row[1], -row[2], row[0]))}
