@@ -270,6 +270,17 @@ def test_a_valkey_server_that_is_away_or_wants_a_password(server):
         list(valkeys.check(away, 0.5))
 
 
+def test_a_user_that_may_do_only_what_a_server_does(server):
+    with valkey.Valkey(port=server.port) as client:
+        client.acl_setuser("small", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-info"])
+        found = told(stores.check, Settings(store=f"valkey://small:pw@127.0.0.1:{server.port}/0"))
+        assert {level for level, _ in found} <= {GOOD, WARNING}, "a slow machine is to be looked at"
+        assert any("may not ask it about itself" in text for _, text in found)
+        client.acl_setuser("none", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-evalsha"])
+        found = told(stores.check, Settings(store=f"valkey://none:pw@127.0.0.1:{server.port}/0"))
+        assert "it needs EVAL, EVALSHA" in only(found, BAD)
+
+
 INFO = {
     "valkey_version": "8.1.0",
     "role": "master",
