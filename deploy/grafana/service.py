@@ -8,6 +8,7 @@ _FAILURES = (
     "OVERLOADED|STEP_TIMEOUT|SESSIONS_EXHAUSTED|MODEL_NOT_READY|STORE_UNAVAILABLE|MODEL_FAILED|RECORD_INVALID|INTERNAL"
 )
 _FAILED = f'{SERVER}, reason=~"{_FAILURES}"'
+_TURNED_AWAY = f'{SERVER}, reason=~"CALLER_UNKNOWN|ROLE_MISSING"'
 _REFUSED = f'{SERVER}, reason!~"{_FAILURES}"'
 
 NOW = Row(
@@ -251,6 +252,22 @@ SERVERS = Row(
             ],
             runbook="ConveyorBuildsDiffer",
             stacked=True,
+        ),
+        Graph(
+            "Days that a certificate is valid",
+            "Of servers with TLS. An alert comes at 14.",
+            [Query(f"(conveyor_certificate_expiry_timestamp_seconds{{{SERVER}}} - time()) / 86400", "{{instance}}")],
+            runbook="ConveyorCertificateExpires",
+        ),
+        Graph(
+            "Calls turned away a second",
+            "CALLER_UNKNOWN shows no token or certificate that is known, ROLE_MISSING asks for what it may not.",
+            [
+                Query(f"sum by (reason) ({rate('conveyor_errors_total', _TURNED_AWAY)})", "{{reason}}"),
+                Query("conveyor:callers_turned_away:objective", OBJECTIVE),
+            ],
+            unit="reqps",
+            runbook="ConveyorCallersTurnedAway",
         ),
         Graph(
             "Streams",

@@ -28,7 +28,7 @@ from conveyor_server.identity.gate import Gate
 from conveyor_server.inference.service import InferenceServicer
 from conveyor_server.keeper.beat import Beat
 from conveyor_server.keeper.policy import KeeperPolicy
-from conveyor_server.metrics import Metrics
+from conveyor_server.metrics import Metrics, Sample
 from conveyor_server.repository import Overrides, Prepared, Repository
 from conveyor_server.repository.policy import INLINE_RUN_S, MAX_BATCH
 from conveyor_server.runner.budget import StateBudget
@@ -44,6 +44,7 @@ from conveyor_server.settings import Settings
 from conveyor_server.store.opening import open_store
 from conveyor_server.transport.certificates import Tls
 from conveyor_server.transport.choice import Transport, after_sending, deferral, open_transport
+from conveyor_server.transport.expiry import Expiry
 from conveyor_server.transport.loop import Driver
 from conveyor_server.transport.port import WireOptions
 
@@ -91,6 +92,7 @@ class App:
         )
         self.gate = Gate(settings.access, admin=offers_admin(settings))
         self.grpc = self._grpc()
+        self._expiry = Expiry(_tls(settings))
         self.port = 0
         self.pages: MetricsServer | None = None
         # Set once every model that can be served is warm.
@@ -140,7 +142,7 @@ class App:
             settings.metrics_port,
             gate=self.gate,
             loop=asyncio.get_running_loop(),
-            sample=functools.partial(self.metrics.sample, self.directory),
+            sample=self._sample,
             not_ready=self._not_ready,
         )
         self.pages.start()
@@ -222,6 +224,10 @@ class App:
     async def _open_port(self) -> None:
         self.port = self.grpc.listen(self.settings.host, self.settings.port, _tls(self.settings))
         await self.grpc.start()
+
+    def _sample(self) -> Sample:
+        self.metrics.certificate_expires_at = self._expiry.at()
+        return self.metrics.sample(self.directory)
 
     async def _load(self) -> None:
         try:

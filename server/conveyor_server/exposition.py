@@ -155,6 +155,8 @@ TABLE: tuple[Row, ...] = (
         _each(lambda m: m.load_s)),
     Row("conveyor_draining", "gauge", (), "1 once the server has begun to stop.",
         lambda s: [((), float(s.draining))]),
+    Row("conveyor_certificate_expiry_timestamp_seconds", "gauge", (), "Unix time up to which the certificate is valid.",
+        lambda s: [] if s.certificate_expires_at is None else [((), s.certificate_expires_at)]),
     Row("conveyor_build_info", "gauge", ("version", "runtime", "python"), "Always 1; the labels say what runs.",
         _build),
 )

@@ -167,6 +167,7 @@ class Metrics:
 
     Attributes:
         store: of the store; None: there is none.
+        certificate_expires_at: unix seconds, of the gRPC port's; None: it has none.
         leaving: the server has begun to stop; it may serve on for a while.
         sample_store: brings up to date what of `store` is not counted but looked up.
     """
@@ -178,6 +179,7 @@ class Metrics:
         self.errors: Counter[str] = Counter()
         self.streams = 0
         self.leaving = False
+        self.certificate_expires_at: float | None = None
         self._by_engine: dict[Engine, ModelFigures] = {}
 
     def of(self, engine: Engine) -> ModelFigures:
@@ -236,6 +238,7 @@ class Metrics:
             opened=directory.opened,
             closed=dict(directory.closed),
             draining=self.leaving or directory.draining,
+            certificate_expires_at=self.certificate_expires_at,
         )
 
 
@@ -251,3 +254,4 @@ class Sample:
     opened: int
     closed: dict[str, int]
     draining: bool
+    certificate_expires_at: float | None

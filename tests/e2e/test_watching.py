@@ -11,6 +11,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import conveyor
@@ -18,6 +19,7 @@ import grafana
 import grpc
 import numpy as np
 import pytest
+import trustme
 from conveyor_proto.codec import encode
 from conveyor_proto.v1 import session_pb2, session_pb2_grpc
 from conveyor_server.exposition import TABLE
@@ -38,6 +40,7 @@ class Watched:
     """Two servers that share a store, and who watches them. The first serves; the second is for what goes wrong."""
 
     def __init__(self, folder: Path) -> None:
+        self.authority = trustme.CA()
         models = folder / "models"
         write_model(models)
         broken = models / "broken" / "1" / "model.onnx"
@@ -47,6 +50,10 @@ class Watched:
         self.valkey = ValkeyProcess(folder / "valkey")
         flags = ["--store", self.valkey.url, "--checkpoint-ms", "50", "--passivate-after-s", "0.5"]
         flags += ["--store-timeout-s", "0.3", "--sync-patience-s", "0.1", "--max-sessions", str(_LIMIT)]
+        # It expires within days, which is told.
+        issued = self.authority.issue_cert("127.0.0.1", not_after=datetime.now(UTC) + timedelta(days=7))
+        issued.private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
+        flags += ["--tls-certificate", str(folder / "server.pem"), "--tls-key", str(folder / "server.pem")]
         # Runs go on a thread of their own, so that steps are seen to wait.
         flags += ["--inline-run-s", "0", "--max-queue-s", "60"]
         self.servers = {
@@ -74,6 +81,11 @@ class Watched:
     def target(self, name: str) -> str:
         """A server's address."""
         return f"127.0.0.1:{self.servers[name].port}"
+
+    def connect(self, name: str) -> conveyor.Client:
+        """A client of a server."""
+        tls = conveyor.TLS(root_certificates=self.authority.cert_pem.bytes())
+        return conveyor.connect(self.target(name), tls=tls, connect_timeout_s=_PATIENCE_S)
 
     def until(self, expr: str) -> None:
         """Returns once an expression has a series."""
@@ -122,9 +134,10 @@ def _in_the_background(work: Callable[[], None]) -> Iterator[None]:
     assert failures == []
 
 
-def _mistakes(target: str) -> None:
+def _mistakes(watched: Watched) -> None:
     """Of callers: a wrong shape, a gap, a session that never was; and a step that is sent twice."""
-    with grpc.insecure_channel(target) as channel:
+    trusting = grpc.ssl_channel_credentials(watched.authority.cert_pem.bytes())
+    with grpc.secure_channel(watched.target("first"), trusting) as channel:
         stub = session_pb2_grpc.SessionServiceStub(channel)
         made = stub.CreateSession(session_pb2.CreateSessionRequest(model=NAME, session_id="by-hand"))
         assert made.session.session_id == "by-hand"
@@ -143,9 +156,9 @@ def _mistakes(target: str) -> None:
         stub.CloseSession(session_pb2.CloseSessionRequest(session_id="by-hand"))
 
 
-def _too_many(target: str) -> None:
+def _too_many(watched: Watched) -> None:
     """Sessions that cannot leave memory, until there is no room."""
-    with conveyor.connect(target) as client, contextlib.ExitStack() as stack:
+    with watched.connect("first") as client, contextlib.ExitStack() as stack:
 
         def fill() -> None:
             for _ in range(_LIMIT + 1):
@@ -158,8 +171,8 @@ def _too_many(target: str) -> None:
 def _moves(watched: Watched) -> None:
     """A session that the second server takes while the first one has it: that one is fenced at its next write."""
     with (
-        conveyor.connect(watched.target("first")) as one,
-        conveyor.connect(watched.target("second")) as other,
+        watched.connect("first") as one,
+        watched.connect("second") as other,
         one.session(NAME, session_id="moves", durability="async") as former,
     ):
         former.step(_X[0])
@@ -175,15 +188,15 @@ def _moves(watched: Watched) -> None:
 
 
 def test_panels_have_data_and_what_goes_wrong_is_alerted(watched: Watched) -> None:
-    prometheus, first = watched.prometheus, watched.target("first")
-    with conveyor.connect(first, connect_timeout_s=_PATIENCE_S) as client, contextlib.ExitStack() as stack:
+    prometheus = watched.prometheus
+    with watched.connect("first") as client, contextlib.ExitStack() as stack:
         # One that is forgotten, for the store to sweep away, and one that sleeps on its stream.
         with client.session(NAME, durability="async", idle_timeout_s=1.0, detach_on_exit=True) as forgotten:
             forgotten.step(_X[0])
         sleeper = stack.enter_context(client.session(NAME, durability="async"))
         sleeper.step(_X[0])
-        _mistakes(first)
-        _too_many(first)
+        _mistakes(watched)
+        _too_many(watched)
         _moves(watched)
         watched.until("conveyor_sessions_asleep > 0")
         sleeper.step(_X[1])
@@ -201,6 +214,7 @@ def test_panels_have_data_and_what_goes_wrong_is_alerted(watched: Watched) -> No
 
     _fires(watched, "ConveyorModelFailed", instance="first", model="broken", severity="warning")
     _fires(watched, "ConveyorDrainStuck", instance="second")
+    _fires(watched, "ConveyorCertificateExpires", instance="second")
     watched.servers["second"].kill()
     _fires(watched, "ConveyorDown", instance="second", severity="critical")
     assert prometheus.firing("ConveyorAbsent") == []

@@ -161,6 +161,8 @@ def test_commands_in_the_pages_are_understood() -> None:
         _, *words = shlex.split(command)
         if words[:2] == ["config", "check"]:
             configuration.load([word for word in words[2:] if word != "--changed"], {})
+        elif words[0] == "doctor":
+            configuration.load(words[1:], {})
         elif words[0] == "inspect":
             assert len(words) == 2
         else:

@@ -15,11 +15,10 @@ from conveyor_server.doctor.finding import Finding, bad, good, warning
 from conveyor_server.errors import StartError
 from conveyor_server.settings import Settings, is_loopback
 from conveyor_server.transport.certificates import Certificates, Tls
+from conveyor_server.transport.handshake import handshake
 
 _DAY_S = 86_400.0
 _SOON_S = 30 * _DAY_S
-# X509_V_FLAG_NO_CHECK_TIME: an expired certificate is to be read, too. The module has no name for it.
-_WHENEVER = 0x200000
 _RENEW = "renew it; a running server takes the new files by itself"
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
@@ -81,7 +80,7 @@ def _chain(files: Tls) -> Iterator[Finding]:
     for issuer in issuers:
         yield from _times(f"the intermediate {_common_name(issuer)} in {files.certificate}", issuer)
     try:
-        _handshake(files, blocks[-1], "")
+        handshake(files, blocks[-1], "")
     except ssl.SSLError as error:
         yield bad(
             f"the certificates in {files.certificate} are no chain ({_reason(error)})",
@@ -105,7 +104,7 @@ def _names(files: Tls, leaf: dict[str, Any], host: str) -> Iterator[Finding]:
         yield good(f"{files.certificate} is for {told}; {socket.gethostname()} is this machine's name")
         return
     try:
-        _handshake(files, files.certificate.read_text(), host)
+        handshake(files, files.certificate.read_text(), host)
     except ssl.SSLError as error:
         yield warning(
             f"{files.certificate} is for {told}, not for {host}, where the server listens ({_reason(error)})",
@@ -117,38 +116,7 @@ def _names(files: Tls, leaf: dict[str, Any], host: str) -> Iterator[Finding]:
 
 def _peer(files: Tls, *, trusted: Path) -> dict[str, Any]:
     """The first certificate, as a client sees it that trusts it."""
-    return _handshake(files, trusted.read_text(), "")
-
-
-def _handshake(files: Tls, trusted: str, name: str) -> dict[str, Any]:
-    """A handshake in memory between the files and a client that trusts these certificates and looks at no clock.
-
-    Args:
-        files: of the server.
-        trusted: PEM.
-        name: that the client knows the server by; "": it looks at none.
-
-    Raises:
-        ssl.SSLError: the client does not accept it.
-    """
-    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serving.load_cert_chain(files.certificate, files.key, password="")
-    calling = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    calling.check_hostname = bool(name)
-    calling.verify_flags |= ssl.VerifyFlags(ssl.VERIFY_X509_PARTIAL_CHAIN | _WHENEVER)
-    calling.load_verify_locations(cadata=trusted)
-    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-    server = serving.wrap_bio(up, down, server_side=True)
-    client = calling.wrap_bio(down, up, server_hostname=name or None)
-    ends = [client, server]
-    while ends:
-        for end in tuple(ends):
-            try:
-                end.do_handshake()
-            except ssl.SSLWantReadError:
-                continue
-            ends.remove(end)
-    return dict(client.getpeercert() or {})
+    return handshake(files, trusted.read_text(), "")
 
 
 def _blocks(text: str) -> list[str]:

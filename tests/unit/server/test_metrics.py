@@ -135,6 +135,13 @@ def test_a_notice_to_leave_is_draining(engine, directory) -> None:
     assert value(exposed(metrics, directory), "conveyor_sessions_limit") == directory.limits.max_sessions
 
 
+def test_a_certificates_end_is_told_where_there_is_one(engine, directory) -> None:
+    metrics = Metrics()
+    assert "conveyor_certificate_expiry_timestamp_seconds" not in exposed(metrics, directory)
+    metrics.certificate_expires_at = 1.9e9
+    assert value(exposed(metrics, directory), "conveyor_certificate_expiry_timestamp_seconds") == 1.9e9
+
+
 def test_counters_outlive_an_unload(make_engine, directory) -> None:
     metrics = Metrics()
     first = make_engine()
