@@ -30,7 +30,7 @@ from tests.fault.model import NAME, SIZE, write_model
 from tests.fault.replica import Replica
 
 ROOT = Path(__file__).resolve().parents[2]
-_SCRAPE_S = 0.5
+_SCRAPE_S = 1.0
 _PATIENCE_S = 60.0
 _LIMIT, _BUSY = 24, 6
 _X = np.random.default_rng(1).standard_normal((2000, SIZE)).astype(np.float32)
@@ -162,7 +162,7 @@ def _too_many(watched: Watched) -> None:
 
         def fill() -> None:
             for _ in range(_LIMIT + 1):
-                stack.enter_context(client.session(NAME, durability="none", timeout_s=2.0))
+                stack.enter_context(client.session(NAME, durability="none", timeout_s=5.0))
 
         with pytest.raises(conveyor.SessionsExhausted):
             fill()

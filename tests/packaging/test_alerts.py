@@ -12,7 +12,7 @@ from conveyor.cli.main import _parser
 from conveyor_server import configuration
 from conveyor_server.exposition import TABLE
 from conveyor_server.settings import FIELDS
-from prometheus_process import check
+from prometheus_process import check, programs
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy" / "prometheus"
@@ -190,3 +190,22 @@ def _exists(expression: str) -> None:
     others = set(re.findall(r"\b(?:up|process_\w+|scrape_\w+)\b", expression))
     assert named or others, f"{expression} names no metric"
     assert all(OTHERS_METRICS.fullmatch(name) for name in others)
+
+
+# ---------------------------------------------------------------- Prometheus itself
+
+
+def test_those_in_the_path_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("prometheus", "promtool"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert programs() == (tmp_path / "prometheus", tmp_path / "promtool")
+
+
+def test_where_they_cannot_be_had_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "environment"))
+    with pytest.raises(AssertionError, match=r"the tests need `prometheus` and `promtool`, .* in PATH: install them"):
+        programs()
+    assert not (tmp_path / "environment" / "debian" / "prometheus").exists()
