@@ -178,7 +178,7 @@ class Opener:
     async def _signature(self, info: pb.SessionInfo) -> Signature:
         key = (info.model, info.version, info.model_digest)
         if key not in self._signatures:
-            request = model_pb2.GetModelRequest(name=info.model, version=info.version)
+            request = model_pb2.GetModelRequest(name=info.model, version=info.version, digest=info.model_digest)
             answer = await self.call(_calls.GET_MODEL, request)
             self._signatures[key] = signature_of(answer.model.spec)
         return self._signatures[key]

@@ -38,6 +38,7 @@ from conveyor_server.seal import Seal
 from conveyor_server.servicers.loader import Loader
 from conveyor_server.servicers.models import ModelServicer
 from conveyor_server.servicers.session import SessionServicer
+from conveyor_server.servicers.watch import Watch
 from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.settings import Settings
@@ -99,6 +100,7 @@ class App:
         self.warm = asyncio.Event()
         # A run did not come back: its thread still holds the model.
         self.stuck = False
+        self._watching: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._failed = False
 
@@ -156,6 +158,8 @@ class App:
             # Not before: the kernel would send it new connections that a ready process could serve.
             await self._open_port()
         self.warm.set()
+        if self.settings.watch:
+            self._watching = asyncio.create_task(Watch(self.repository, self.loader, self.settings.watch).run())
         await self.grpc.say(serving=True)
         _log.info(
             "ready: grpc on %s:%d%s, metrics on %s:%d",
@@ -170,6 +174,8 @@ class App:
 
     async def close(self) -> None:
         """Drains for up to drain_s and lets go of everything."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self.grpc.say(serving=False)
         self.metrics.leaving = True
         if self.settings.drain_notice_s and self.warm.is_set() and not self._failed:
@@ -187,8 +193,9 @@ class App:
         ):
             _log.warning("the store did not answer in time")
         await self.grpc.stop()
+        self.loader.stop()
         if await self.driver.stop(_LAST_S / 2):
-            for item in self.repository.versions():
+            for item in (*self.repository.versions(), *self.repository.leaving()):
                 if item.engine is not None:
                     item.engine.runner.close()
         else:

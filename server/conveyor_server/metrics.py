@@ -207,8 +207,10 @@ class Metrics:
 
     def unloaded(self, engine: Engine) -> None:
         """A model version is gone."""
-        self.of(engine).ready = 0
+        figures = self.of(engine)
         del self._by_engine[engine]
+        # Another file of that version may have taken its place.
+        figures.ready = int(any(other is figures for other in self._by_engine.values()))
 
     def refused(self, status: status_pb2.Status, count: int = 1) -> None:
         """A refusal goes to callers."""
@@ -222,12 +224,12 @@ class Metrics:
         for figures in self.models.values():
             figures.sessions = figures.resident_bytes = figures.slab_bytes = figures.queued = 0
         for engine, count in Counter(session.engine for session in directory.sessions.values()).items():
-            self.of(engine).sessions = count
+            self.of(engine).sessions += count
         for engine, figures in self._by_engine.items():
             row_bytes = engine.spec.state_bytes
-            figures.resident_bytes = (engine.slots.capacity - engine.slots.free) * row_bytes
-            figures.slab_bytes = engine.slots.capacity * row_bytes
-            figures.queued = engine.ready
+            figures.resident_bytes += (engine.slots.capacity - engine.slots.free) * row_bytes
+            figures.slab_bytes += engine.slots.capacity * row_bytes
+            figures.queued += engine.ready
         self.sample_store()
         return Sample(
             store=deepcopy(self.store),

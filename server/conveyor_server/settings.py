@@ -198,6 +198,14 @@ class Settings:
             "they end; migrate, they move, where inputs, outputs and states are equal; close, they are closed"
         ),
     ] = "pin"
+    watch: Annotated[
+        float,
+        _Doc(
+            "seconds between looks at the models' folder, to take up what is new, changed or gone while serving "
+            "(docs/models.md); 0: it is looked at when the server starts, and when LoadModel asks",
+            0,
+        ),
+    ] = 0.0
     replica: Annotated[
         str, _Doc("this server's name among those that share a store, for people. Empty: made of host and process")
     ] = ""

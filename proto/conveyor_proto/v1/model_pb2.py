@@ -27,41 +27,41 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63onveyor_proto/v1/model.proto\x12\x0b\x63onveyor.v1\x1a\x1c\x63onveyor_proto/v1/spec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xc2\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12(\n\x06status\x18\x03 \x01(\x0e\x32\x18.conveyor.v1.ModelStatus\x12\x0e\n\x06latest\x18\x04 \x01(\x08\x12$\n\x04spec\x18\x05 \x01(\x0b\x32\x16.conveyor.v1.ModelSpec\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12-\n\tloaded_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cload_seconds\x18\x08 \x01(\x01\x12\x10\n\x08sessions\x18\t \x01(\x04\x12#\n\x07\x66\x61ilure\x18\n \x01(\x0b\x32\x12.google.rpc.Status\x12.\n\x0c\x62\x61tch_policy\x18\x0b \x01(\x0b\x32\x18.conveyor.v1.BatchPolicy\"\xb7\x01\n\x0b\x42\x61tchPolicy\x12\x11\n\tmax_batch\x18\x01 \x01(\r\x12\x0f\n\x07quantum\x18\x02 \x01(\r\x12\x1c\n\x14max_batch_time_steps\x18\x03 \x01(\r\x12\x1a\n\x12inline_run_seconds\x18\x04 \x01(\x01\x12\x13\n\x0binline_rows\x18\x05 \x01(\r\x12\r\n\x05given\x18\x06 \x03(\t\x12&\n\x08measured\x18\x07 \x03(\x0b\x32\x14.conveyor.v1.RunTime\"<\n\x07RunTime\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x12\n\ntime_steps\x18\x02 \x01(\r\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.conveyor.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.conveyor.v1.Model\"1\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"6\n\x11LoadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.conveyor.v1.Model\"B\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\".\n\x13UnloadModelResponse\x12\x17\n\x0f\x63losed_sessions\x18\x01 \x01(\x04\"P\n\x16MigrateSessionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x66rom_version\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\t\"H\n\x17MigrateSessionsResponse\x12\x19\n\x11migrated_sessions\x18\x01 \x01(\x04\x12\x12\n\nto_version\x18\x02 \x01(\t*v\n\x0bModelStatus\x12\x1c\n\x18MODEL_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_STATUS_LOADING\x10\x01\x12\x16\n\x12MODEL_STATUS_READY\x10\x02\x12\x17\n\x13MODEL_STATUS_FAILED\x10\x03\x32\xa2\x03\n\x0cModelService\x12M\n\nListModels\x12\x1e.conveyor.v1.ListModelsRequest\x1a\x1f.conveyor.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.conveyor.v1.GetModelRequest\x1a\x1d.conveyor.v1.GetModelResponse\x12J\n\tLoadModel\x12\x1d.conveyor.v1.LoadModelRequest\x1a\x1e.conveyor.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.conveyor.v1.UnloadModelRequest\x1a .conveyor.v1.UnloadModelResponse\x12\\\n\x0fMigrateSessions\x12#.conveyor.v1.MigrateSessionsRequest\x1a$.conveyor.v1.MigrateSessionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63onveyor_proto/v1/model.proto\x12\x0b\x63onveyor.v1\x1a\x1c\x63onveyor_proto/v1/spec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xdb\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12(\n\x06status\x18\x03 \x01(\x0e\x32\x18.conveyor.v1.ModelStatus\x12\x0e\n\x06latest\x18\x04 \x01(\x08\x12$\n\x04spec\x18\x05 \x01(\x0b\x32\x16.conveyor.v1.ModelSpec\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12-\n\tloaded_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cload_seconds\x18\x08 \x01(\x01\x12\x10\n\x08sessions\x18\t \x01(\x04\x12#\n\x07\x66\x61ilure\x18\n \x01(\x0b\x32\x12.google.rpc.Status\x12.\n\x0c\x62\x61tch_policy\x18\x0b \x01(\x0b\x32\x18.conveyor.v1.BatchPolicy\x12\x17\n\x0f\x63hecked_vectors\x18\x0c \x01(\r\"\xb7\x01\n\x0b\x42\x61tchPolicy\x12\x11\n\tmax_batch\x18\x01 \x01(\r\x12\x0f\n\x07quantum\x18\x02 \x01(\r\x12\x1c\n\x14max_batch_time_steps\x18\x03 \x01(\r\x12\x1a\n\x12inline_run_seconds\x18\x04 \x01(\x01\x12\x13\n\x0binline_rows\x18\x05 \x01(\r\x12\r\n\x05given\x18\x06 \x03(\t\x12&\n\x08measured\x18\x07 \x03(\x0b\x32\x14.conveyor.v1.RunTime\"<\n\x07RunTime\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x12\n\ntime_steps\x18\x02 \x01(\r\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.conveyor.v1.Model\"@\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.conveyor.v1.Model\"A\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06reload\x18\x03 \x01(\x08\"6\n\x11LoadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.conveyor.v1.Model\"B\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\".\n\x13UnloadModelResponse\x12\x17\n\x0f\x63losed_sessions\x18\x01 \x01(\x04\"P\n\x16MigrateSessionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x66rom_version\x18\x02 \x01(\t\x12\x12\n\nto_version\x18\x03 \x01(\t\"H\n\x17MigrateSessionsResponse\x12\x19\n\x11migrated_sessions\x18\x01 \x01(\x04\x12\x12\n\nto_version\x18\x02 \x01(\t*\x90\x01\n\x0bModelStatus\x12\x1c\n\x18MODEL_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_STATUS_LOADING\x10\x01\x12\x16\n\x12MODEL_STATUS_READY\x10\x02\x12\x17\n\x13MODEL_STATUS_FAILED\x10\x03\x12\x18\n\x14MODEL_STATUS_LEAVING\x10\x04\x32\xa2\x03\n\x0cModelService\x12M\n\nListModels\x12\x1e.conveyor.v1.ListModelsRequest\x1a\x1f.conveyor.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.conveyor.v1.GetModelRequest\x1a\x1d.conveyor.v1.GetModelResponse\x12J\n\tLoadModel\x12\x1d.conveyor.v1.LoadModelRequest\x1a\x1e.conveyor.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.conveyor.v1.UnloadModelRequest\x1a .conveyor.v1.UnloadModelResponse\x12\\\n\x0fMigrateSessions\x12#.conveyor.v1.MigrateSessionsRequest\x1a$.conveyor.v1.MigrateSessionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'conveyor_proto.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELSTATUS']._serialized_start=1270
-  _globals['_MODELSTATUS']._serialized_end=1388
+  _globals['_MODELSTATUS']._serialized_start=1328
+  _globals['_MODELSTATUS']._serialized_end=1472
   _globals['_MODEL']._serialized_start=135
-  _globals['_MODEL']._serialized_end=457
-  _globals['_BATCHPOLICY']._serialized_start=460
-  _globals['_BATCHPOLICY']._serialized_end=643
-  _globals['_RUNTIME']._serialized_start=645
-  _globals['_RUNTIME']._serialized_end=705
-  _globals['_LISTMODELSREQUEST']._serialized_start=707
-  _globals['_LISTMODELSREQUEST']._serialized_end=726
-  _globals['_LISTMODELSRESPONSE']._serialized_start=728
-  _globals['_LISTMODELSRESPONSE']._serialized_end=784
-  _globals['_GETMODELREQUEST']._serialized_start=786
-  _globals['_GETMODELREQUEST']._serialized_end=834
-  _globals['_GETMODELRESPONSE']._serialized_start=836
-  _globals['_GETMODELRESPONSE']._serialized_end=889
-  _globals['_LOADMODELREQUEST']._serialized_start=891
-  _globals['_LOADMODELREQUEST']._serialized_end=940
-  _globals['_LOADMODELRESPONSE']._serialized_start=942
-  _globals['_LOADMODELRESPONSE']._serialized_end=996
-  _globals['_UNLOADMODELREQUEST']._serialized_start=998
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1064
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1066
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1112
-  _globals['_MIGRATESESSIONSREQUEST']._serialized_start=1114
-  _globals['_MIGRATESESSIONSREQUEST']._serialized_end=1194
-  _globals['_MIGRATESESSIONSRESPONSE']._serialized_start=1196
-  _globals['_MIGRATESESSIONSRESPONSE']._serialized_end=1268
-  _globals['_MODELSERVICE']._serialized_start=1391
-  _globals['_MODELSERVICE']._serialized_end=1809
+  _globals['_MODEL']._serialized_end=482
+  _globals['_BATCHPOLICY']._serialized_start=485
+  _globals['_BATCHPOLICY']._serialized_end=668
+  _globals['_RUNTIME']._serialized_start=670
+  _globals['_RUNTIME']._serialized_end=730
+  _globals['_LISTMODELSREQUEST']._serialized_start=732
+  _globals['_LISTMODELSREQUEST']._serialized_end=751
+  _globals['_LISTMODELSRESPONSE']._serialized_start=753
+  _globals['_LISTMODELSRESPONSE']._serialized_end=809
+  _globals['_GETMODELREQUEST']._serialized_start=811
+  _globals['_GETMODELREQUEST']._serialized_end=875
+  _globals['_GETMODELRESPONSE']._serialized_start=877
+  _globals['_GETMODELRESPONSE']._serialized_end=930
+  _globals['_LOADMODELREQUEST']._serialized_start=932
+  _globals['_LOADMODELREQUEST']._serialized_end=997
+  _globals['_LOADMODELRESPONSE']._serialized_start=999
+  _globals['_LOADMODELRESPONSE']._serialized_end=1053
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1055
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1121
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1123
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1169
+  _globals['_MIGRATESESSIONSREQUEST']._serialized_start=1171
+  _globals['_MIGRATESESSIONSREQUEST']._serialized_end=1251
+  _globals['_MIGRATESESSIONSRESPONSE']._serialized_start=1253
+  _globals['_MIGRATESESSIONSRESPONSE']._serialized_end=1325
+  _globals['_MODELSERVICE']._serialized_start=1475
+  _globals['_MODELSERVICE']._serialized_end=1893
 # @@protoc_insertion_point(module_scope)

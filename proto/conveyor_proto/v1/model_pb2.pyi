@@ -33,6 +33,8 @@ class _ModelStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelStat
     MODEL_STATUS_READY: _ModelStatus.ValueType  # 2
     MODEL_STATUS_FAILED: _ModelStatus.ValueType  # 3
     """See Model.failure."""
+    MODEL_STATUS_LEAVING: _ModelStatus.ValueType  # 4
+    """Its file was replaced or taken away: it takes no new sessions, and goes with the last of those that it has."""
 
 class ModelStatus(_ModelStatus, metaclass=_ModelStatusEnumTypeWrapper): ...
 
@@ -41,6 +43,8 @@ MODEL_STATUS_LOADING: ModelStatus.ValueType  # 1
 MODEL_STATUS_READY: ModelStatus.ValueType  # 2
 MODEL_STATUS_FAILED: ModelStatus.ValueType  # 3
 """See Model.failure."""
+MODEL_STATUS_LEAVING: ModelStatus.ValueType  # 4
+"""Its file was replaced or taken away: it takes no new sessions, and goes with the last of those that it has."""
 Global___ModelStatus: _TypeAlias = ModelStatus  # noqa: Y015
 
 @_typing.final
@@ -58,6 +62,7 @@ class Model(_message.Message):
     SESSIONS_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     BATCH_POLICY_FIELD_NUMBER: _builtins.int
+    CHECKED_VECTORS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
     status: Global___ModelStatus.ValueType
@@ -67,13 +72,15 @@ class Model(_message.Message):
     """`cpu` or `cuda`."""
     load_seconds: _builtins.float
     sessions: _builtins.int
+    checked_vectors: _builtins.int
+    """Verifier vectors that it was checked by when it was loaded; 0: its file holds none."""
     @_builtins.property
     def spec(self) -> _spec_pb2.ModelSpec: ...
     @_builtins.property
     def loaded_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def failure(self) -> _status_pb2.Status:
-        """Why it could not be loaded."""
+        """Why it could not be loaded. With READY: why the file that was put in its place is not served; the former one is."""
 
     @_builtins.property
     def batch_policy(self) -> Global___BatchPolicy:
@@ -93,10 +100,11 @@ class Model(_message.Message):
         sessions: _builtins.int = ...,
         failure: _status_pb2.Status | None = ...,
         batch_policy: Global___BatchPolicy | None = ...,
+        checked_vectors: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch_policy", b"batch_policy", "failure", b"failure", "loaded_at", b"loaded_at", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_policy", b"batch_policy", "device", b"device", "failure", b"failure", "latest", b"latest", "load_seconds", b"load_seconds", "loaded_at", b"loaded_at", "name", b"name", "sessions", b"sessions", "spec", b"spec", "status", b"status", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_policy", b"batch_policy", "checked_vectors", b"checked_vectors", "device", b"device", "failure", b"failure", "latest", b"latest", "load_seconds", b"load_seconds", "loaded_at", b"loaded_at", "name", b"name", "sessions", b"sessions", "spec", b"spec", "status", b"status", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -221,18 +229,24 @@ class GetModelRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
     """Empty: the latest that is ready."""
+    digest: _builtins.str
+    """The one with this ModelSpec.digest, where the version's file was replaced and sessions are on the former one still.
+    Empty, or of neither: the one that new sessions get.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         version: _builtins.str = ...,
+        digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -264,18 +278,24 @@ class LoadModelRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    RELOAD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
     """Empty: the latest in the folder."""
+    reload: _builtins.bool
+    """Loads the file anew though the version is ready, and serves it in the former one's place once it has passed. Where it
+    fails, the former one goes on.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         version: _builtins.str = ...,
+        reload: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reload", b"reload", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -79,7 +79,8 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """Loads and warms a version from the repository folder; returns when it is ready. A version that is already ready is left as it is.
+        """Loads, warms and checks a version from the repository folder; returns when it is ready. A version that is already
+        ready is left as it is, unless `reload`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,9 @@ class ModelServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]
     LoadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.LoadModelResponse]
-    """Loads and warms a version from the repository folder; returns when it is ready. A version that is already ready is left as it is."""
+    """Loads, warms and checks a version from the repository folder; returns when it is ready. A version that is already
+    ready is left as it is, unless `reload`.
+    """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]
     """Unloads a version. With sessions on it, MODEL_IN_USE unless `force`, which closes them."""
     MigrateSessions: _grpc.UnaryUnaryMultiCallable[_model_pb2.MigrateSessionsRequest, _model_pb2.MigrateSessionsResponse]
@@ -53,7 +55,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]  # type: ignore[assignment]
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]  # type: ignore[assignment]
     LoadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.LoadModelResponse]  # type: ignore[assignment]
-    """Loads and warms a version from the repository folder; returns when it is ready. A version that is already ready is left as it is."""
+    """Loads, warms and checks a version from the repository folder; returns when it is ready. A version that is already
+    ready is left as it is, unless `reload`.
+    """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]  # type: ignore[assignment]
     """Unloads a version. With sessions on it, MODEL_IN_USE unless `force`, which closes them."""
     MigrateSessions: _aio.UnaryUnaryMultiCallable[_model_pb2.MigrateSessionsRequest, _model_pb2.MigrateSessionsResponse]  # type: ignore[assignment]
@@ -85,7 +89,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.LoadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.LoadModelResponse, _abc.Awaitable[_model_pb2.LoadModelResponse]]:
-        """Loads and warms a version from the repository folder; returns when it is ready. A version that is already ready is left as it is."""
+        """Loads, warms and checks a version from the repository folder; returns when it is ready. A version that is already
+        ready is left as it is, unless `reload`.
+        """
 
     @_abc_1.abstractmethod
     def UnloadModel(

@@ -177,7 +177,8 @@ class Arrivals:
             ask.then(refusal.fault)
             return
         session = self._directory.bring_in(kept, now)
-        if kept.engine.version != self._revival.head(record).version:
+        head = self._revival.head(record)
+        if (kept.engine.version, kept.engine.spec.digest) != (head.version, head.model_digest):
             self._directory.pause(session)
         ask.then(session)
 

@@ -46,6 +46,11 @@ class Revival:
             if key[0] == model and version == source:
                 self._moves[key] = target
 
+    def stay(self, model: str, version: str) -> None:
+        """A version is another model now, that sessions of others cannot go on with: none moves to it any more."""
+        for key in [key for key, target in self._moves.items() if key[0] == model and target == version]:
+            del self._moves[key]
+
     def of(self, record: Record, now: float) -> Kept:
         """The session of a record; it has moved where `kept.engine` is of another version than the record says.
 
@@ -105,25 +110,23 @@ class Revival:
 
         Where its own is not here, another of that model with the same digest is the same model.
         """
-        target = self._moves.get((content.model, content.version))
+        target = self._repository.ready(content.model, self._moves.get((content.model, content.version), ""))
         if target is not None:
-            return self._repository.find(content.model, target, content.model.__eq__).serving
+            return target.serving
         try:
             # Of other models its tenant may know nothing.
             item = self._repository.find(content.model, content.version, content.model.__eq__)
         except Refused:
-            same = [
-                other.engine
-                for other in self._repository.versions()
-                if other.name == content.model
-                and other.engine is not None
-                and other.engine.spec.digest == content.model_digest
-            ]
-            if not same or same[-1] is None:
+            same = self._repository.with_digest(content.model, "", content.model_digest)
+            if same is None:
                 raise
-            return same[-1]
+            return same.serving
         engine = item.serving
         if engine.spec.digest != content.model_digest:
+            former = self._repository.with_digest(content.model, content.version, content.model_digest)
+            if former is not None:
+                # Its file was replaced, and sessions that were there before stay on the former one.
+                return former.serving
             raise refuse(
                 e.ERROR_REASON_MODEL_MISMATCH,
                 f"session {public_name(content.session_id)!r} is of another model than {content.model} version "

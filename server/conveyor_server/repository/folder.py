@@ -3,10 +3,20 @@
 Invariant: a path is made only of a checked name and version, so no request reaches a file outside the folder.
 """
 
+import os
 import re
 from pathlib import Path
+from typing import TypeAlias
+
+from conveyor_server.stamp import Stamp, stamp
 
 MODEL_FILE = "model.onnx"
+# Describes adopted files; of all versions of a model.
+DESCRIPTION_FILE = "model.yaml"
+# Another one once any file of a version is another: each file's name with its stamp, in order.
+Look: TypeAlias = tuple[tuple[str, Stamp], ...]
+# Files that whoever writes them is not done with.
+_UNFINISHED = (".tmp", ".part", ".partial", ".swp", "~")
 _NAME = re.compile(r"(?!\.+$)[A-Za-z0-9._-]{1,128}")
 _VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
 
@@ -20,10 +30,13 @@ class ModelFolder:
     def scan(self) -> dict[str, list[str]]:
         """Model names, sorted, with their versions, newest last; entries that are no model are passed over.
 
+        So are names that are hidden or say that somebody is not done: `.charlm`, `charlm.tmp`.
+
         Raises:
             OSError: the folder itself cannot be read.
         """
-        names = sorted(entry.name for entry in self.root.iterdir() if is_name(entry.name))
+        entries = (entry.name for entry in self.root.iterdir())
+        names = sorted(name for name in entries if is_name(name) and not _is_unfinished(name))
         found = {name: self.versions(name) for name in names}
         return {name: versions for name, versions in found.items() if versions}
 
@@ -43,6 +56,37 @@ class ModelFolder:
             return None
         path = self.root / name / version / MODEL_FILE
         return path if path.is_file() else None
+
+    def look(self, name: str, version: str) -> Look:
+        """How the files of a version look now; those that are hidden or named as unfinished do not count.
+
+        Nothing (an empty look) where there is no such version.
+        """
+        path = self.path(name, version)
+        if path is None:
+            return ()
+        try:
+            with os.scandir(path.parent) as entries:
+                files = sorted(entry.name for entry in entries if not _is_unfinished(entry.name))
+        except OSError:
+            return ()  # it went meanwhile
+        description = self.root / name / DESCRIPTION_FILE
+        return ((f"../{DESCRIPTION_FILE}", stamp(description)), *((file, stamp(path.parent / file)) for file in files))
+
+    def looks(self) -> dict[tuple[str, str], Look]:
+        """`look` of every version.
+
+        Raises:
+            OSError: the folder itself cannot be read.
+        """
+        found = {
+            (name, version): self.look(name, version) for name, several in self.scan().items() for version in several
+        }
+        return {key: look for key, look in found.items() if look}
+
+
+def _is_unfinished(name: str) -> bool:
+    return name.startswith(".") or name.endswith(_UNFINISHED)
 
 
 def is_name(text: str) -> bool:

@@ -1,12 +1,14 @@
 """The versions that this server knows, and what became of each.
 
-Invariant: a version is LOADING, READY or FAILED; only a READY one has an engine, and it keeps it until it is retired.
-What happens to one version changes no other. The table belongs to the core thread; `prepare` is for any other.
+Invariant: a version is LOADING, READY or FAILED; only a READY one has an engine, and it keeps it until it is retired or
+another takes its place, which it does in one step. What left the table may go on with the sessions that it has, and
+takes no new ones. What happens to one version changes no other. The table belongs to the core thread; `prepare` is for
+any other.
 """
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -15,7 +17,7 @@ from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import model_pb2, spec_pb2
 
 from conveyor_server.errors import Refused, refuse
-from conveyor_server.repository.folder import MODEL_FILE, ModelFolder, is_name, is_version
+from conveyor_server.repository.folder import MODEL_FILE, Look, ModelFolder, is_name, is_version
 from conveyor_server.repository.policy import Overrides
 from conveyor_server.repository.prepare import Prepared, prepare
 from conveyor_server.repository.vectors import NotAsVerified
@@ -37,10 +39,10 @@ class ModelVersion(Generic[EngineT]):
     Attributes:
         name: repository name.
         version: repository version.
-        status: LOADING, READY or FAILED of model.proto's ModelStatus.
-        failure: why it could not be loaded; set where FAILED.
-        prepared: the runner and the figures of loading; set where READY.
-        engine: what `make_engine` made; set where READY.
+        status: LOADING, READY, FAILED or LEAVING of model.proto's ModelStatus.
+        failure: why it could not be loaded; set where FAILED. Where READY: why what was put in its place is not served.
+        prepared: the runner and the figures of loading; set where READY or LEAVING.
+        engine: what `make_engine` made; set where READY or LEAVING.
     """
 
     name: str
@@ -52,7 +54,7 @@ class ModelVersion(Generic[EngineT]):
 
     @property
     def spec(self) -> spec_pb2.ModelSpec | None:
-        """The model's description where READY, with the repository's name for it."""
+        """The model's description where READY or LEAVING, with the repository's name for it."""
         if self.prepared is None:
             return None
         spec = spec_pb2.ModelSpec()
@@ -95,6 +97,9 @@ class Repository(Generic[EngineT]):
         self._make_engine = make_engine
         self._overrides = overrides
         self._versions: dict[str, dict[str, ModelVersion[EngineT]]] = {}
+        # Being loaded: those that are LOADING, and READY ones whose file is loaded anew.
+        self._begun: set[tuple[str, str]] = set()
+        self._leaving: list[ModelVersion[EngineT]] = []
 
     def on_disk(self) -> dict[str, list[str]]:
         """Names in the folder with their versions, newest last. Any thread.
@@ -103,6 +108,18 @@ class Repository(Generic[EngineT]):
             OSError: the folder cannot be read.
         """
         return self._folder.scan()
+
+    def look(self, name: str, version: str) -> Look:
+        """How the files of a version look now; empty: there are none. Any thread."""
+        return self._folder.look(name, version)
+
+    def looks(self) -> dict[tuple[str, str], Look]:
+        """How every version in the folder looks now. Any thread.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        return self._folder.looks()
 
     def newest_on_disk(self, name: str) -> str:
         """The highest version of a model in the folder. Any thread.
@@ -140,26 +157,36 @@ class Repository(Generic[EngineT]):
             _log.exception("model %s/%s could not be prepared", name, version)
             raise _invalid(name, version, f"loading it failed unexpectedly ({type(error).__name__})") from error
 
-    def begin(self, name: str, version: str) -> bool:
+    def begin(self, name: str, version: str, *, again: bool = False) -> bool:
         """Marks a version as LOADING. False: it is READY already and is left as it is.
+
+        With `again`, one that is READY is to be loaded anew, and stays READY meanwhile.
 
         Raises:
             Refused: MODEL_NOT_READY, where it is being loaded already; MODEL_NOT_FOUND for what cannot be a version.
         """
         if not (is_name(name) and is_version(version)):
             raise self._not_found(name, version)
-        known = self._versions.get(name, {}).get(version)
-        if known is not None and known.status == model_pb2.MODEL_STATUS_LOADING:
+        if (name, version) in self._begun:
             raise _loading(name, version)
-        if known is not None and known.status == model_pb2.MODEL_STATUS_READY:
+        is_ready = self.ready(name, version) is not None
+        if is_ready and not again:
             return False
-        self._put(ModelVersion(name, version, model_pb2.MODEL_STATUS_LOADING))
+        self._begun.add((name, version))
+        if not is_ready:
+            self._put(ModelVersion(name, version, model_pb2.MODEL_STATUS_LOADING))
         return True
 
     def publish(self, prepared: Prepared) -> ModelVersion[EngineT]:
-        """Makes the engine of a version that `begin` marked; from here on `find` gives it."""
-        self._require_loading(prepared.name, prepared.version)
+        """Makes the engine of a version that `begin` marked; from here on `find` gives it.
+
+        One that was READY is LEAVING from here on.
+        """
+        self._end(prepared.name, prepared.version)
         engine = self._make_engine(prepared)
+        former = self.ready(prepared.name, prepared.version)
+        if former is not None:
+            self._leave(former)
         return self._put(
             ModelVersion(
                 prepared.name, prepared.version, model_pb2.MODEL_STATUS_READY, prepared=prepared, engine=engine
@@ -167,15 +194,31 @@ class Repository(Generic[EngineT]):
         )
 
     def fail(self, name: str, version: str, fault: Fault) -> None:
-        """Records why a version that `begin` marked is not served. One that is not on disk is forgotten."""
-        self._require_loading(name, version)
-        if fault.reason == e.ERROR_REASON_MODEL_NOT_FOUND:
+        """Records why a version that `begin` marked is not served. One that is not on disk is forgotten.
+
+        One that was READY stays so, with the failure beside it.
+        """
+        self._end(name, version)
+        former = self.ready(name, version)
+        if former is not None:
+            self._put(replace(former, failure=fault))
+        elif fault.reason == e.ERROR_REASON_MODEL_NOT_FOUND:
             self._remove(name, version)
         else:
             self._put(ModelVersion(name, version, model_pb2.MODEL_STATUS_FAILED, failure=fault))
 
-    def retire(self, name: str, version: str) -> ModelVersion[EngineT]:
+    def keep(self, name: str, version: str) -> ModelVersion[EngineT]:
+        """Ends what `begin` marked of a READY version: it stays, and the file that is there now is its own."""
+        self._end(name, version)
+        former = self.ready(name, version)
+        if former is None:
+            raise AssertionError(f"{name}/{version} is not there to be kept")
+        return self._put(replace(former, failure=None))
+
+    def retire(self, name: str, version: str, *, leaving: bool = False) -> ModelVersion[EngineT]:
         """Forgets a READY or FAILED version and returns what it was; closing its runner is the caller's.
+
+        With `leaving`, one that was READY goes on with the sessions that it has, and is returned as that.
 
         Raises:
             Refused: MODEL_NOT_FOUND; MODEL_NOT_READY while it is loading.
@@ -183,10 +226,39 @@ class Repository(Generic[EngineT]):
         known = self._versions.get(name, {}).get(version)
         if known is None:
             raise self._not_found(name, version)
-        if known.status == model_pb2.MODEL_STATUS_LOADING:
+        if (name, version) in self._begun:
             raise _loading(name, version)
         self._remove(name, version)
-        return known
+        return self._leave(known) if leaving and known.engine is not None else known
+
+    def known(self, name: str, version: str) -> ModelVersion[EngineT] | None:
+        """The version, LOADING, READY or FAILED; None: there is none."""
+        return self._versions.get(name, {}).get(version)
+
+    def ready(self, name: str, version: str) -> ModelVersion[EngineT] | None:
+        """The version if it is READY."""
+        known = self.known(name, version)
+        return known if known is not None and known.engine is not None else None
+
+    def leaving(self, name: str = "", version: str = "") -> list[ModelVersion[EngineT]]:
+        """What goes on with the sessions that it has: of a version, of a model, or of all."""
+        return [item for item in self._leaving if name in {"", item.name} and version in {"", item.version}]
+
+    def gone(self, item: ModelVersion[EngineT]) -> None:
+        """What was LEAVING has left; closing its runner is the caller's."""
+        self._leaving.remove(item)
+
+    def with_digest(self, name: str, version: str, digest: str) -> ModelVersion[EngineT] | None:
+        """What has that function, of what is READY or LEAVING; with an empty `version`, of any version."""
+        found = [
+            item
+            for item in (*self._leaving, *self.versions())
+            if item.name == name
+            and version in {"", item.version}
+            and item.prepared is not None
+            and item.prepared.runner.spec.digest == digest
+        ]
+        return found[-1] if found else None
 
     def find(self, name: str, version: str = "", uses: Callable[[str], bool] = lambda _: True) -> ModelVersion[EngineT]:
         """A version, or with an empty `version` the latest: the highest that is READY.
@@ -230,10 +302,15 @@ class Repository(Generic[EngineT]):
         if not self._versions[name]:
             del self._versions[name]
 
-    def _require_loading(self, name: str, version: str) -> None:
-        known = self._versions.get(name, {}).get(version)
-        if known is None or known.status != model_pb2.MODEL_STATUS_LOADING:
+    def _leave(self, item: ModelVersion[EngineT]) -> ModelVersion[EngineT]:
+        leaving = replace(item, status=model_pb2.MODEL_STATUS_LEAVING, failure=None)
+        self._leaving.append(leaving)
+        return leaving
+
+    def _end(self, name: str, version: str) -> None:
+        if (name, version) not in self._begun:
             raise AssertionError(f"{name}/{version} was not begun")
+        self._begun.remove((name, version))
 
     def _not_found(self, name: str, version: str, uses: Callable[[str], bool] = lambda _: True) -> Refused:
         ready = [item for item in self.versions() if item.engine is not None and uses(item.name)]

@@ -1,27 +1,27 @@
 """Brings models in and out of service while others are served.
 
 Invariants: what takes seconds runs on another thread, and what changes the table runs here; a load that was begun ends
-READY or FAILED, whoever still waits for it; a runner is closed only when its engine has nothing left to run.
+READY or FAILED, whoever still waits for it; a version that is served stays so until another file has passed all checks
+that is to take its place.
 """
 
 import asyncio
 import dataclasses
 import logging
-from typing import Literal, TypeAlias
 
 from conveyor_proto.v1 import errors_pb2 as e
-from conveyor_proto.v1 import session_pb2
+from conveyor_proto.v1 import spec_pb2
 
 from conveyor_server.engine.engine import Engine
 from conveyor_server.errors import Refused, refuse
 from conveyor_server.metrics import Metrics
-from conveyor_server.repository import ModelVersion, Prepared
+from conveyor_server.repository import Look, ModelVersion, Prepared
 from conveyor_server.runner.null import NullRunner
 from conveyor_server.servicers.convert import sessions_on
 from conveyor_server.servicers.core import Core
-from conveyor_server.sessions.migration import difference
+from conveyor_server.servicers.departures import Departures
+from conveyor_server.servicers.succession import OnNewVersion, Succession
 
-OnNewVersion: TypeAlias = Literal["pin", "migrate", "close"]
 _UNCHECKED = "not checked here, because its file holds no verifier vectors"
 _log = logging.getLogger("conveyor")
 
@@ -35,8 +35,11 @@ class Loader:
         self._core = core
         self._metrics = metrics
         self._diagnostics = diagnostics
-        self._on_new_version = on_new_version
+        self._succession = Succession(core, on_new_version)
+        self._departures = Departures(core, metrics)
         self._loads: set[asyncio.Task[ModelVersion[Engine]]] = set()
+        # How the files of each version looked when it was last loaded, whoever asked and whatever came of it.
+        self.seen: dict[tuple[str, str], Look] = {}
 
     async def load_all(self) -> None:
         """Loads every version in the folder, one after the other; those that cannot be served are logged.
@@ -54,14 +57,17 @@ class Loader:
             except Refused as refusal:
                 _log.error("%s", refusal.fault.message)
 
-    async def load(self, name: str, version: str = "") -> ModelVersion[Engine]:
+    async def load(self, name: str, version: str = "", *, again: bool = False) -> ModelVersion[Engine]:
         """Loads a version, or the newest in the folder, and returns it READY. One that is READY is left as it is.
+
+        With `again`, one that is READY is loaded anew, and what is in its file now takes its place once it has passed.
+        Its sessions stay, move or are closed as the settings say; where it is the same function, nothing changes.
 
         Raises:
             Refused: MODEL_NOT_FOUND, MODEL_INVALID, or MODEL_NOT_READY while it is being loaded already.
         """
         version = version or await asyncio.to_thread(self._core.repository.newest_on_disk, name)
-        if not self._core.repository.begin(name, version):
+        if not self._core.repository.begin(name, version, again=again):
             return self._core.repository.find(name, version)
         return await self._loading(name, version)
 
@@ -71,9 +77,13 @@ class Loader:
         Raises:
             Refused: MODEL_NOT_FOUND, MODEL_NOT_READY while it loads, or MODEL_IN_USE without `force`.
         """
-        repository, directory = self._core.repository, self._core.directory
-        engine = repository.find(name, version).engine
-        sessions = sessions_on(engine, directory)
+        repository = self._core.repository
+        known = repository.known(name, version)
+        leaving = repository.leaving(name, version)
+        if known is None and not leaving:
+            repository.find(name, version)
+        items = leaving if known is None else [*leaving, known]
+        sessions = sum(sessions_on(item.engine, self._core.directory) for item in items)
         if sessions and not force:
             raise refuse(
                 e.ERROR_REASON_MODEL_IN_USE,
@@ -82,15 +92,26 @@ class Loader:
                 version=version,
                 sessions=sessions,
             )
-        repository.retire(name, version)
-        if engine is None:
-            self._metrics.failed(name, version, False)
-            return 0
-        closed = directory.close_all(engine, session_pb2.DETACH_CAUSE_MODEL_UNLOADED, self._core.now())
-        self._core.kick()
-        await asyncio.shield(self._take_out(engine))
+        if known is not None:
+            repository.retire(name, version)
+        self._metrics.failed(name, version, False)
+        closed = await self._departures.close([item for item in items if item.engine is not None])
         _log.info("unloaded %s/%s, %d sessions closed", name, version, closed)
         return closed
+
+    def withdraw(self, name: str, version: str) -> None:
+        """A version's file is gone: it takes no new sessions, and goes with the last of those that it has.
+
+        Raises:
+            Refused: MODEL_NOT_FOUND, or MODEL_NOT_READY while it is being loaded.
+        """
+        item = self._core.repository.retire(name, version, leaving=True)
+        self.seen.pop((name, version), None)
+        self._metrics.failed(name, version, False)
+        if item.engine is not None:
+            _log.info("%s/%s is served no more: its file is gone", name, version)
+            self._succession.withdraw(item)
+            self._departures.see_off(item)
 
     def migrate(self, name: str, source: str = "", target: str = "") -> tuple[int, str]:
         """Moves the sessions of a version, or of all others, to one version; returns how many, and where they are now.
@@ -103,51 +124,13 @@ class Loader:
         Raises:
             Refused: MODEL_NOT_FOUND, MODEL_NOT_READY, or MODEL_MISMATCH where inputs, outputs or states differ.
         """
-        repository, directory, store = self._core.repository, self._core.directory, self._core.store
-        to = repository.find(name, target)
-        engine = to.serving
-        if source:
-            repository.find(name, source)
-        leave = [
-            item
-            for item in repository.versions()
-            if item.name == name and item.version != to.version and source in {"", item.version}
-        ]
-        moved = 0
-        for item in leave:
-            if item.engine is None:
-                continue
-            what = difference(item.engine.spec, engine.spec)
-            if what and source:
-                raise _mismatch(item, to, what)
-            if what:
-                _log.warning("sessions stay on %s/%s: version %s has other %s", name, item.version, to.version, what)
-                continue
-            moved += directory.migrate(item.engine, engine)
-            if store is not None:
-                store.keeper.revival.move(name, item.version, to.version)
-        self._core.kick()
-        if moved:
-            _log.info("%d sessions of %s move to version %s", moved, name, to.version)
-        return moved, to.version
+        return self._succession.migrate(name, source, target)
 
-    def _succeed(self, item: ModelVersion[Engine]) -> None:
-        """A version is ready: what becomes of the sessions of older ones."""
-        repository, directory = self._core.repository, self._core.directory
-        if self._on_new_version == "pin" or not repository.is_latest(item):
-            return
-        if self._on_new_version == "migrate":
-            self.migrate(item.name, "", item.version)
-            return
-        for other in repository.versions():
-            if other.name == item.name and other.version != item.version and other.engine is not None:
-                directory.close_all(other.engine, session_pb2.DETACH_CAUSE_SUPERSEDED, self._core.now())
-        self._core.kick()
+    def stop(self) -> None:
+        """The server stops: what leaves is not waited for."""
+        self._departures.stop()
 
-    async def _take_out(self, engine: Engine) -> None:
-        await self._core.remove(engine)
-        self._metrics.unloaded(engine)
-        await asyncio.to_thread(engine.runner.close)
+    # ------------------------------------------------------------ within
 
     async def _loading(self, name: str, version: str) -> ModelVersion[Engine]:
         """Loads a version that was begun. A caller that goes away does not stop what others may wait for."""
@@ -159,15 +142,25 @@ class Loader:
     async def _load(self, name: str, version: str) -> ModelVersion[Engine]:
         repository = self._core.repository
         try:
+            # Before it is opened: what changes meanwhile looks otherwise afterwards.
+            look = await asyncio.to_thread(repository.look, name, version)
+            if look:
+                self.seen[name, version] = look
             prepared = await asyncio.to_thread(repository.prepare, name, version)
         except Refused as refusal:
             repository.fail(name, version, refusal.fault)
             self._metrics.failed(name, version, refusal.fault.reason != e.ERROR_REASON_MODEL_NOT_FOUND)
             raise
+        former = repository.ready(name, version)
+        if former is not None and _is_same(former.serving.spec, prepared.runner.spec):
+            await asyncio.to_thread(prepared.runner.close)
+            self._metrics.failed(name, version, False)
+            _log.info("%s/%s goes on as it is: its file is the same function", name, version)
+            return repository.keep(name, version)
         item = repository.publish(prepared)
         self._core.add(item.serving, prepared.usual_s)
         self._metrics.loaded(item.serving, prepared.load_s)
-        self._succeed(item)
+        self._follow(item, former)
         if self._diagnostics:
             self._publish_null(prepared)
         _log.info(
@@ -182,6 +175,15 @@ class Loader:
             prepared.load_s,
         )
         return item
+
+    def _follow(self, item: ModelVersion[Engine], former: ModelVersion[Engine] | None) -> None:
+        """What becomes of the sessions of whatever a version that is ready follows."""
+        if former is None:
+            self._succession.succeed(item)
+            return
+        [leaving] = [other for other in self._core.repository.leaving() if other.engine is former.engine]
+        self._succession.replace(leaving, item)
+        self._departures.see_off(leaving)
 
     def _publish_null(self, prepared: Prepared) -> None:
         """Serves a twin of a model that runs nothing, under `NAME.null`."""
@@ -199,12 +201,11 @@ class Loader:
             load.exception()
 
 
-def _mismatch(source: ModelVersion[Engine], target: ModelVersion[Engine], what: str) -> Refused:
-    return refuse(
-        e.ERROR_REASON_MODEL_MISMATCH,
-        f"sessions of {source.name} version {source.version} cannot go on with version {target.version}, which has "
-        f"other {what}: let them end, or close them",
-        model=target.name,
-        version=target.version,
-        digest=target.serving.spec.digest,
-    )
+def _is_same(one: spec_pb2.ModelSpec, other: spec_pb2.ModelSpec) -> bool:
+    """Two files of one function, described alike; when they were made, and by what they were verified, aside."""
+    mine, theirs = spec_pb2.ModelSpec(), spec_pb2.ModelSpec()
+    for copy, spec in ((mine, one), (theirs, other)):
+        copy.CopyFrom(spec)
+        for field in ("provenance", "verification", "external_data"):
+            copy.ClearField(field)
+    return bool(one.digest) and mine == theirs

@@ -22,21 +22,27 @@ class ModelServicer:
         self._loader = loader
 
     async def list_models(self, _: pb.ListModelsRequest) -> pb.ListModelsResponse:
-        """Every version that is there for the caller, those that failed to load included."""
+        """Every version that is there for the caller, those that failed to load and those that leave included."""
         uses = of_call().uses
         return pb.ListModelsResponse(
-            models=[self._model(item) for item in self._core.repository.versions() if uses(item.name)]
+            models=[
+                self._model(item)
+                for item in (*self._core.repository.versions(), *self._core.repository.leaving())
+                if uses(item.name)
+            ]
         )
 
     async def get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
         """Describes a version."""
-        return pb.GetModelResponse(
-            model=self._model(self._core.repository.find(request.name, request.version, of_call().uses))
-        )
+        repository, uses = self._core.repository, of_call().uses
+        named = uses(request.name) and request.digest
+        item = repository.with_digest(request.name, request.version, request.digest) if named else None
+        return pb.GetModelResponse(model=self._model(item or repository.find(request.name, request.version, uses)))
 
     async def load_model(self, request: pb.LoadModelRequest) -> pb.LoadModelResponse:
-        """Loads and warms a version from the folder."""
-        return pb.LoadModelResponse(model=self._model(await self._loader.load(request.name, request.version)))
+        """Loads, warms and checks a version from the folder."""
+        item = await self._loader.load(request.name, request.version, again=request.reload)
+        return pb.LoadModelResponse(model=self._model(item))
 
     async def unload_model(self, request: pb.UnloadModelRequest) -> pb.UnloadModelResponse:
         """Takes a version out of service."""
@@ -66,6 +72,7 @@ class ModelServicer:
             model.device = item.prepared.runner.device
             model.loaded_at.FromNanoseconds(round(item.prepared.loaded_at * 1e9))
             model.load_seconds = item.prepared.load_s
+            model.checked_vectors = item.prepared.checked
             model.batch_policy.CopyFrom(_policy(item.prepared))
         return model
 

@@ -154,10 +154,12 @@ class Server:
 
         def open_runner(path: Path) -> SumRunner:
             name = path.parts[-3]
-            if path.read_text() == "broken":
+            content = path.read_text()
+            if content == "broken":
                 raise RunnerUnavailable("the file is broken")
             kind = RUNNERS.get(name, SumRunner)
-            runner = self.runners[name] = kind(capacity, f"digest of {name}", timed=timed)
+            digest = f"digest of {name}" + (f", {content}" if content else "")
+            runner = self.runners[name] = kind(capacity, digest, timed=timed or content == "timed")
             return runner
 
         repository: Repository[Engine] = Repository(
@@ -240,6 +242,14 @@ class Server:
         path = self.folder / name / version / "model.onnx"
         path.parent.mkdir(parents=True)
         path.write_text(content)
+
+    def put(self, name: str, version: str, content: str) -> None:
+        """A file in whole, as it is to be published: written beside and renamed."""
+        path = self.folder / name / version / "model.onnx"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(".model.onnx")
+        draft.write_text(content)
+        draft.replace(path)
 
     async def run_entered(self) -> None:
         """Returns when a run has begun."""
