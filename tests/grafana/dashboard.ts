@@ -1,6 +1,7 @@
 // What a dashboard file may hold: Grafana's own types, narrowed to the panels that ours have. In JSON there are no enums,
 // so each is the texts that it stands for; and no property is allowed that Grafana does not know.
-import type { Dashboard, DataQuery, DataSourceRef, FieldConfig, FieldConfigSource, AnnotationQuery, Panel, RowPanel } from '@grafana/schema';
+import type { Dataquery } from '@grafana/grafana-foundation-sdk/prometheus';
+import type { Dashboard, FieldConfig, FieldConfigSource, AnnotationQuery, Panel, RowPanel } from '@grafana/schema';
 import type { FieldConfig as HeatmapField, Options as HeatmapOptions } from '@grafana/schema/dist/esm/raw/composable/heatmap/panelcfg/x/HeatmapPanelCfg_types.gen';
 import type { Options as StatOptions } from '@grafana/schema/dist/esm/raw/composable/stat/panelcfg/x/StatPanelCfg_types.gen';
 import type { Options as TextOptions } from '@grafana/schema/dist/esm/raw/composable/text/panelcfg/x/TextPanelCfg_types.gen';
@@ -16,16 +17,9 @@ type Plain<T> = unknown extends T
         ? Array<Plain<Item>>
         : { [Key in keyof T]: Plain<T[Key]> };
 
-// Of Grafana's Prometheus data source, which is no part of the schema.
-interface Query extends DataQuery {
-  datasource: DataSourceRef;
-  editorMode: 'code' | 'builder';
-  expr: string;
-  format: 'time_series' | 'heatmap' | 'table';
-  instant: boolean;
-  legendFormat: string;
-  range: boolean;
-}
+// Of Grafana's Prometheus data source, which is no part of the schema; all of what ours say is to be said.
+type Said = 'datasource' | 'editorMode' | 'expr' | 'format' | 'instant' | 'legendFormat' | 'range' | 'refId';
+type Query = Required<Pick<Dataquery, Said>>;
 
 interface Alerts extends Omit<AnnotationQuery, 'target'> {
   tagKeys?: string;

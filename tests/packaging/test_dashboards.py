@@ -183,9 +183,15 @@ def _complaints(folder: Path, grafana: str, dashboards: dict[str, Json]) -> dict
         head = "import type { DashboardFile } from './dashboard';\nexport const file: DashboardFile ="
         (folder / f"{name}.ts").write_text(f"{head} {text};\n")
     types = str(packages / "node_modules" / grafana)
+    queries = str(packages / "node_modules" / "@grafana" / "grafana-foundation-sdk" / "dist" / "*")
+    paths = {
+        "@grafana/schema": [types],
+        "@grafana/schema/*": [f"{types}/*"],
+        "@grafana/grafana-foundation-sdk/*": [queries],
+    }
     options = {
         **{"noEmit": True, "strict": True, "skipLibCheck": True, "types": [], "target": "es2022", "module": "esnext"},
-        **{"moduleResolution": "node", "paths": {"@grafana/schema": [types], "@grafana/schema/*": [f"{types}/*"]}},
+        **{"moduleResolution": "node", "paths": paths},
     }
     (folder / "tsconfig.json").write_text(json.dumps({"compilerOptions": options, "include": ["*.ts"]}))
     compiler = packages / "node_modules" / "typescript" / "bin" / "tsc"
@@ -226,6 +232,7 @@ BREAKS: dict[str, Callable[[Json], object]] = {
     ),
     "a-query-that-is-none": lambda d: _first(d, "stat")["targets"][0].update(expr=None),
     "a-query-misspelt": lambda d: _first(d, "stat")["targets"][0].update(query="up"),
+    "a-query-of-no-format": lambda d: _first(d, "stat")["targets"][0].update(format="times"),
     "a-variable-without-a-name": lambda d: d["templating"]["list"][1].pop("name"),
     "a-variable-of-no-kind": lambda d: d["templating"]["list"][1].update(type="queries"),
     "a-link-that-is-none": lambda d: d["links"][0].update(type="dashboard"),
