@@ -205,19 +205,25 @@ class AsyncClient:
         request = model_pb2.GetModelRequest(name=name, version=version or "")
         return Model.of((await self._call(_calls.GET_MODEL, request, timeout_s=timeout_s)).model)
 
-    async def load_model(self, name: str, version: str | None = None, *, timeout_s: float | None = None) -> Model:
-        """Loads and warms a version from the server's models folder; returns when it is ready.
+    async def load_model(
+        self, name: str, version: str | None = None, *, reload: bool = False, timeout_s: float | None = None
+    ) -> Model:
+        """Loads, warms and checks a version from the server's models folder; returns when it is ready.
+
+        One that is ready already is left as it is, and so are its sessions.
 
         Args:
             name: the model's name.
             version: None: the latest in the folder.
+            reload: load the file anew though the version is ready. It takes the former one's place once it has passed;
+                where it fails, the former one goes on.
             timeout_s: None: the client's.
 
         Raises:
             ModelNotFound: not in the folder.
             ModelInvalid: the file cannot be served.
         """
-        request = model_pb2.LoadModelRequest(name=name, version=version or "")
+        request = model_pb2.LoadModelRequest(name=name, version=version or "", reload=reload)
         return Model.of((await self._call(_calls.LOAD_MODEL, request, timeout_s=timeout_s)).model)
 
     async def unload_model(

@@ -177,15 +177,18 @@ class Model:
     Attributes:
         name: the model's name.
         version: its version.
-        status: `loading`, `ready` or `failed`.
+        status: `loading`, `ready`, `failed`, or `leaving`: its file was replaced or taken away, and it goes with the
+            last of its sessions.
         latest: new sessions that name no version get this one.
         device: `cpu` or `cuda`.
         loaded_at: UTC; None before it is loaded.
         load_s: how long loading and warming took.
         sessions: how many live on it.
-        failure: why it could not be loaded; empty otherwise.
+        failure: why it could not be loaded; of a ready one, why the file that was put in its place is not served. Empty
+            otherwise.
         spec: inputs, outputs, states, layers, provenance and the verifier's figures, as the exporter wrote them.
         batch_policy: how large its runs may be; None before it is loaded.
+        checked_vectors: verifier vectors that it was checked by when it was loaded; 0: its file holds none.
     """
 
     name: str
@@ -199,6 +202,7 @@ class Model:
     failure: str
     spec: spec_pb2.ModelSpec
     batch_policy: BatchPolicy | None
+    checked_vectors: int = 0
 
     @classmethod
     def of(cls, message: model_pb2.Model) -> "Model":
@@ -215,6 +219,7 @@ class Model:
             failure=message.failure.message,
             spec=message.spec,
             batch_policy=BatchPolicy.of(message.batch_policy) if message.HasField("batch_policy") else None,
+            checked_vectors=message.checked_vectors,
         )
 
 

@@ -181,19 +181,25 @@ class Client:
         """
         return drive(self._client.model(name, version, timeout_s=timeout_s))
 
-    def load_model(self, name: str, version: str | None = None, *, timeout_s: float | None = None) -> Model:
-        """Loads and warms a version from the server's models folder; returns when it is ready.
+    def load_model(
+        self, name: str, version: str | None = None, *, reload: bool = False, timeout_s: float | None = None
+    ) -> Model:
+        """Loads, warms and checks a version from the server's models folder; returns when it is ready.
+
+        One that is ready already is left as it is, and so are its sessions.
 
         Args:
             name: the model's name.
             version: None: the latest in the folder.
+            reload: load the file anew though the version is ready. It takes the former one's place once it has passed;
+                where it fails, the former one goes on.
             timeout_s: None: the client's.
 
         Raises:
             ModelNotFound: not in the folder.
             ModelInvalid: the file cannot be served.
         """
-        return drive(self._client.load_model(name, version, timeout_s=timeout_s))
+        return drive(self._client.load_model(name, version, reload=reload, timeout_s=timeout_s))
 
     def unload_model(self, name: str, version: str, *, force: bool = False, timeout_s: float | None = None) -> int:
         """Unloads a version and returns how many sessions that closed.

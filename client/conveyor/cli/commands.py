@@ -63,7 +63,7 @@ def models(arguments: argparse.Namespace) -> int:
     with connected(arguments) as client:
         found = client.models()
     if arguments.json:
-        _print_json([_model_json(model) for model in found])
+        print_json([model_json(model) for model in found])
         return 0
     rows = [
         (
@@ -117,7 +117,7 @@ def sessions(arguments: argparse.Namespace) -> int:
     with connected(arguments) as client:
         found = list(client.sessions(arguments.model))
     if arguments.json:
-        _print_json([asdict(session) for session in found])
+        print_json([asdict(session) for session in found])
         return 0
     now = datetime.now(UTC)
     rows = [
@@ -156,7 +156,7 @@ def migrate(arguments: argparse.Namespace) -> int:
     with connected(arguments) as client:
         moved = client.migrate_sessions(arguments.name, source=arguments.from_version, target=arguments.to_version)
     if arguments.json:
-        _print_json({"model": arguments.name, "migrated_sessions": moved.sessions, "to_version": moved.version})
+        print_json({"model": arguments.name, "migrated_sessions": moved.sessions, "to_version": moved.version})
     else:
         sessions = "1 session moves" if moved.sessions == 1 else f"{moved.sessions} sessions move"
         print(f"{sessions} to {arguments.name} {moved.version}")
@@ -226,14 +226,16 @@ def _tensors(specs: Iterable[spec_pb2.TensorSpec]) -> str:
     return ", ".join(f"{spec.name} {Field.of(spec).describe(axes=['time'] if spec.has_time else [])}" for spec in specs)
 
 
-def _model_json(model: conveyor.Model) -> dict[str, Any]:
+def model_json(model: conveyor.Model) -> dict[str, Any]:
+    """A model as JSON has it."""
     fields = {name: getattr(model, name) for name in model.__dataclass_fields__ if name != "spec"}
     policy = None if model.batch_policy is None else asdict(model.batch_policy)
     spec = json_format.MessageToDict(model.spec, preserving_proto_field_name=True)
     return fields | {"batch_policy": policy, "spec": spec}
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """Prints a value for programs."""
     print(json.dumps(value, indent=2, default=datetime.isoformat))
 
 

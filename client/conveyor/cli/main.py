@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import conveyor
-from conveyor.cli import bench, commands
+from conveyor.cli import bench, commands, serving
 from conveyor.cli.top import command as top
 
 GROUP = "conveyor.commands"
@@ -79,9 +79,7 @@ def _parser(brought: dict[str, EntryPoint]) -> argparse.ArgumentParser:
     kinds = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     common = _common_options()
 
-    models = kinds.add_parser("models", parents=[common], help="list the models on a server")
-    models.set_defaults(run=commands.models)
-
+    _add_models(kinds, common)
     _add_sessions(kinds, common)
 
     step = kinds.add_parser(
@@ -124,6 +122,39 @@ def _parser(brought: dict[str, EntryPoint]) -> argparse.ArgumentParser:
         text, _ = _KNOWN.get(name, (f"from {brought[name].value.partition(':')[0]}", ""))
         kinds.add_parser(name, add_help=False, help=text)
     return parser
+
+
+def _add_models(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
+    models = kinds.add_parser(
+        "models", parents=[common], help="list the models on a server, or bring one in or out of service"
+    )
+    models.set_defaults(run=commands.models)
+    what = models.add_subparsers(title="instead of listing", metavar="[COMMAND]")
+    load = what.add_parser(
+        "load",
+        parents=[_common_options(again=True)],
+        help="serve a version from the server's models folder",
+        description="Loads, warms and checks a version from the server's models folder, and returns when it is served. "
+        "It asks one server: tell each. --timeout-s bounds the wait, not the load.",
+    )
+    load.add_argument("name", metavar="MODEL", help="the model's name")
+    load.add_argument("--version", metavar="V", help="the version; default: the latest in the folder")
+    load.add_argument(
+        "--reload",
+        action="store_true",
+        help="load the file anew though the version is served; where it fails, the former one goes on",
+    )
+    load.set_defaults(run=serving.load)
+    unload = what.add_parser(
+        "unload",
+        parents=[_common_options(again=True)],
+        help="take a version out of service",
+        description="Takes a version out of service. Its file stays where it is.",
+    )
+    unload.add_argument("name", metavar="MODEL", help="the model's name")
+    unload.add_argument("--version", metavar="V", required=True, help="the version")
+    unload.add_argument("--force", action="store_true", help="close the sessions that are on it")
+    unload.set_defaults(run=serving.unload)
 
 
 def _add_sessions(

@@ -66,7 +66,8 @@ async def health(channel, service: str = "") -> int:
 
 async def test_ready_when_warm(models, runner) -> None:
     async with running(settings(models, device="cpu", threads=3)) as (_, channel, _):
-        assert runner.options == {"device": "cpu", "threads": 3, "capacity": 8 + 2 * 8}
+        given = {name: runner.options[name] for name in ("device", "threads", "capacity")}
+        assert given == {"device": "cpu", "threads": 3, "capacity": 8 + 2 * 8}
         assert [await health(channel, service) for service in SERVICES] == [SERVING] * 3
         listed = await model_pb2_grpc.ModelServiceStub(channel).ListModels(model_pb2.ListModelsRequest())
         assert [item.name for item in listed.models] == ["last"]
