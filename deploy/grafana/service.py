@@ -189,8 +189,11 @@ SATURATION = Row(
         ),
         Graph(
             "Time to get the metrics",
-            "The core thread gives them between two turns: near its own delay for every step. An alert comes at 0.5 s.",
-            [Query(f"scrape_duration_seconds{{{SERVER}}}", "{{instance}}")],
+            "The core thread gives them between two turns: near its own delay for every step.",
+            [
+                Query(f"scrape_duration_seconds{{{SERVER}}}", "{{instance}}"),
+                Query("conveyor:core_delay_seconds:objective", OBJECTIVE),
+            ],
             unit="s",
             runbook="ConveyorCoreSlow",
         ),
@@ -255,8 +258,11 @@ SERVERS = Row(
         ),
         Graph(
             "Days that a certificate is valid",
-            "Of servers with TLS. An alert comes at 14.",
-            [Query(f"(conveyor_certificate_expiry_timestamp_seconds{{{SERVER}}} - time()) / 86400", "{{instance}}")],
+            "Of servers with TLS.",
+            [
+                Query(f"(conveyor_certificate_expiry_timestamp_seconds{{{SERVER}}} - time()) / 86400", "{{instance}}"),
+                Query("conveyor:certificate_seconds:objective / 86400", OBJECTIVE),
+            ],
             runbook="ConveyorCertificateExpires",
         ),
         Graph(
