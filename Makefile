@@ -93,6 +93,11 @@ profile: env ## a flame graph of the server under load; CASE=frames-1/full and t
 gpu-check: env ## on a machine with CUDA: parity, batch independence, no host copies, speed against cuDNN
 	$(BIN)/python -m benchmarks.gpu_check
 
+# SMOKE="--without grafana" where its image cannot be had; SMOKE=--demo for the demo's profile too.
+.PHONY: compose-smoke
+compose-smoke: env ## where Docker is: build docker-compose.yml, run it, kill a server under load
+	$(BIN)/python -m deploy.smoke $(SMOKE)
+
 .PHONY: clean
 clean: ## remove the environment and caches, keep models/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build server/conveyor_server/*.so

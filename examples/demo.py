@@ -10,41 +10,20 @@ import time
 from pathlib import Path
 
 import conveyor
-import conveyor_export
 import torch
 
-from examples import charlm, co2
+from examples import charlm
 from examples._demo import show
 from examples._demo.crowd import stream_crowd
 from examples._demo.forecast import stream_forecast
 from examples._demo.next_steps import next_steps
+from examples._demo.recipes import CHARLM, CO2, exported
 from examples._demo.server import Server
 from examples._demo.text import stream_text
-from examples._demo.trained import Recipe, trained
+from examples._demo.trained import trained
 
 MODELS = Path("models")
 LOG = Path(".cache") / "demo" / "server.log"
-# The verifier's default of 1e-5 is for values of unit scale: charlm's cell state reaches 50, and ppm are some 370.
-TOLERANCE = 1e-4
-
-CHARLM = Recipe(
-    name="charlm",
-    code=charlm,
-    model=charlm.model,
-    train=charlm.train,
-    steps=charlm.STEPS,
-    data=charlm.corpus,
-    loss=lambda bits: f"{bits:.2f} bits per character",
-)
-CO2 = Recipe(
-    name="co2",
-    code=co2,
-    model=co2.model,
-    train=co2.train,
-    steps=co2.STEPS,
-    data=lambda: [co2.series()],
-    loss=lambda square: f"error {square**0.5:.2f} ppm",
-)
 
 
 def run() -> None:
@@ -55,8 +34,8 @@ def run() -> None:
     show.say(f"  charlm: {charlm.bits_per_character(language):.2f} bits per character on text that it has not seen")
 
     show.title("2. Export: the state comes out of forward(), and every way of feeding it is verified against PyTorch")
-    conveyor_export.export(language, charlm.example(), MODELS / "charlm" / "1", tolerance=TOLERANCE, overwrite=True)
-    conveyor_export.export(climate, co2.example(), MODELS / "co2" / "1", tolerance=TOLERANCE, overwrite=True)
+    exported(CHARLM, language, MODELS)
+    exported(CO2, climate, MODELS)
 
     show.title("3. Serve: the state of every session stays on the server")
     with Server(MODELS, LOG) as server, conveyor.connect(server.target) as client:

@@ -34,6 +34,7 @@ from conveyor_server.repository.policy import INLINE_RUN_S, MAX_BATCH
 from conveyor_server.runner.budget import StateBudget
 from conveyor_server.runner.fingerprint import fingerprint
 from conveyor_server.runner.onnx_runner import open_runner
+from conveyor_server.runner.provider import why_no_cuda
 from conveyor_server.seal import Seal
 from conveyor_server.servicers.loader import Loader
 from conveyor_server.servicers.models import ModelServicer
@@ -108,7 +109,8 @@ class App:
         """Serves until `stop`, SIGTERM or SIGINT; returns the exit status. A second signal ends the process at once.
 
         Raises:
-            StartError: a port is taken, the models' folder is not there, or none of its models can be served.
+            StartError: a port is taken, the models' folder is not there, none of its models can be served, or CUDA was
+                asked for and does not work.
         """
         self.driver.failed.add_done_callback(lambda _: self._fail())
         with self._signals():
@@ -237,6 +239,9 @@ class App:
         return self.metrics.sample(self.directory)
 
     async def _load(self) -> None:
+        # Asked here, too, because a folder without models would not find it out.
+        if self.settings.device == "cuda" and (why := await asyncio.to_thread(why_no_cuda)):
+            raise StartError(why)
         try:
             await self.loader.load_all()
         except OSError as error:

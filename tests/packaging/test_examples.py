@@ -2,7 +2,8 @@
 
 import re
 import runpy
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import conveyor
@@ -28,6 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path) -> Itera
 
 def test_the_demo_tells_its_story_and_leaves_its_models(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from examples import demo
+    from examples._demo.recipes import TOLERANCE
 
     assert demo.main() == 0
     first = capfd.readouterr()
@@ -44,7 +46,7 @@ def test_the_demo_tells_its_story_and_leaves_its_models(folder: Path, capfd: pyt
         assert what in first.out
     worst = [float(number) for number in re.findall(r"^  (?:charlm|co2), .* (\S+)$", first.out, re.MULTILINE)]
     assert len(worst) == 3
-    assert max(worst) <= demo.TOLERANCE
+    assert max(worst) <= TOLERANCE
     for name in ("charlm", "co2"):
         spec, _ = package.read(folder / "models" / name / "1")
         assert spec.name == name
@@ -53,6 +55,39 @@ def test_the_demo_tells_its_story_and_leaves_its_models(folder: Path, capfd: pyt
     second = capfd.readouterr()
     assert second.out.count("trained earlier") == 2
     assert "step 4 of" not in second.out
+
+
+def test_models_are_prepared_once_and_streamed_to_until_it_is_enough(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from examples import prepare, traffic
+    from examples._demo.server import Server
+
+    models = folder / "models"
+    prepare.prepare(models)
+    capfd.readouterr()
+    written = {path: path.stat().st_mtime_ns for path in models.rglob("model.onnx")}
+    prepare.prepare(models)
+    assert capfd.readouterr().out.count("already in") == len(written) == 2
+    assert {path: path.stat().st_mtime_ns for path in models.rglob("model.onnx")} == written
+
+    stop = threading.Event()
+    asked: list[str] = []
+    monkeypatch.setattr(traffic, "PACE_S", 0.001)
+    for name in ("crowd", "reader"):
+        one = getattr(traffic, name)
+
+        def once(*given: object, name: str = name, one: Callable[..., int] = one) -> int:
+            steps = one(*given)
+            asked.append(name)
+            # Both kinds were answered to their end: enough.
+            if {"crowd", "reader"} <= set(asked):
+                stop.set()
+            return steps
+
+        monkeypatch.setattr(traffic, name, once)
+    with Server(models, folder / "log") as server:
+        assert traffic.stream(server.target, stop) > 100
 
 
 def test_a_demo_that_cannot_go_on_says_why_and_stops_its_server(
