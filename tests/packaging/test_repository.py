@@ -102,6 +102,7 @@ def test_every_conveyor_command_that_is_named_is_understood(root: Path) -> None:
         "docs/export.md",
         "docs/adopt.md",
         "docs/durability.md",
+        "docs/models.md",
         "docs/workers.md",
         "docs/top.md",
         "docs/doctor.md",
