@@ -205,6 +205,12 @@ def _complaints(folder: Path, grafana: str, dashboards: dict[str, Json]) -> dict
     return found
 
 
+def test_the_types_are_those_of_the_grafana_that_compose_runs() -> None:
+    (image,) = re.findall(r"image: grafana/grafana:(\S+)", (ROOT / "docker-compose.yml").read_text())
+    packages = json.loads((TYPES / "package.json").read_text())["dependencies"]
+    assert packages["grafana-12"] == f"npm:@grafana/schema@{image}"
+
+
 @pytest.mark.parametrize("grafana", ["grafana-11", "grafana-12"])
 def test_grafanas_own_types_take_them(tmp_path: Path, grafana: str) -> None:
     assert _complaints(tmp_path / "types", grafana, FILES) == {}
