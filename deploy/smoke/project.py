@@ -16,7 +16,8 @@ from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMETHEUS = "http://127.0.0.1:9090"
-_BUILD_S, _UP_S, _COMMAND_S = 3600, 300, 120
+# Up waits for the demo's training, too.
+_BUILD_S, _UP_S, _COMMAND_S = 3600, 900, 120
 
 
 class SmokeError(Exception):
@@ -88,6 +89,11 @@ class Project:
         identity = self.compose("ps", "--all", "--quiet", service).strip()
         done = self._run(["docker", "inspect", "--format", "{{.State.ExitCode}}", identity], _COMMAND_S)
         return int(done.stdout)
+
+    def build_argument(self, service: str, name: str) -> str:
+        """An argument that a service's image is built with, by the compose file and its variables."""
+        found = json.loads(self.compose("config", "--format", "json"))
+        return str(found["services"][service]["build"]["args"][name])
 
     def image_bytes(self, image: str) -> int:
         """The size of an image, unpacked."""
