@@ -41,6 +41,11 @@ MINUTES ?= 30
 soak: env ## sessions under faults for MINUTES=30; SEED=... draws the same faults again
 	$(BIN)/python -m tests.fault.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
+INPUTS ?= 1000000
+.PHONY: fuzz
+fuzz: env ## every decoder with INPUTS=1000000 inputs that look for what none has reached; SEED=... draws them again
+	$(BIN)/python -m tests.fuzz.fuzz --inputs $(INPUTS) $(if $(SEED),--seed $(SEED)) 2>/dev/null
+
 .PHONY: check
 check: env ## static checks: ruff, mypy strict, import-linter, stubs fresh
 	$(BIN)/ruff check .

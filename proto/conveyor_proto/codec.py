@@ -32,6 +32,9 @@ _DTYPES: dict[tensor_pb2.DataType.ValueType, np.dtype[np.generic]] = {
     tensor_pb2.DATA_TYPE_UINT64: np.dtype(np.uint64),
     tensor_pb2.DATA_TYPE_BOOL: np.dtype(np.bool_),
 }
+# No more axes than numpy has in any version, and no more items than it multiplies without overflow.
+_MOST_AXES = 32
+_MOST_ITEMS = 1 << 56
 _DATA_TYPES = {dtype: data_type for data_type, dtype in _DTYPES.items()}
 
 
@@ -74,16 +77,24 @@ def decode(tensor: tensor_pb2.Tensor) -> Array:
     """The read-only array of a self-describing Tensor.
 
     Raises:
-        WireError: INPUT_DTYPE, INPUT_SHAPE (a negative dimension) or INPUT_SIZE (shape and data disagree).
+        WireError: INPUT_DTYPE, INPUT_SHAPE (a negative dimension, or more than an array can have) or INPUT_SIZE (shape
+            and data disagree).
     """
-    dtype, shape, data = to_numpy_dtype(tensor.dtype), tuple(tensor.shape), tensor.data
-    count = 1
+    dtype, data = to_numpy_dtype(tensor.dtype), tensor.data
+    if len(tensor.shape) > _MOST_AXES:
+        # Before they are multiplied: of a million of them, that would take minutes.
+        raise WireError(
+            _fault(e.ERROR_REASON_INPUT_SHAPE, tensor.name, f"at most {_MOST_AXES} axes", f"{len(tensor.shape)} axes")
+        )
+    shape = tuple(tensor.shape)
+    count = whole = 1
     for dimension in shape:
-        if dimension < 0:
-            raise WireError(
-                _fault(e.ERROR_REASON_INPUT_SHAPE, tensor.name, "dimensions of 0 or more", str(list(shape)))
-            )
         count *= dimension
+        # Of an array of nothing, numpy multiplies the others all the same.
+        whole *= max(dimension, 1)
+        if dimension < 0 or whole > _MOST_ITEMS:
+            expected = f"dimensions of 0 or more, and {_MOST_ITEMS} items at most"
+            raise WireError(_fault(e.ERROR_REASON_INPUT_SHAPE, tensor.name, expected, str(list(shape))))
     if count * dtype.itemsize != len(data):
         expected = f"{count * dtype.itemsize} bytes for {dtype} {list(shape)}"
         raise WireError(_fault(e.ERROR_REASON_INPUT_SIZE, tensor.name, expected, f"{len(data)} bytes"))

@@ -42,7 +42,7 @@ def parse_spec(text: str) -> spec_pb2.ModelSpec:
         raise SpecError(f"metadata {METADATA_KEY} has more than {MAX_TEXT} characters")
     try:
         spec = json_format.Parse(text, spec_pb2.ModelSpec())
-    except (json_format.ParseError, RecursionError) as error:
+    except (json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
         raise SpecError(f"metadata {METADATA_KEY} is not a ModelSpec: {error}") from error
     check_spec(spec)
     return spec

@@ -147,6 +147,8 @@ def decode(body: bytes, start: int, spec: spec_pb2.ModelSpec) -> Body:
     at += state_bytes
     answers: list[Recorded] = []
     for _ in range(int(head["answers"])):
+        if at + ANSWER.itemsize > len(body):
+            raise BodyInvalid(f"says that it holds {int(head['answers'])} answers, and is shorter")
         (one,) = np.frombuffer(body, ANSWER, 1, at)
         length = int(one["length"])
         at += ANSWER.itemsize

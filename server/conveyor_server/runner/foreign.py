@@ -14,6 +14,7 @@ from conveyor_proto import codec
 from onnx import helper
 
 from conveyor_server.runner.base import RunnerUnavailable
+from conveyor_server.runner.nodes import inferred_outputs, kind_name
 
 # A size, a symbol, or None: open without a name.
 Dim: TypeAlias = "int | str | None"
@@ -57,7 +58,7 @@ def outputs_of(proto: onnx.ModelProto) -> dict[str, Tensor]:
     """
     declared = list(proto.graph.output)
     if any(not item.type.tensor_type.HasField("shape") for item in declared):
-        declared = list(onnx.shape_inference.infer_shapes(proto).graph.output)
+        declared = inferred_outputs(proto)
     return _tensors("output", declared)
 
 
@@ -88,7 +89,7 @@ def _tensor(what: str, info: onnx.ValueInfoProto) -> Tensor:
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(element.elem_type))
         codec.to_data_type(dtype)
     except (KeyError, codec.WireError):
-        kind = onnx.TensorProto.DataType.Name(element.elem_type).lower()
+        kind = kind_name(element.elem_type)
         raise RunnerUnavailable(f"{what} {info.name!r} is of {kind}, which cannot be sent or kept as state") from None
     if not element.HasField("shape"):
         return Tensor(info.name, dtype, None)

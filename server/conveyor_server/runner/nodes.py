@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 from conveyor_proto.codec import Array
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
+
+from conveyor_server.runner.base import RunnerUnavailable
 
 
 class Nodes:
@@ -106,3 +108,20 @@ def _rename_in(field: Any, new: Mapping[str, str]) -> None:
 def axes_of(nodes: Nodes, axes: Sequence[int]) -> str:
     """A constant that names axes, as Squeeze and Unsqueeze take it."""
     return nodes.constant(np.array(axes, np.int64))
+
+
+def kind_name(element: int) -> str:
+    """What ONNX calls a TensorProto.DataType; a file may have numbers that are none."""
+    return TensorProto.DataType.Name(element).lower() if element in TensorProto.DataType.values() else f"type {element}"
+
+
+def inferred_outputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The graph's outputs with the shapes that its operators give them, where it does not say.
+
+    Raises:
+        RunnerUnavailable: the graph contradicts itself.
+    """
+    try:
+        return list(onnx.shape_inference.infer_shapes(proto).graph.output)
+    except Exception as error:  # what onnx raises has no common base but Exception
+        raise RunnerUnavailable(f"the graph contradicts itself: {' '.join(str(error).split())[:300]}") from error

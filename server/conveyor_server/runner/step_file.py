@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from conveyor_server.runner.adopting import adopt
 from conveyor_server.runner.base import RunnerUnavailable
-from conveyor_server.runner.nodes import tensors
+from conveyor_server.runner.nodes import inferred_outputs, kind_name, tensors
 
 # Below it ScatterND, Where and the recurrent operators lack forms that the wrapping relies on.
 MIN_OPSET = 13
@@ -117,7 +117,10 @@ def _check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
     for tensor in tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        location = next((item.value for item in tensor.external_data if item.key == "location"), "")
+        location: str | bytes = next((item.value for item in tensor.external_data if item.key == "location"), "")
+        if isinstance(location, bytes):
+            # protobuf's word for text that is not UTF-8.
+            raise RunnerUnavailable(f"weights {tensor.name!r} lie at {location!r}, which is no file's name")
         relative = PurePosixPath(location)
         if not location or relative.is_absolute() or ".." in relative.parts or "\\" in location:
             raise RunnerUnavailable(
@@ -146,7 +149,7 @@ def _differences(proto: onnx.ModelProto, spec: spec_pb2.ModelSpec) -> list[str]:
     graph_inputs = [item for item in proto.graph.input if item.name not in weights]
     graph_outputs = list(proto.graph.output)
     if any(not item.type.tensor_type.HasField("shape") for item in graph_outputs):
-        graph_outputs = list(onnx.shape_inference.infer_shapes(proto).graph.output)
+        graph_outputs = inferred_outputs(proto)
     return [
         *_compare("input", inputs, graph_inputs),
         *_compare("output", outputs, graph_outputs),
@@ -184,7 +187,7 @@ def _compare_tensor(what: str, expected: _Expected, found: onnx.TypeProto) -> It
     dtype = codec.to_numpy_dtype(expected.dtype)
     element = found.tensor_type.elem_type
     if element != onnx.helper.np_dtype_to_tensor_dtype(dtype):
-        got = onnx.TensorProto.DataType.Name(element).lower()
+        got = kind_name(element)
         yield f"{what} {expected.name!r} is {dtype} in the spec and {got} in the graph"
     if not found.tensor_type.HasField("shape"):
         return  # not even shape inference knows; the first run will

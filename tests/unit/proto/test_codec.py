@@ -49,7 +49,11 @@ def test_types_that_cannot_be_sent(dtype):
     [
         (tensor_pb2.Tensor(dtype=1, shape=[2], data=b"1234"), "INPUT_SIZE"),
         (tensor_pb2.Tensor(dtype=1, shape=[-1, -4], data=b"0" * 16), "INPUT_SHAPE"),
-        (tensor_pb2.Tensor(dtype=1, shape=[2**62, 2**62], data=b""), "INPUT_SIZE"),
+        (tensor_pb2.Tensor(dtype=1, shape=[2**40], data=b""), "INPUT_SIZE"),
+        (tensor_pb2.Tensor(dtype=1, shape=[2**62, 2**62], data=b""), "INPUT_SHAPE"),
+        (tensor_pb2.Tensor(dtype=1, shape=[0, 2**62, 2**62], data=b""), "INPUT_SHAPE"),
+        (tensor_pb2.Tensor(dtype=1, shape=[1] * 33, data=b"1234"), "INPUT_SHAPE"),
+        (tensor_pb2.Tensor(dtype=1, shape=[2**62] * 1_000_000, data=b""), "INPUT_SHAPE"),
         (tensor_pb2.Tensor(dtype=0, shape=[1], data=b"1234"), "INPUT_DTYPE"),
         (tensor_pb2.Tensor(dtype=99, shape=[1], data=b"1234"), "INPUT_DTYPE"),
     ],
