@@ -1,10 +1,15 @@
-"""deploy/kubernetes: taken by Kubernetes' own schemas, and in agreement with the settings and with each other.
+"""deploy/kubernetes: built by kubectl, taken by Kubernetes' own schemas, and in agreement with the settings.
 
-Invariant: no cluster is asked. The schemas know no custom resources, so the ServiceMonitor's few fields are held here.
+Invariant: no cluster is asked. Kubernetes' schemas know no custom resources; the operator's, for the ServiceMonitor, let
+names pass that they do not know, so its few fields are held here too.
 """
 
+import copy
+import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,7 @@ from conveyor_server import configuration
 from conveyor_server.identity.access import read_access
 from conveyor_server.identity.command import command
 from conveyor_server.settings import Settings
+from node_packages import installed, node
 
 Json = dict[str, Any]
 # The oldest with all that is used: preStop.sleep is on from 1.30. And the newest that the schemas know.
@@ -54,6 +60,36 @@ def kustomization(folder: Path) -> Json:
 def settings(kustomization: Json) -> dict[str, str]:
     (generator,) = kustomization["configMapGenerator"]
     return dict(line.split("=", 1) for line in generator["literals"])
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_kubectl_builds_what_the_schemas_take(folder: Path, version: str, settings: dict[str, str]) -> None:
+    built = {each["kind"]: each for each in _built(folder)}
+    assert set(built) == {"ConfigMap", "Service", "StatefulSet", "PodDisruptionBudget", "ServiceMonitor"}
+    for kind, each in built.items():
+        if kind != "ServiceMonitor":
+            kubernetes_validate.validate(each, version, strict=True)
+    (server,) = built["StatefulSet"]["spec"]["template"]["spec"]["containers"]
+    # A name made of what is in it: other settings are other pods.
+    assert server["envFrom"] == [{"configMapRef": {"name": built["ConfigMap"]["metadata"]["name"]}}]
+    assert built["ConfigMap"]["data"] == settings
+    assert server["image"].startswith("conveyor-server:")
+
+
+def test_an_overlay_changes_image_and_settings_and_leaves_the_monitor_out(folder: Path, tmp_path: Path) -> None:
+    """The one of docs/deployment.md, where there is no operator."""
+    (tmp_path / "base").mkdir()
+    for file in folder.iterdir():
+        (tmp_path / "base" / file.name).write_bytes(file.read_bytes())
+    text = (folder.parents[1] / "docs" / "deployment.md").read_text()
+    (overlay,) = [block for block in text.split("```yaml\n") if block.startswith("apiVersion: kustomize")]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "kustomization.yaml").write_text(overlay.partition("```")[0])
+    built = {each["kind"]: each for each in _built(tmp_path / "mine")}
+    assert "ServiceMonitor" not in built
+    assert built["ConfigMap"]["data"]["CONVEYOR_MAX_SESSIONS"] == "20000"
+    (server,) = built["StatefulSet"]["spec"]["template"]["spec"]["containers"]
+    assert server["image"] == "registry.example/conveyor-server:0.1.0"
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
@@ -164,6 +200,30 @@ def test_the_service_monitor_scrapes_the_metrics_port_with_a_token(manifests: di
     assert seconds == sorted(seconds)
     # The rules look at jobs whose name begins with it; the job is the service's name.
     assert service["metadata"]["name"].startswith("conveyor")
+
+
+def test_the_operators_schema_takes_the_service_monitor_and_no_broken_one(manifests: dict[str, Json]) -> None:
+    whole = manifests["servicemonitor.yaml"]
+    number, blind = copy.deepcopy(whole), copy.deepcopy(whole)
+    number["spec"]["endpoints"][0]["interval"] = 5
+    del blind["spec"]["selector"]
+    tests = Path(__file__).resolve().parents[1] / "kubernetes"
+    command = [node(), tests / "service-monitor.mjs", installed(tests / "package.json")]
+    given = json.dumps([whole, number, blind])
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    good, of_number, of_blind = json.loads(done.stdout)
+    assert good == ""
+    assert "interval must be string" in of_number
+    assert "selector" in of_blind
+
+
+def _built(folder: Path) -> list[Json]:
+    """What `kubectl kustomize` makes of a folder."""
+    command = [Path(sys.executable).with_name("kubectl"), "kustomize", folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
 
 
 def _keys(value: Json, path: str = "") -> Iterator[str]:
