@@ -168,11 +168,12 @@ class InferenceServicer:
     ) -> pb.RepositoryModelUnloadResponse:
         """Takes all versions of a model out of service, and ends their sequences."""
         name = _name(request.model_name)
-        items = [item for item in self._core.repository.versions() if item.name == name]
+        repository = self._core.repository
+        items = [item for item in (*repository.versions(), *repository.leaving()) if item.name == name]
         if not items:
-            self._core.repository.find(name)
-        for item in items:
-            await self._loader.unload(name, item.version, force=True)
+            repository.find(name)
+        for number in dict.fromkeys(item.version for item in items):
+            await self._loader.unload(name, number, force=True)
         return pb.RepositoryModelUnloadResponse()
 
     # ------------------------------------------------------------ not offered

@@ -110,7 +110,8 @@ class Revival:
 
         Where its own is not here, another of that model with the same digest is the same model.
         """
-        target = self._repository.ready(content.model, self._moves.get((content.model, content.version), ""))
+        version = self._moves.get((content.model, content.version))
+        target = None if version is None else self._repository.ready(content.model, version)
         if target is not None:
             return target.serving
         try:

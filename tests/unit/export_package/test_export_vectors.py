@@ -16,7 +16,9 @@ from conveyor_proto.codec import to_data_type
 from conveyor_proto.v1 import spec_pb2, vectors_pb2
 from conveyor_proto.vectors import MAX_BYTES, METADATA_KEY, check_vectors, parse_vectors, vectors_bytes
 from conveyor_server.repository.vectors import NotAsVerified, check
-from conveyor_server.runner.onnx_runner import open_runner
+from conveyor_server.runner.onnx_runner import OnnxRunner
+from conveyor_server.runner.provider import Host
+from conveyor_server.runner.step_file import read_step_file
 from onnx import numpy_helper
 from torch import nn
 
@@ -27,8 +29,8 @@ def _read(file: Path) -> vectors_pb2.VerifierVectors:
     return parse_vectors(text, package.spec_of(proto, file))
 
 
-def _checked(file: Path) -> int:
-    runner = open_runner(file, device="cpu", threads=1, capacity=8)
+def _checked(file: Path, *, shares_memory: bool = True) -> int:
+    runner = OnnxRunner(read_step_file(file), Host("cpu", 1, shares_memory), 8)
     try:
         return check(runner)
     finally:
@@ -53,8 +55,10 @@ def test_they_are_of_each_length_and_the_same_each_time(any_kind: Any, written: 
     assert (example == any_kind.model.example["x"][0, :8].reshape(-1)).all()
 
 
-def test_a_server_finds_the_file_as_it_was_verified(written: Path) -> None:
-    assert _checked(written) == len(TIME_STEPS)
+@pytest.mark.parametrize("shares_memory", [True, False])
+def test_a_server_finds_the_file_as_it_was_verified(written: Path, shares_memory: bool) -> None:
+    """On the CPU, and in the way of a device that has memory of its own."""
+    assert _checked(written, shares_memory=shares_memory) == len(TIME_STEPS)
 
 
 @pytest.mark.parametrize("weight", ["R", "head_b"])
