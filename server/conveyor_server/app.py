@@ -326,6 +326,7 @@ def _engine(prepared: Prepared) -> Engine:
 def _session_limits(settings: Settings) -> SessionLimits:
     return SessionLimits(
         max_sessions=settings.max_sessions,
+        max_per_tenant=settings.max_sessions_per_tenant,
         max_in_flight=settings.max_in_flight,
         default_in_flight=settings.in_flight,
         max_idle_timeout_s=settings.max_idle_timeout_s,

@@ -188,7 +188,9 @@ class Settings:
     max_sessions_per_tenant: Annotated[
         int,
         _Doc(
-            "sessions of one tenant that the store may hold, unless access says another number for it; 0: any number", 0
+            "sessions of one tenant in the store, and in this server's memory, unless access says another number for "
+            "it; 0: any number",
+            0,
         ),
     ] = 0
     on_new_version: Annotated[

@@ -289,6 +289,7 @@ class Sequence:
             now,
             session_id=public_name(self._name),
             tenant=job.caller.tenant,
+            max_of_tenant=job.caller.max_sessions,
             max_in_flight=directory.limits.max_in_flight,
         )
 

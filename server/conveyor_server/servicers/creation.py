@@ -125,6 +125,7 @@ def _in_memory(wanted: Wanted, core: Core, options: SessionOptions, session_id: 
         applied_time_steps=wanted.applied_time_steps,
         session_id=session_id,
         tenant=wanted.tenant,
+        max_of_tenant=wanted.max_sessions,
         max_in_flight=options.max_in_flight,
         idle_timeout_s=options.idle_timeout_s,
     )

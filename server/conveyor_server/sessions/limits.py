@@ -11,6 +11,7 @@ class SessionLimits:
 
     Attributes:
         max_sessions: of all models together.
+        max_per_tenant: of one tenant, in memory, unless it has a number of its own; 0: any.
         max_in_flight: the largest credit.
         default_in_flight: the credit of a session that asks for none.
         max_idle_timeout_s, default_idle_timeout_s: likewise for the idle limit.
@@ -23,6 +24,7 @@ class SessionLimits:
     """
 
     max_sessions: int = 10_000
+    max_per_tenant: int = 0
     max_in_flight: int = 256
     default_in_flight: int = 16
     max_idle_timeout_s: float = 86_400.0

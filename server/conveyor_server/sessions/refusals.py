@@ -33,6 +33,17 @@ def full(limits: SessionLimits) -> Fault:
     )
 
 
+def tenant_full(tenant: str, most: int, retry_s: float) -> Fault:
+    """A tenant has as many sessions as it may."""
+    return Fault(
+        e.ERROR_REASON_SESSIONS_EXHAUSTED,
+        f"all sessions of tenant {tenant!r} ({most}) are taken: close some, wait until unused ones expire, or raise "
+        "the quota",
+        {"max_sessions": str(most), "quota": f"tenant:{tenant}"},
+        retry_s,
+    )
+
+
 def closing(session: Session, cause: str = "closing") -> Fault:
     """The session is closed, or about to be."""
     return Fault(

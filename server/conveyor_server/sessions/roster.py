@@ -96,17 +96,21 @@ class Roster:
         *,
         session_id: str = "",
         tenant: str = "",
+        max_of_tenant: int = 0,
         max_in_flight: int = 0,
         idle_timeout_s: float = 0.0,
     ) -> Session:
         """A fresh session; zeros take the server's defaults, and what exceeds its limits is lowered to them.
 
-        `session_id` is what the tenant calls it.
+        `session_id` is what the tenant calls it; `max_of_tenant` is how many sessions it may have in memory.
 
         Raises:
             Refused: DRAINING, SESSIONS_EXHAUSTED, SESSION_EXISTS or SESSION_ID_INVALID.
         """
         self.admit()
+        most = max_of_tenant or self.limits.max_per_tenant
+        if tenant and most and self.table.of_tenant[tenant] >= most:
+            raise Refused(refusals.tenant_full(tenant, most, self.limits.retry_s))
         name = self.new_name(session_id, tenant)
         options = self.limits.grant(max_in_flight, idle_timeout_s, tenant)
         session = Session(name, engine, self._record(engine), options, now)
@@ -172,6 +176,7 @@ class Roster:
         applied_time_steps: int,
         session_id: str = "",
         tenant: str = "",
+        max_of_tenant: int = 0,
         max_in_flight: int = 0,
         idle_timeout_s: float = 0.0,
     ) -> Session:
@@ -185,6 +190,7 @@ class Roster:
             now,
             session_id=session_id,
             tenant=tenant,
+            max_of_tenant=max_of_tenant,
             max_in_flight=max_in_flight,
             idle_timeout_s=idle_timeout_s,
         )

@@ -4,6 +4,7 @@ Invariant: a row belongs to one session from its creation to its end. `gate` is 
 needs no more thought than its seq: 0 whenever the session is not attached, or anything but flights is under way.
 """
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,7 +60,8 @@ class SessionTable:
         durable_seq: int64 `[capacity + 1]`, the last step whose state is in the store; 0 where there is none.
         saved_at: when the state was last gathered for the store; of a session that is kept there.
         paused: rows of sessions whose steps wait, whatever the engine has to do: the store is to have something first.
-        tenants: by row, where there is one: whose quota a session counts against in the store.
+        tenants: by row, where there is one: whose a session is.
+        of_tenant: how many rows each of them has.
         suspended_from: sessions this durable take no new steps now, because the store is away.
     """
 
@@ -83,6 +85,7 @@ class SessionTable:
         self.saved_at = np.zeros(capacity)
         self.paused: set[int] = set()
         self.tenants: dict[int, str] = {}
+        self.of_tenant: Counter[str] = Counter()
         self.suspended_from = NEVER
 
     def look(self, where: "slice | NDArray[np.int64]") -> NDArray[np.int64]:
@@ -113,6 +116,7 @@ class SessionTable:
             self.saved_at[row] = now
         if options.tenant:
             self.tenants[row] = options.tenant
+            self.of_tenant[options.tenant] += 1
 
     def remove(self, row: int) -> None:
         """The session is gone; its row is free."""
@@ -123,7 +127,11 @@ class SessionTable:
         if self.durable_seq[row]:
             self.durable_seq[row] = 0
         self.paused.discard(row)
-        self.tenants.pop(row, None)
+        tenant = self.tenants.pop(row, "")
+        if tenant:
+            self.of_tenant[tenant] -= 1
+            if not self.of_tenant[tenant]:
+                del self.of_tenant[tenant]
         self.rows.release(row)
 
     def forget_answers(self, row: int) -> None:

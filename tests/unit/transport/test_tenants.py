@@ -50,6 +50,13 @@ def access(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def bounded(access: Path) -> Path:
+    """The same, and one of the tenants has a number of sessions of its own."""
+    access.write_text(EVERYBODY + "[tenants.acme]\nmax_sessions = 2\n")
+    return access
+
+
 @pytest.fixture(params=["memory", "store"])
 async def guarded(request: pytest.FixtureRequest, make_server: Callable, access: Path, store: FlakyStore):
     return await make_server(gate=Gate(access), folder="models", store=store if request.param == "store" else None)
@@ -218,6 +225,33 @@ async def test_a_stream_that_may_not_is_ended_before_it_begins(guarded, metadata
     assert guarded.metrics.streams == 0
     # The connection goes on.
     assert await stream_of(guarded, ACME).attached(1, "s")
+
+
+async def test_a_tenant_has_so_many_sessions_in_memory_and_others_have_theirs(
+    make_server: Callable, bounded: Path
+) -> None:
+    server = await make_server(gate=Gate(bounded), folder="models", max_per_tenant=1)
+    mine, theirs = stream_of(server, ACME), stream_of(server, RIVAL)
+    await mine.attached(1, "a")
+    request = pb.CreateSessionRequest(model="other")
+    made = (await server.stub.CreateSession(request, metadata=ACME)).session.session_id
+    await mine.attach(2, "b")
+    fault = (await mine.fault())[2]
+    assert fault.reason == e.ERROR_REASON_SESSIONS_EXHAUSTED
+    assert fault.metadata == {"max_sessions": "2", "quota": "tenant:acme"}
+    assert fault.retry_s
+    assert await reason(server.stub.CreateSession(request, metadata=ACME)) == "SESSIONS_EXHAUSTED"
+    fork = pb.ForkSessionRequest(session_id="a")
+    assert await reason(server.stub.ForkSession(fork, metadata=ACME)) == "SESSIONS_EXHAUSTED"
+    # Others have the server's own number, and whoever acts for nobody has none.
+    await theirs.attached(1, "a", model="other")
+    await theirs.attach(2, "b", model="other")
+    assert (await theirs.fault())[2].metadata["max_sessions"] == "1"
+    for _ in range(3):
+        await server.stub.CreateSession(request, metadata=OPERATOR)
+    await server.stub.CloseSession(pb.CloseSessionRequest(session_id=made), metadata=ACME)
+    await mine.attached(2, "b")
+    assert server.directory.table.of_tenant == {"acme": 2, "rival": 1}
 
 
 def infer(sequence: str, value: float, **flags: bool) -> service_pb2.ModelInferRequest:
