@@ -138,6 +138,12 @@ cdef class Reading:
                 self.read_one(sender, messages[index])
         return self.rows > 0 and self.later_rows <= min(_MOST_LATER * self.rows, self.model.most_later)
 
+    def where(self, Py_ssize_t index):
+        """The row of the table and the seq of a step that goes now, from 0. For who looks closer at a few."""
+        if not 0 <= index < self.rows:
+            raise IndexError(index)
+        return self.at[index].row, self.at[index].seq
+
     def done(self):
         """Keeps nothing of the turn: senders and messages may be gone before the next one comes."""
         self.begin([])

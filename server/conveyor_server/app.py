@@ -44,6 +44,7 @@ from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.limits import SessionLimits
 from conveyor_server.settings import Settings
 from conveyor_server.store.opening import open_store
+from conveyor_server.telemetry.opening import Telemetry, open_telemetry
 from conveyor_server.transport.certificates import Tls
 from conveyor_server.transport.choice import Transport, after_sending, deferral, open_transport
 from conveyor_server.transport.expiry import Expiry
@@ -97,6 +98,7 @@ class App:
         self._expiry = Expiry(_tls(settings))
         self.port = 0
         self.pages: MetricsServer | None = None
+        self._telemetry: Telemetry | None = None
         # Set once every model that can be served is warm.
         self.warm = asyncio.Event()
         # A run did not come back: its thread still holds the model.
@@ -138,6 +140,12 @@ class App:
     async def start(self) -> None:
         """Opens the ports, loads all models and turns ready."""
         settings = self.settings
+        # Not sooner: a transport that cannot be used says so before.
+        self._telemetry = open_telemetry(
+            settings, _replica(settings, one_of_many=self.shared_port), now=self.driver.now, sample=self._sample
+        )
+        if self._telemetry.tracing is not None:
+            self.driver.trace(self._telemetry.tracing)
         await self.grpc.say(serving=False)
         if not self.shared_port:
             await self._open_port()
@@ -205,6 +213,8 @@ class App:
             _log.warning("a run of a model did not come back: it is left behind")
         if self.pages is not None:
             await asyncio.to_thread(self.pages.stop)
+        if self._telemetry is not None:
+            await self._telemetry.close(self._sample(), max(_LAST_S, stops_at - self.driver.now()))
         _log.info("stopped")
 
     # ------------------------------------------------------------ within

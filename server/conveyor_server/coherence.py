@@ -22,6 +22,8 @@ def check_together(settings: Settings) -> None:
         raise StartError("--tls-certificate and --tls-key go together")
     if settings.tls_client_ca is not None and settings.tls_key is None:
         raise StartError("--tls-client-ca needs --tls-certificate and --tls-key")
+    if settings.otlp_endpoint and not settings.otlp_endpoint.startswith(("http://", "https://")):
+        raise StartError("--otlp-endpoint is a URL: http://HOST:4317, or https://HOST:4317 for TLS")
     _check_callers(settings)
     _check_workers(settings)
     _check_durability(settings)

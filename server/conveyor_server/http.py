@@ -101,17 +101,7 @@ class MetricsServer:
         return None
 
     def _on_core(self, ask: Callable[[], T]) -> T:
-        answer: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-        def call() -> None:
-            try:
-                answer.set_result(ask())
-            except BaseException as error:
-                answer.set_exception(error)
-                raise
-
-        self._loop.call_soon_threadsafe(call)
-        return answer.result(ANSWER_S)
+        return on_core(self._loop, ask)
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         page = self._page
@@ -136,6 +126,26 @@ class MetricsServer:
                 """Probes come every few seconds and say nothing new."""
 
         return Handler
+
+
+def on_core(loop: asyncio.AbstractEventLoop, ask: Callable[[], T]) -> T:
+    """What `ask` answers on the core thread, whose loop that is. Any other thread.
+
+    Raises:
+        TimeoutError: the core thread did not come to it within ANSWER_S.
+        RuntimeError: its loop is closed.
+    """
+    answer: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def call() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+            raise
+
+    loop.call_soon_threadsafe(call)
+    return answer.result(ANSWER_S)
 
 
 def _text(status: HTTPStatus, text: str) -> tuple[HTTPStatus, str, bytes]:

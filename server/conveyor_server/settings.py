@@ -237,6 +237,26 @@ class Settings:
     ] = 0.0
     drain_s: Annotated[float, _Doc("time to finish what is in flight after SIGTERM", 0)] = 20.0
     log_level: Annotated[LogLevel, _Doc("what is logged to standard error")] = "info"
+    traces: Annotated[
+        bool,
+        _Doc(
+            "spans of calls and of sampled steps go to an OpenTelemetry collector; needs conveyor[otel]. Which calls "
+            "are traced says OTEL_TRACES_SAMPLER: all, but those of which their caller says otherwise"
+        ),
+    ] = False
+    trace_steps: Annotated[
+        int, _Doc("of the calls that are traced, one step in so many has spans of its own, by chance; 0: none", 0)
+    ] = 1000
+    otlp_metrics: Annotated[
+        bool, _Doc("what /metrics has goes to an OpenTelemetry collector too, in the same names; needs conveyor[otel]")
+    ] = False
+    otlp_endpoint: Annotated[
+        str,
+        _Doc(
+            "the collector: http://HOST:4317, or https:// for TLS. Empty: OTEL_EXPORTER_OTLP_ENDPOINT, or "
+            "http://localhost:4317"
+        ),
+    ] = ""
     log_format: Annotated[
         LogFormat,
         _Doc("how it is logged: json, an object a line; text, for people; auto: text on a terminal, json elsewhere"),

@@ -33,6 +33,7 @@ class Batch:
         longest: time steps of the longest row.
         time_steps: valid time steps of all rows together.
         run_s: how long the model ran; set by the engine.
+        ran_from: when it began, as time.perf_counter tells; set by the engine.
     """
 
     cohorts: Sequence[Cohort]
@@ -45,6 +46,7 @@ class Batch:
     longest: int = 0
     time_steps: int = 0
     run_s: float = 0.0
+    ran_from: float = 0.0
 
     def __post_init__(self) -> None:
         self.rows = len(self.steps)

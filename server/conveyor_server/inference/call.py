@@ -13,6 +13,7 @@ from conveyor_server.inference.faults import to_status
 from conveyor_server.inference.infer import Inference
 from conveyor_server.inference.job import Underway
 from conveyor_server.metrics import Metrics
+from conveyor_server.tracing import current
 from conveyor_server.transport.ends import Outlet
 
 
@@ -34,6 +35,7 @@ class InferCall:
         self._caller = caller
         self._metrics = metrics
         self._outlet = outlet
+        self._trace = current()
         self._under_way: Underway | None = None
         self._asked = self._over = False
 
@@ -48,7 +50,7 @@ class InferCall:
             message = "the message of the call is no ModelInferRequest"
             self._answered(Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "message"}))
             return
-        self._under_way = self._inference.infer(request, self._answered, self._caller)
+        self._under_way = self._inference.infer(request, self._answered, self._caller, self._trace)
 
     def half_close(self) -> None:
         """The client sends no more: the answer is still to come, unless it has asked nothing."""

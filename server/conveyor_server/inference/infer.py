@@ -20,6 +20,7 @@ from conveyor_server.inference.plain import Plain
 from conveyor_server.inference.sequences import Sequences
 from conveyor_server.inference.statistics import Statistics
 from conveyor_server.servicers.core import Core
+from conveyor_server.tracing import CallTrace, within
 
 
 class Inference:
@@ -36,8 +37,25 @@ class Inference:
         self._sequences = Sequences(core, statistics)
         self._plain = Plain(core, statistics)
 
-    def infer(self, request: pb.ModelInferRequest, reply: Reply, caller: Caller = ANYBODY) -> Underway | None:
-        """Takes a request of a caller; None: it is answered already."""
+    def infer(
+        self, request: pb.ModelInferRequest, reply: Reply, caller: Caller = ANYBODY, trace: CallTrace | None = None
+    ) -> Underway | None:
+        """Takes a request; None: it is answered already.
+
+        Args:
+            request: as it came.
+            reply: gets the response, or why there is none.
+            caller: who sent it.
+            trace: of the call that it came with.
+        """
+        if trace is None:
+            return self._infer(request, reply, caller, None)
+        with within(trace):
+            return self._infer(request, reply, caller, trace)
+
+    def _infer(
+        self, request: pb.ModelInferRequest, reply: Reply, caller: Caller, trace: CallTrace | None
+    ) -> Underway | None:
         try:
             model = request.model_name
             if not model:
@@ -47,7 +65,7 @@ class Inference:
             parameters = read_parameters(request.parameters, model)
             engine = self._engine(request, parameters.sequence, caller)
             reply = _counted(reply, self._statistics, engine)
-            return self._run(Job(request, parameters, reply, caller), engine)
+            return self._run(Job(request, parameters, reply, caller, trace), engine)
         except (Refused, WireError) as refusal:
             reply(refusal.fault)
             return None

@@ -19,6 +19,7 @@ from conveyor_server.inference.requests import Content, read_content
 from conveyor_server.inference.statistics import Statistics
 from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.session import Session
+from conveyor_server.tracing import CallTrace
 
 Reply: TypeAlias = Callable[[pb.ModelInferResponse | Fault], None]
 
@@ -32,6 +33,7 @@ class Job:
         parameters: what it says beside its tensors.
         reply: gets the response, or why there is none. Core thread.
         caller: who sent it.
+        trace: of the call that it came with.
         notes: parameters of its response.
     """
 
@@ -39,6 +41,7 @@ class Job:
     parameters: Parameters
     reply: Reply
     caller: Caller = ANYBODY
+    trace: CallTrace | None = None
     notes: dict[str, bool | int | str] = field(default_factory=dict)
 
     def read(self, engine: Engine, statistics: Statistics, *, max_time_steps: int) -> Content:

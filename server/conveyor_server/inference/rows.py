@@ -21,6 +21,7 @@ from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.events import Answer, Closed
 from conveyor_server.sessions.flight import Offer
 from conveyor_server.sessions.session import Session, Submission
+from conveyor_server.tracing import CallTrace
 
 # Rows that are not worth the arrays of an offer.
 _FEW = 4
@@ -103,6 +104,11 @@ class Rows:
             )
             directory.submit(self._sessions[row], submission, self._core.now())
 
+    @property
+    def trace(self) -> CallTrace | None:
+        """Of the call that they came with."""
+        return self._job.trace
+
     def cancel(self) -> None:
         """The caller is gone: what has not run is taken back."""
         self._cancelled = True
@@ -180,6 +186,11 @@ class _Row:
 
     def __hash__(self) -> int:
         return hash((id(self._rows), self._row))
+
+    @property
+    def trace(self) -> CallTrace | None:
+        """Of the call that it came with."""
+        return self._rows.trace
 
     def answered(self, answer: Answer) -> None:
         """The row is run, or never will be."""

@@ -29,6 +29,7 @@ from conveyor_server.servicers.creation import Wanted
 from conveyor_server.sessions.events import Answer, Closed
 from conveyor_server.sessions.refusals import stopping
 from conveyor_server.sessions.session import Session, Submission
+from conveyor_server.tracing import CallTrace
 from conveyor_server.transport.seat import NOBODY
 
 # Requests of one sequence that are kept, in multiples of a session's credit: steps, and what waits or was refused.
@@ -57,6 +58,11 @@ class Place:
         self.content: Content | None = None
         self.seq = 0
         self.result: Several[Array] | Fault | None = None
+
+    @property
+    def trace(self) -> CallTrace | None:
+        """Of the call that it came with."""
+        return self.job.trace
 
     def answered(self, answer: Answer) -> None:
         """Its step is answered; what it tells of may have to be in the store first."""

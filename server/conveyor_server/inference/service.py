@@ -23,6 +23,7 @@ from conveyor_server.metrics import Metrics
 from conveyor_server.repository import ModelVersion
 from conveyor_server.servicers.core import Core
 from conveyor_server.servicers.loader import Loader
+from conveyor_server.tracing import current
 from conveyor_server.transport.ends import Outlet
 
 # Looked up once: it is read from the disk.
@@ -70,7 +71,7 @@ class InferenceServicer:
             if not answered.done():
                 answered.set_result(answer)
 
-        under_way = self._inference.infer(request, told, of_call())
+        under_way = self._inference.infer(request, told, of_call(), current())
         try:
             answer = await answered
         except asyncio.CancelledError:

@@ -16,6 +16,7 @@ from conveyor_server.inference.faults import to_status
 from conveyor_server.inference.infer import Inference
 from conveyor_server.metrics import Metrics
 from conveyor_server.sessions.refusals import stopping
+from conveyor_server.tracing import current
 from conveyor_server.transport.ends import Outlet
 
 # A client that sends this with the call has the stream end with the first error's status.
@@ -46,6 +47,7 @@ class InferStream:
         self._metrics = metrics
         self._outlet = outlet
         self._ends_with_error = metadata.get(STATUS_KEY, "").lower() == "true"
+        self._trace = current()
         self._unanswered = 0
         self._ending = False
         self._over = False
@@ -63,7 +65,7 @@ class InferStream:
             self._fail(Fault(e.ERROR_REASON_MESSAGE_INVALID, message, {"field": "message"}))
             return
         self._unanswered += 1
-        self._inference.infer(request, lambda answer: self._answered(request.id, answer), self._caller)
+        self._inference.infer(request, lambda answer: self._answered(request.id, answer), self._caller, self._trace)
 
     def half_close(self) -> None:
         """The client sends no more: the call ends with the last answer. Sequences go on without it."""
@@ -97,6 +99,8 @@ class InferStream:
             return
         else:
             self._metrics.refused(to_status(answer))
+            if self._trace is not None:
+                self._trace.refused(to_status(answer))
             told = pb.ModelStreamInferResponse(error_message=to_status(answer).message)
             told.infer_response.id = request_id
             told.infer_response.parameters[FINAL].bool_param = True

@@ -19,6 +19,7 @@ from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.events import Answer, Attachment, Closed, Detached, Slept
 from conveyor_server.sessions.flight import Offer
 from conveyor_server.sessions.session import Submission
+from conveyor_server.tracing import CallTrace, Tracing, current
 
 if TYPE_CHECKING:
     from conveyor_server.compiled import Turn
@@ -46,6 +47,10 @@ class Core(Protocol):
     @property
     def max_time_steps(self) -> int:
         """Time steps that one step may hold."""
+
+    @property
+    def tracing(self) -> Tracing | None:
+        """Traces calls and steps; None: nobody does."""
 
     @property
     def pressed(self) -> bool:
@@ -121,6 +126,11 @@ class ReplyTo(Protocol):
         """The session that was asked to close is gone."""
 
 
+def trace_of(address: object) -> CallTrace | None:
+    """The trace of the call that an answer goes to, or that holds a session: a stream, a Waiter, any `reply_to`."""
+    return getattr(address, "trace", None)
+
+
 class Holder(Protocol):
     """Who holds sessions: the owner of an Attachment."""
 
@@ -132,9 +142,14 @@ class Holder(Protocol):
 
 
 class Waiter:
-    """A unary call that waits for one event. A caller that is gone is no error."""
+    """A unary call that waits for one event. A caller that is gone is no error.
+
+    Attributes:
+        trace: of the call.
+    """
 
     def __init__(self) -> None:
+        self.trace = current()
         self._answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._closed: asyncio.Future[Closed] = asyncio.get_running_loop().create_future()
 

@@ -18,12 +18,14 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from conveyor_server import tracing
 from conveyor_server.errors import Refused
 from conveyor_server.identity import caller
 from conveyor_server.identity.gate import Gate
 from conveyor_server.incidents import record
 from conveyor_server.metrics import Metrics
-from conveyor_server.transport.door import Door
+from conveyor_server.servicers.core import Core
+from conveyor_server.transport.door import Door, metadata_of
 from conveyor_server.transport.ends import Opener
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
@@ -58,7 +60,7 @@ class Calls:
 
 
 def unary_handlers(
-    service: ServiceDescriptor, servicer: object, calls: Calls, metrics: Metrics, gate: Gate
+    service: ServiceDescriptor, servicer: object, calls: Calls, metrics: Metrics, *, gate: Gate, core: Core
 ) -> dict[str, "grpc.RpcMethodHandler[Any, Any]"]:
     """A handler for every unary method of a service, for grpc.aio: `CreateSession` is `create_session`."""
 
@@ -68,7 +70,9 @@ def unary_handlers(
             if answer is not None:
                 metrics.refused(answer)
             else:
-                answer = await _answer(method, request, calls, metrics, wording(servicer))
+                with _Traced(core, door, context) as traced:
+                    answer = await _answer(method, request, calls, metrics, wording(servicer))
+                    traced.answered(answer)
             return await abort(context, answer) if isinstance(answer, status_pb2.Status) else answer
 
         return call
@@ -83,6 +87,7 @@ def threaded_handlers(
     metrics: Metrics,
     *,
     gate: Gate,
+    core: Core,
     loop: asyncio.AbstractEventLoop,
 ) -> dict[str, "grpc.RpcMethodHandler[Any, Any]"]:
     """The same for grpc.server: a call's thread waits for what the core's loop answers."""
@@ -94,11 +99,13 @@ def threaded_handlers(
             if answer is not None:
                 loop.call_soon_threadsafe(metrics.refused, answer)
             else:
-                answering = _answer(method, request, calls, metrics, wording(servicer))
-                future = asyncio.run_coroutine_threadsafe(answering, loop)
-                # A caller that is gone waits for nothing; once there is an answer, this does nothing.
-                context.add_callback(lambda: _forget(future))
-                answer = future.result()
+                with _Traced(core, door, context) as traced:
+                    answering = _answer(method, request, calls, metrics, wording(servicer))
+                    future = asyncio.run_coroutine_threadsafe(answering, loop)
+                    # A caller that is gone waits for nothing; once there is an answer, this does nothing.
+                    context.add_callback(lambda: _forget(future))
+                    answer = future.result()
+                    traced.answered(answer)
             if isinstance(answer, status_pb2.Status):
                 context.set_trailing_metadata(((STATUS_DETAILS_KEY, answer.SerializeToString()),))
                 context.abort(_CODES[answer.code], answer.message)
@@ -170,6 +177,36 @@ def _handlers(
     return handlers
 
 
+class _Traced:
+    """A unary call, while it runs in this context; where calls are traced, one of them.
+
+    Args:
+        core: says whether they are.
+        door: of its method.
+        context: of either kind.
+    """
+
+    def __init__(self, core: Core, door: Door, context: Any) -> None:
+        tracer = core.tracing
+        self._trace: tracing.CallTrace | None = None
+        self._status: status_pb2.Status | None = None
+        if tracer is not None:
+            self._trace = tracer.begin(door.method, metadata_of(context))
+
+    def __enter__(self) -> "_Traced":
+        tracing.enter(self._trace)
+        return self
+
+    def answered(self, answer: object) -> None:
+        """The method has answered, or refused; else its caller is gone."""
+        self._status = answer if isinstance(answer, status_pb2.Status) else tracing.OK
+
+    def __exit__(self, *_: object) -> None:
+        if self._trace is not None:
+            tracing.enter(None)
+            self._trace.end(self._status)
+
+
 def _forget(future: "futures.Future[Any]") -> None:
     future.cancel()
 
@@ -193,8 +230,12 @@ def incident_status(error: BaseException) -> status_pb2.Status:
     status = status_pb2.Status(
         code=code_pb2.INTERNAL, message=f"the server failed unexpectedly: incident {incident} in its log"
     )
+    metadata = {"incident": incident}
+    call = tracing.current()
+    if call is not None:
+        metadata["trace_id"] = call.trace_id
     detail = PackedAny()
-    detail.Pack(error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"incident": incident}))
+    detail.Pack(error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata=metadata))
     status.details.append(detail)
     return status
 

@@ -38,11 +38,15 @@ class Door:
         gate: asks who they are.
         path: of the method, as `/conveyor.v1.SessionService/Step`.
         words: how the service says no.
+
+    Attributes:
+        method: the same without the first slash, which is a method's full name.
     """
 
     def __init__(self, gate: Gate, path: str, words: Callable[[Any], status_pb2.Status]) -> None:
         self._gate = gate
         self._path = path
+        self.method = path.removeprefix("/")
         self._words = words
 
     def ask(self, context: Any) -> Guest | status_pb2.Status:
@@ -51,7 +55,7 @@ class Door:
         Args:
             context: a ServicerContext of either kind.
         """
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        metadata = metadata_of(context)
         if not self._gate.asks:
             return self._let_in(metadata, partial(self._gate.admit, self._path, metadata, list))
         # What is kept for as long as a stream lives.
@@ -64,6 +68,11 @@ class Door:
             return Guest(metadata, admit(), admit if self._gate.asks else None)
         except Refused as refusal:
             return self._words(refusal.fault)
+
+
+def metadata_of(context: Any) -> Mapping[str, str]:
+    """What a call's client sent ahead, by lower-case key; what is no text is left out."""
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
 def names_in(authenticated: Mapping[str, Sequence[bytes]]) -> list[str]:

@@ -20,7 +20,7 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from conveyor_server import compiled
+from conveyor_server import compiled, tracing
 from conveyor_server.identity.gate import Gate
 from conveyor_server.metrics import Metrics
 from conveyor_server.servicers.core import Core
@@ -73,7 +73,7 @@ class AioServer:
         )
         self._server = grpc.aio.server(options=channel_options(options))
         for service, servicer in servicers.items():
-            handlers = unary_handlers(service, servicer, self._calls, metrics, gate)
+            handlers = unary_handlers(service, servicer, self._calls, metrics, gate=gate, core=core)
             streaming = openers(service, servicer)
             if service is _SESSIONS:
                 streaming["Stream"] = self._streams.sessions
@@ -119,28 +119,34 @@ class AioServer:
             await abort(context, guest)
             return
         try:
-            call = self._streams.enter(outbox, opener, guest)
+            call = self._streams.enter(outbox, opener, guest, door.method)
         except Exception as error:  # as below
             await abort(context, incident_status(error))
             return
         pace = self._streams.paces.of(guest.admitted.caller)
+        # This task's and the reader's: what they log is of this call.
+        tracing.enter(self._streams.trace_of(call))
         reader = asyncio.create_task(_read(context, call, outbox, pace))
+        status: status_pb2.Status | None = None
         try:
             while (message := await outbox.take()) is not None:
                 await context.write(message)
+            status = tracing.OK
         except grpc.aio.BaseError:
             # The client is gone; grpc.aio cancels this call, or has just not come to it.
             return
         except StreamFailed as failure:
-            await abort(context, failure.status)
+            status = failure.status
+            await abort(context, status)
         except Exception as error:  # a defect: logged whole, told by its id
-            await abort(context, incident_status(error))
+            status = incident_status(error)
+            await abort(context, status)
         finally:
             call.broken()
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reader
-            self._streams.leave(call)
+            self._streams.leave(call, status)
 
 
 async def _read(context: "grpc.aio.ServicerContext[Any, Any]", call: Served, outbox: Outbox, pace: Pace | None) -> None:

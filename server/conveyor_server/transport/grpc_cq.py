@@ -80,7 +80,7 @@ class CqServer:
         self._selftest = SelfTest(self._server, options.max_message_bytes)
         self._names = [service.full_name for service in servicers]
         for service, servicer in servicers.items():
-            handlers = threaded_handlers(service, servicer, self._calls, metrics, gate=gate, loop=loop)
+            handlers = threaded_handlers(service, servicer, self._calls, metrics, gate=gate, core=core, loop=loop)
             streaming = {**openers(service, servicer), **call_openers(service, servicer)}
             if service is _SESSIONS:
                 streaming["Stream"] = self._streams.sessions
@@ -128,13 +128,14 @@ class CqServer:
             self._metrics.refused(guest)
             stream.fail(guest)
             return TurnedAway()
-        call = self._streams.enter(stream, opener, guest)
+        call = self._streams.enter(stream, opener, guest, door.method)
         stream.pace = self._streams.paces.of(guest.admitted.caller)
+        stream.trace = self._streams.trace_of(call)
         self._open.add(stream)
         self._look()
 
         def ended() -> None:
-            self._streams.leave(call)
+            self._streams.leave(call, stream.outcome)
             self._open.discard(stream)
             self._look()
 

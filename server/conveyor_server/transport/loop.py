@@ -9,7 +9,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from conveyor_server.engine.engine import Engine
 from conveyor_server.engine.run_times import RunTimes
 from conveyor_server.incidents import record
 from conveyor_server.keeper.beat import Beat
-from conveyor_server.metrics import Metrics, ModelFigures
+from conveyor_server.metrics import Metrics
 from conveyor_server.repository import Repository
 from conveyor_server.runner.base import RunFailed, RunResult
 from conveyor_server.servicers.core import Holder, ReplyTo
@@ -30,25 +29,15 @@ from conveyor_server.sessions.directory import Directory
 from conveyor_server.sessions.events import Answer, Attachment, Declined, Detached, Event, Landed, Slept
 from conveyor_server.sessions.flight import Offer
 from conveyor_server.sessions.session import Submission
+from conveyor_server.tracing import Tracing
+from conveyor_server.transport.lane import Lane
+from conveyor_server.transport.step_traces import Moments, StepTraces
 
 if TYPE_CHECKING:
     from conveyor_server.compiled import Turn
 
 # Batches that a run at once may let go first: one of another length may have its turn before what it waits for.
 _BEFORE = 2
-
-
-class _Lane:
-    """What the driver keeps for an engine: its thread and its figures."""
-
-    def __init__(self, engine: Engine, figures: ModelFigures) -> None:
-        self.figures = figures
-        # Its next run was put off once, for what came during a turn.
-        self.waived = False
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{engine.model}-{engine.version}")
-        # Set while no batch is out and nothing is ready.
-        self.idle = asyncio.Event()
-        self.idle.set()
 
 
 class Driver:
@@ -81,12 +70,13 @@ class Driver:
         self.max_time_steps = max_time_steps
         # Set once, before anything arrives.
         self.store: Beat | None = None
+        self._traces: StepTraces | None = None
         self.inline_run_s = inline_run_s
         self._loop = asyncio.get_running_loop()
         self._defer: Callable[[Callable[[], None]], object] = self._loop.call_soon if defer is None else defer
         self._afterwards = afterwards
         self._wall_offset_s = time.time() - self._loop.time()
-        self._lanes: dict[Engine, _Lane] = {}
+        self._lanes: dict[Engine, Lane] = {}
         self._flushes: list[Callable[[], None]] = []
         self._gathers: list[Callable[[], bool]] = []
         # Runs at once that are answered and not counted yet.
@@ -111,6 +101,15 @@ class Driver:
         """See Core."""
         return self.store is not None
 
+    @property
+    def tracing(self) -> Tracing | None:
+        """See Core."""
+        return None if self._traces is None else self._traces.tracing
+
+    def trace(self, tracing: Tracing) -> None:
+        """Calls and steps are traced from now on. Before anything arrives."""
+        self._traces = StepTraces(tracing, self.directory.table, self.now)
+
     def wall(self, at: float) -> float:
         """The unix seconds of a moment of the driver's clock."""
         return at + self._wall_offset_s
@@ -124,7 +123,7 @@ class Driver:
     def add(self, engine: Engine, step_s: Mapping[tuple[int, int], float]) -> None:
         """Runs an engine's steps from now on; `step_s`: seconds that a run of (rows, time steps) took."""
         engine.run_times = RunTimes(step_s)
-        self._lanes[engine] = _Lane(engine, self.metrics.of(engine))
+        self._lanes[engine] = Lane(engine, self.metrics.of(engine))
 
     async def remove(self, engine: Engine) -> None:
         """Stops running an engine that takes part no more; returns once it has nothing left to run."""
@@ -152,7 +151,10 @@ class Driver:
             return False
         ran = self.now()
         offer.sink.landed(np.arange(rows), outputs)
-        self._count(offer.engine, rows, offer.train, offer.length, (began, ran, self.now()))
+        at = (began, ran, self.now())
+        self._count(offer.engine, rows, offer.train, offer.length, at)
+        if self._traces is not None and self._traces.offer_ran(offer, at):
+            self._loop.call_soon(self._traces.tell)
         return True
 
     def run_one_now(self, seat: Attachment, step: Submission, reply: Callable[[Sequence[Array]], None]) -> bool:
@@ -166,7 +168,10 @@ class Driver:
             return False
         ran = self.now()
         reply(outputs)
-        self._count(engine, 1, 1, step.length, (began, ran, self.now()))
+        at = (began, ran, self.now())
+        self._count(engine, 1, 1, step.length, at)
+        if self._traces is not None and self._traces.one_ran(seat, step.seq, step.length, at):
+            self._loop.call_soon(self._traces.tell)
         return True
 
     def run_turn(self, turn: "Turn", tell: Callable[[list[bytes]], None]) -> bool:
@@ -182,15 +187,18 @@ class Driver:
             return False
         ran = self.now()
         tell(turn.answers(staging))
-        self._uncounted.append(partial(self._count_turn, engine, turn.rows, (began, ran, self.now())))
+        at = (began, ran, self.now())
+        self._uncounted.append(partial(self._count_turn, engine, turn.rows, at))
+        if self._traces is not None and self._traces.turn_ran(turn, at):
+            self._loop.call_soon(self._traces.tell)
         return True
 
-    def _count_turn(self, engine: Engine, rows: int, at: tuple[float, float, float]) -> None:
+    def _count_turn(self, engine: Engine, rows: int, at: Moments) -> None:
         engine.observe_run(rows)
         self._count(engine, rows, 1, 1, at)
 
-    def _count(self, engine: Engine, rows: int, train: int, length: int, at: tuple[float, float, float]) -> None:
-        """Counts a run at once; it began, ended, and was answered at these moments."""
+    def _count(self, engine: Engine, rows: int, train: int, length: int, at: Moments) -> None:
+        """Counts a run at once."""
         self._ran = True
         began, ran, told = at
         figures = self.metrics.of(engine)
@@ -314,7 +322,7 @@ class Driver:
         self.pressed = pressed
         self._watch()
 
-    def _run_next(self, engine: Engine, lane: _Lane) -> None:
+    def _run_next(self, engine: Engine, lane: Lane) -> None:
         batch = engine.next_batch(self.now())
         if batch is None:
             return
@@ -324,22 +332,26 @@ class Driver:
         else:
             lane.thread.submit(self._run_elsewhere, engine, lane, batch)
 
-    def _run_elsewhere(self, engine: Engine, lane: _Lane, batch: Batch) -> None:
+    def _run_elsewhere(self, engine: Engine, lane: Lane, batch: Batch) -> None:
         result = _run(engine, batch)
         self._loop.call_soon_threadsafe(self._back, engine, lane, batch, result)
 
-    def _back(self, engine: Engine, lane: _Lane, batch: Batch, result: RunResult | RunFailed) -> None:
+    def _back(self, engine: Engine, lane: Lane, batch: Batch, result: RunResult | RunFailed) -> None:
         try:
             self._deliver(engine, lane, batch, result)
         except Exception as error:  # as in _pump
             self._fail(error)
 
-    def _deliver(self, engine: Engine, lane: _Lane, batch: Batch, result: RunResult | RunFailed) -> None:
+    def _deliver(self, engine: Engine, lane: Lane, batch: Batch, result: RunResult | RunFailed) -> None:
+        chosen = () if self._traces is None else self._traces.choose(batch)
         now = self.now()
         self.directory.deliver(engine, batch, result, now)
         steps = lane.figures.delivered(batch, now)
         self.route()
-        lane.figures.reply.observe(self.now() - now, steps)
+        told = self.now()
+        lane.figures.reply.observe(told - now, steps)
+        if chosen and self._traces is not None and self._traces.batch_ran(engine, chosen, batch, now, told):
+            self._loop.call_soon(self._traces.tell)
         if engine.ready:
             # Not at once: what arrived during the run belongs in the next batch too.
             self.kick()

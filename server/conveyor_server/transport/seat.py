@@ -6,7 +6,9 @@ nothing has nothing of this.
 
 from collections.abc import Callable
 
+from conveyor_server.servicers.core import trace_of
 from conveyor_server.sessions.events import Answer, Attachment, Closed
+from conveyor_server.tracing import CallTrace
 
 
 class Reply:
@@ -17,6 +19,11 @@ class Reply:
     def __init__(self, seat: Attachment, take: Callable[[Attachment, Answer], None]) -> None:
         self._seat = seat
         self._take = take
+
+    @property
+    def trace(self) -> CallTrace | None:
+        """Of the stream."""
+        return trace_of(self._seat.owner)
 
     def answered(self, answer: Answer) -> None:
         """A step is answered."""

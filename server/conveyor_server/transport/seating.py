@@ -48,6 +48,9 @@ class Call(Protocol):
     def expect_flush(self) -> None:
         """What was said is sent at the end of the turn."""
 
+    def attached(self, seat: Attachment) -> None:
+        """A session has come, under its handle."""
+
     def moved(self, handle: int, session: Session | None) -> None:
         """The handle's session has a row in the table from now on, or none."""
 
@@ -157,8 +160,7 @@ class Seating:
         # What happened to the session before must be told before: this stream may have held it under another handle.
         self._core.route()
         session = found.session
-        self._call.seats[handle] = attachment
-        self._call.moved(handle, session)
+        self._call.attached(attachment)
         if session.durability == session_pb2.DURABILITY_SYNC:
             self._wait_for_store()
         info = session_info(session, self._core, self.caller)

@@ -16,7 +16,7 @@ from conveyor_proto.v1 import session_pb2
 from numpy.typing import NDArray
 
 from conveyor_server.metrics import Metrics
-from conveyor_server.servicers.core import Core
+from conveyor_server.servicers.core import Core, trace_of
 from conveyor_server.transport.ends import Outlet
 from conveyor_server.transport.result_wire import ResultWriter, write_frames
 
@@ -83,6 +83,8 @@ class StepsSink:
         for member in members.tolist():
             handle, seq = int(self.handles[member]), int(self.seqs[member])
             error = session_pb2.StepError(handle=handle, seq=seq, status=status)
+            if (trace := trace_of(self.callers[member])) is not None:
+                trace.refused(status)
             self.callers[member].outlet.put(session_pb2.StreamResponse(error=error).SerializeToString())
 
     def reply_to(self, member: int) -> object:
@@ -139,6 +141,8 @@ class FrameSink:
         status = to_status(fault)
         handles, seqs = self._steps(members)
         self.metrics.refused(status, len(handles))
+        if (trace := trace_of(self.caller)) is not None:
+            trace.refused(status, len(handles))
         errors = session_pb2.StepErrorFrame(
             handles=handles.astype(np.uint32).tobytes(), seqs=seqs.tobytes(), status=status
         )

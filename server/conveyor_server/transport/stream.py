@@ -11,6 +11,7 @@ from conveyor_proto.reasons import Fault, to_status
 from conveyor_proto.v1 import errors_pb2 as e
 from conveyor_proto.v1 import session_pb2
 from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
 
 from conveyor_server.identity.caller import ANYBODY, Caller
 from conveyor_server.metrics import Metrics
@@ -19,8 +20,10 @@ from conveyor_server.servicers.core import Core
 from conveyor_server.sessions.events import Answer, Attachment, Detached, Slept
 from conveyor_server.sessions.refusals import stopping
 from conveyor_server.sessions.session import Session
+from conveyor_server.tracing import current
 from conveyor_server.transport.ends import Outlet
 from conveyor_server.transport.intake import Intake
+from conveyor_server.transport.presence import Presence
 from conveyor_server.transport.replies import Replies
 from conveyor_server.transport.seat import NOBODY, Reply
 from conveyor_server.transport.seating import Seating
@@ -53,13 +56,14 @@ class StreamCall:
         rows: of the session table, by handle: the sessions that it holds.
         handle: of the only session that it holds; -1: it holds none, or several.
         row: that one's.
+        trace: of the call, where calls are traced.
         outlet: where messages to the client go. What comes for a whole turn's streams at once goes there straight: it
             has been put in order before.
     """
 
     __slots__ = (
-        *("_core", "_frames_last", "_intake", "_lingering", "_metrics", "_replies"),
-        *("_routed", "_seating", "_steps", "ending", "handle", "is_broken", "number", "outlet", "row", "rows", "seats"),
+        *("_core", "_frames_last", "_intake", "_lingering", "_metrics", "_presence", "_replies", "_routed", "_seating"),
+        *("_steps", "ending", "handle", "is_broken", "number", "outlet", "row", "rows", "seats", "trace"),
     )
 
     def __init__(self, core: Core, outlet: Outlet, metrics: Metrics, intake: Intake, caller: Caller = ANYBODY) -> None:
@@ -70,6 +74,8 @@ class StreamCall:
         self._core = core
         self._metrics = metrics
         self._intake = intake
+        self.trace = current()
+        self._presence = None if self.trace is None else Presence(self.trace)
         self.seats: dict[int, Attachment] = {}
         self._seating = Seating(self, core, caller)
         self._steps = Steps(self, core, metrics, intake, self._seating)
@@ -162,6 +168,8 @@ class StreamCall:
         self.is_broken = True
         self.outlet.close()
         # The seats stay: a step in the air that is asked about later names one as its answer's address.
+        if self._presence is not None:
+            self._presence.end(self.seats.values())
         self._core.directory.abandon(self.seats.values(), self._core.now())
         self.rows.clear()
         self._held()
@@ -182,6 +190,8 @@ class StreamCall:
         if self.is_broken or self.seats.get(attachment.handle) is not attachment:
             return
         del self.seats[attachment.handle]
+        if self._presence is not None:
+            self._presence.left(attachment.handle, event.applied_seq)
         self._seating.left(attachment.handle)
         self.rows.pop(attachment.handle, None)
         self._held()
@@ -193,6 +203,13 @@ class StreamCall:
             applied_seq=event.applied_seq,
         )
         self.about(attachment.handle, session_pb2.StreamResponse(detached=message))
+
+    def attached(self, seat: Attachment) -> None:
+        """A session has come, under its handle."""
+        self.seats[seat.handle] = seat
+        if self._presence is not None:
+            self._presence.attached(seat)
+        self.moved(seat.handle, seat.session)
 
     def _single(self, seat: Attachment, answer: Answer) -> None:
         if self.holds(seat):
@@ -337,8 +354,14 @@ class StreamCall:
 
     def _send(self, message: session_pb2.StreamResponse) -> None:
         if message.HasField("error"):
-            self._metrics.refused(message.error.status)
+            self.refused(message.error.status)
         self.say(message)
+
+    def refused(self, status: status_pb2.Status, count: int = 1) -> None:
+        """So many steps, or one other thing, are refused: counts them."""
+        self._metrics.refused(status, count)
+        if self.trace is not None:
+            self.trace.refused(status, count)
 
     def say(self, message: session_pb2.StreamResponse) -> None:
         """Says something, behind what was said before."""

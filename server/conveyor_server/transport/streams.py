@@ -6,6 +6,9 @@ Invariant: once the server drains, every stream is told so, those that still com
 import asyncio
 from collections.abc import Mapping
 
+from google.rpc import code_pb2, status_pb2
+
+from conveyor_server import tracing
 from conveyor_server.identity.caller import ANYBODY, Caller
 from conveyor_server.identity.gate import Admitted, Gate
 from conveyor_server.metrics import Metrics
@@ -22,6 +25,7 @@ from conveyor_server.transport.stream import StreamCall
 _ANYBODY = Guest({}, Admitted(ANYBODY), None)
 # How long a stream that was sent away is listened to, until it half-closes.
 _LINGER_S = 1.0
+_FAILED = status_pb2.Status(code=code_pb2.INTERNAL)
 # A stream that asks so is answered by the transport alone, where the server's settings allow it.
 DIAGNOSTICS_KEY = "conveyor-diagnostics"
 
@@ -55,7 +59,8 @@ class Streams:
         core.before_turns(self._intake.take)
         # How fast each stream is read.
         self.paces = Paces(messages_per_s)
-        self._open: set[Lingering] = set()
+        # And their traces, where calls are traced.
+        self._open: dict[Lingering, tracing.CallTrace | None] = {}
         self._guests = Guests(gate, lambda call: self._send_away(call, core.now() + _LINGER_S))
         self._none = asyncio.Event()
         self._none.set()
@@ -77,6 +82,7 @@ class Streams:
         outlet: Outlet,
         opener: Opener | None = None,
         guest: Guest = _ANYBODY,
+        method: str = "",
     ) -> Lingering:
         """A call begins.
 
@@ -84,9 +90,18 @@ class Streams:
             outlet: where its messages go.
             opener: what serves it; None: `sessions`.
             guest: who it is from.
+            method: `package.Service/Method`.
         """
-        call = (opener or self.sessions)(outlet, guest.metadata, guest.admitted.caller)
-        self._open.add(call)
+        tracer = self._core.tracing
+        trace = None if tracer is None else tracer.begin(method, guest.metadata)
+        try:
+            with tracing.within(trace):
+                call = (opener or self.sessions)(outlet, guest.metadata, guest.admitted.caller)
+        except Exception:
+            if trace is not None:
+                trace.end(_FAILED)
+            raise
+        self._open[call] = trace
         if guest.again is not None:
             self._guests.enter(call, guest.admitted, guest.again)
         self._metrics.streams = len(self._open)
@@ -95,9 +110,15 @@ class Streams:
             self._send_away(call, self._stops_at)
         return call
 
-    def leave(self, call: Lingering) -> None:
-        """A call is gone."""
-        self._open.discard(call)
+    def trace_of(self, call: Lingering) -> tracing.CallTrace | None:
+        """The trace of a call that is open."""
+        return self._open[call]
+
+    def leave(self, call: Lingering, status: status_pb2.Status | None = None) -> None:
+        """A call is gone: it ended with that status, or, None, by its client or with its connection."""
+        trace = self._open.pop(call, None)
+        if trace is not None:
+            trace.end(status)
         self._guests.leave(call)
         self._metrics.streams = len(self._open)
         if not self._open:

@@ -20,7 +20,7 @@ LOOPS = {"aio": asyncio.new_event_loop, "cq": CompletionLoop}
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """A whole server runs on the loop of each transport; what else is here needs no transport."""
-    return LOOPS if item.path.name == "test_app.py" else {"aio": LOOPS["aio"]}
+    return LOOPS if item.path.name in {"test_app.py", "test_telemetry.py"} else {"aio": LOOPS["aio"]}
 
 
 def last_spec(digest: str = "d1") -> spec_pb2.ModelSpec:

@@ -14,7 +14,7 @@ from conveyor_server.transport.selftest import Unusable
 
 TESTED = ("1.85.1", "1.85.3")
 OF_MODULE = (
-    *("_SHUTDOWN_TAG", "_GenericMethod", "_RegisteredMethod", "_ServerStage", "_handle_call"),
+    *("_CANCELLED", "_SHUTDOWN_TAG", "_GenericMethod", "_RegisteredMethod", "_ServerStage", "_handle_call"),
     *("_is_rpc_state_active", "_on_call_completed", "_stop_serving"),
 )
 OF_CYGRPC = (

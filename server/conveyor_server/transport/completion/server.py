@@ -15,6 +15,7 @@ from grpc import _server
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # no types are published for it
 
 from conveyor_server.incidents import record
+from conveyor_server.tracing import within
 from conveyor_server.transport.binding import incident_status
 from conveyor_server.transport.completion.cork import WORTH_IT, Corks
 from conveyor_server.transport.completion.internals import state_of
@@ -150,6 +151,10 @@ class CompletionServer:
         if self._state.stage is not _server._ServerStage.STARTED:
             self.stopped = bool(_server._stop_serving(self._state))
 
+    def cancelled(self, rpc: Any) -> bool:
+        """The client ended the call, or its connection did, before it was ended here."""
+        return bool(rpc.client is _server._CANCELLED)
+
     def over(self, rpc: Any) -> None:
         """Nothing of a stream's is under way: if nothing else is, and the call has ended, it is let go."""
         if not rpc.due and not _server._is_rpc_state_active(rpc):
@@ -249,7 +254,8 @@ def _advance(streams: Sequence[Stream]) -> None:
         try:
             stream.advance()
         except Exception as error:  # as in Stream._received; the call's own end tells the rest
-            record("a stream failed", error)
+            with within(stream.trace):
+                record("a stream failed", error)
 
 
 def _woken(_: Any) -> None:

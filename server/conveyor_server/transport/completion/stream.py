@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from google.rpc import status_pb2
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # no types are published for it
 
+from conveyor_server.tracing import OK, CallTrace, within
 from conveyor_server.transport.binding import STATUS_DETAILS_KEY, incident_status
 from conveyor_server.transport.completion.cork import Connection
 from conveyor_server.transport.ends import Served
@@ -34,6 +35,9 @@ class Home(Protocol):
     max_unsent_bytes: int
     condition: threading.Condition
 
+    def cancelled(self, rpc: Any) -> bool:
+        """The client ended the call, or its connection did, before it was ended here."""
+
     def over(self, rpc: Any) -> None:
         """Nothing of the stream's is under way: if nothing else is, and the call has ended, it is let go."""
 
@@ -48,12 +52,24 @@ class Stream:
         pace: how fast it is read; None: as fast as messages come.
         ended: called once the call is gone, after `Served.broken`.
         unsent_bytes: of messages that were put and not taken by the transport.
+        trace: of the call, where calls are traced.
     """
 
     __slots__ = (
-        *("_closing", "_failure", "_greeted", "_held", "_max_unsent_bytes", "_next", "_queue", "_reading", "_receive"),
+        *(
+            "_cancelled",
+            "_closing",
+            "_failure",
+            "_greeted",
+            "_held",
+            "_max_unsent_bytes",
+            "_next",
+            "_queue",
+            "_reading",
+            "_receive",
+        ),
         *("_resting", "_rpc", "_sending", "_served", "_server", "_statused", "_touched", "_wants"),
-        *("call", "connection", "context", "ended", "pace", "unsent_bytes"),
+        *("call", "connection", "context", "ended", "pace", "trace", "unsent_bytes"),
     )
 
     def __init__(self, server: "Home", rpc: Any, call: Any, context: Any, connection: Connection) -> None:
@@ -62,6 +78,7 @@ class Stream:
         self.unsent_bytes = 0
         self.ended: Callable[[], None] | None = None
         self.pace: Pace | None = None
+        self.trace: CallTrace | None = None
         self._server = server
         self._rpc = rpc
         self.call = call
@@ -74,7 +91,7 @@ class Stream:
         self._served: Served | None = None
         self._greeted = self._sending = self._reading = self._closing = self._touched = self._held = False
         # It was read too fast, and is read again later.
-        self._statused = self._resting = False
+        self._statused = self._cancelled = self._resting = False
         self._wants = True
         self._failure: status_pb2.Status | None = None
 
@@ -88,6 +105,11 @@ class Stream:
     def gathers(self) -> bool:
         """What follows its messages belongs into the same run."""
         return self._served is None or self._served.gathers
+
+    @property
+    def outcome(self) -> status_pb2.Status | None:
+        """How the call was ended here; None: it was not, but by its client or with its connection."""
+        return (self._failure or OK) if self._statused and not self._cancelled else None
 
     @property
     def has_more(self) -> bool:
@@ -162,7 +184,8 @@ class Stream:
                     if served.eager:
                         self.advance()
             except Exception as error:  # a defect: logged whole, told by its id, and no other stream's business
-                self.fail(incident_status(error))
+                with within(self.trace):
+                    self.fail(incident_status(error))
         if not self._touched:
             self._touch()
 
@@ -234,6 +257,7 @@ class Stream:
     def _over(self) -> None:
         """The last of it has come back. Nothing may hold what is gone until the garbage collector comes round."""
         served, ended = self._served, self.ended
+        self._cancelled = self._server.cancelled(self._rpc)
         self._rpc = self.call = self._served = self.ended = None
         if served is not None:
             served.broken()
