@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conveyor_server.doctor.finding import Finding, bad, good, warning
-from conveyor_server.repository.folder import MODEL_FILE, ModelFolder, is_name, is_version
+from conveyor_server.repository.folder import MODEL_FILE, ModelFolder, is_name, is_unfinished, is_version
 from conveyor_server.runner.base import RunnerUnavailable
 from conveyor_server.runner.nodes import tensors
 from conveyor_server.runner.step_file import StepFile, read_step_file
@@ -115,7 +115,7 @@ def _size(path: Path) -> int:
 
 def _passed_over(root: Path) -> Iterator[Finding]:
     for entry in sorted(root.iterdir()):
-        if not entry.is_dir() or entry.name.startswith("."):
+        if not entry.is_dir() or is_unfinished(entry.name):
             continue
         if not is_name(entry.name):
             yield warning(f"{entry} is passed over: its name is none of a model", "rename it: letters, digits, '._-'")
@@ -126,6 +126,8 @@ def _passed_over(root: Path) -> Iterator[Finding]:
             yield bad(f"{entry} cannot be read: {error.strerror}", f"chmod a+rx {entry}")
             continue
         for version in below:
+            if is_unfinished(version.name):
+                continue
             if version.is_dir() and not is_version(version.name):
                 yield warning(f"{version} is passed over: a version is a number without leading zeros", "rename it")
             elif version.is_dir() and not (version / MODEL_FILE).is_file():

@@ -36,7 +36,7 @@ class ModelFolder:
             OSError: the folder itself cannot be read.
         """
         entries = (entry.name for entry in self.root.iterdir())
-        names = sorted(name for name in entries if is_name(name) and not _is_unfinished(name))
+        names = sorted(name for name in entries if is_name(name) and not is_unfinished(name))
         found = {name: self.versions(name) for name in names}
         return {name: versions for name, versions in found.items() if versions}
 
@@ -67,7 +67,7 @@ class ModelFolder:
             return ()
         try:
             with os.scandir(path.parent) as entries:
-                files = sorted(entry.name for entry in entries if not _is_unfinished(entry.name))
+                files = sorted(entry.name for entry in entries if not is_unfinished(entry.name))
         except OSError:
             return ()  # it went meanwhile
         description = self.root / name / DESCRIPTION_FILE
@@ -85,7 +85,8 @@ class ModelFolder:
         return {key: look for key, look in found.items() if look}
 
 
-def _is_unfinished(name: str) -> bool:
+def is_unfinished(name: str) -> bool:
+    """True for what is hidden, or named as somebody's work that is not done."""
     return name.startswith(".") or name.endswith(_UNFINISHED)
 
 

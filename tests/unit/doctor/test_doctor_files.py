@@ -250,7 +250,8 @@ def test_what_is_passed_over(folder, model_file):
     (folder / "a b").mkdir(mode=0o755)
     (folder / "flat").mkdir(mode=0o755)
     (folder / "flat" / "model.onnx").write_bytes(model_file)
-    (folder / ".git").mkdir(mode=0o755)
+    for name in (".git", "m.tmp", "m/.upload"):
+        (folder / name / "x").mkdir(mode=0o755, parents=True)
     texts = [text for level, text in told(models.check, Settings(models=folder)) if level is WARNING]
     assert len(texts) == 4, texts
     for words in (
