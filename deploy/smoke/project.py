@@ -5,11 +5,12 @@ Invariant: what was started is taken down again, volumes included, whatever happ
 
 import json
 import os
+import shutil
 import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +23,22 @@ _BUILD_S, _UP_S, _COMMAND_S = 3600, 900, 120
 
 class SmokeError(Exception):
     """Something is not as the compose file promises; the message says what, and what the services said last."""
+
+
+def require_engine() -> None:
+    """Returns where Compose and an engine are.
+
+    Raises:
+        SmokeError: one of them is not there; it says what to install or start.
+    """
+    if shutil.which("docker") is None:
+        raise SmokeError("there is no `docker` in PATH: install Docker with its compose plugin")
+    done = _run(["docker", "compose", "version", "--short"], os.environ, _COMMAND_S)
+    if done.returncode:
+        raise SmokeError(f"Docker Compose 2.20 or newer is needed: {done.stderr.strip()}")
+    done = _run(["docker", "info", "--format", "{{.ServerVersion}}"], os.environ, _COMMAND_S)
+    if done.returncode:
+        raise SmokeError(f"no engine answers: {(done.stderr or done.stdout).strip()}")
 
 
 class Project:
@@ -38,12 +55,6 @@ class Project:
         self._environment = {**os.environ, "MODELS_DIR": "models" if models is None else str(models)}
 
     def __enter__(self) -> Self:
-        done = self._run(["docker", "compose", "version", "--short"], _COMMAND_S)
-        if done.returncode:
-            raise SmokeError(f"Docker Compose 2.20 or newer is needed: {done.stderr.strip()}")
-        done = self._run(["docker", "info", "--format", "{{.ServerVersion}}"], _COMMAND_S)
-        if done.returncode:
-            raise SmokeError(f"no engine answers: {(done.stderr or done.stdout).strip()}")
         return self
 
     def __exit__(
@@ -103,15 +114,7 @@ class Project:
         return int(done.stdout)
 
     def _run(self, command: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(  # noqa: S603 - our own commands, no shell
-            command,
-            cwd=ROOT,
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout_s,
-        )
+        return _run(command, self._environment, timeout_s)
 
 
 def query(expression: str) -> dict[str, float]:
@@ -145,3 +148,9 @@ def wait_for(what: str, holds: Callable[[], bool], patience_s: float = 60.0) -> 
         if time.monotonic() > until:
             raise SmokeError(f"in {patience_s:g} s it never was so: {what}")
         time.sleep(0.5)
+
+
+def _run(command: list[str], environment: Mapping[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - our own commands, no shell
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=timeout_s
+    )

@@ -202,7 +202,8 @@ def test_the_overlay_takes_a_gpu_and_nothing_less() -> None:
         assert service["build"]["args"]["EXTRA"] == "server-gpu"
         assert service["image"] != plain[name]["image"]
         # `auto` would go on with the CPU.
-        assert service["environment"] == {**plain[name]["environment"], "CONVEYOR_DEVICE": "cuda"}
+        added = {"CONVEYOR_DEVICE": "cuda", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+        assert service["environment"] == {**plain[name]["environment"], **added}
 
 
 def test_names_of_profiles_are_the_documents(root: Path) -> None:

@@ -1,7 +1,7 @@
 """deploy/kubernetes: built by kubectl, taken by Kubernetes' own schemas, and in agreement with the settings.
 
-Invariant: no cluster is asked. Kubernetes' schemas know no custom resources; the operator's, for the ServiceMonitor, let
-names pass that they do not know, so its few fields are held here too.
+Invariant: no cluster is asked. Kubernetes' schemas know no custom resources; the operator's, for the ServiceMonitor,
+let names pass that they do not know, so its few fields are held here too.
 """
 
 import copy
