@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from conveyor._core.retry import Backoff
 from conveyor._io.base import Io
 from conveyor._settings import Settings
+from conveyor._trace import joined, of_caller
 from conveyor.errors import ConnectionLost, Draining, StoreUnavailable
 
 R = TypeVar("R", bound=Message)
@@ -79,7 +80,8 @@ class Calls:
         bound_s = self._settings.timeout_s if timeout_s is None else timeout_s
         while True:
             try:
-                return await self._io.call(path, request, method.response, bound_s, self._settings.headers(session_id))
+                metadata = joined(self._settings.headers(session_id), of_caller())
+                return await self._io.call(path, request, method.response, bound_s, metadata)
             except (ConnectionLost, Draining, StoreUnavailable) as error:
                 chance = random.random()  # noqa: S311 - jitter, no secret
                 delay_s = backoff.failed(self._io.now_s(), chance, at_least_s=error.retry_s or 0.0)

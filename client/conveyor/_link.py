@@ -17,6 +17,7 @@ from conveyor._core.retry import RetryPolicy
 from conveyor._core.stream import StreamCore
 from conveyor._core.ticket import Ticket
 from conveyor._io.base import Io, Metadata, Runner, Signal, Wire
+from conveyor._trace import joined, of_caller
 from conveyor.errors import ClientClosed, ConveyorError
 
 # How long a server may take to end a stream that was half-closed, before it is cut.
@@ -36,6 +37,7 @@ class Link:
         self.core = StreamCore(policy)
         self._io = io
         self._headers = headers
+        self._trace: Metadata = ()
         self._wire: Wire | None = None
         self._runner: Runner | None = None
         self._running = False
@@ -62,6 +64,8 @@ class Link:
                 self._wire.wake()
             if not self._running and self.core.wanted:
                 self._running = True
+                # Here: the runner has no caller. Its streams are of the trace of whoever needed the first of them.
+                self._trace = of_caller()
                 self._runner = self._io.spawn(self._run())
         finally:
             self._io.lock.__exit__(kind, error, traceback)
@@ -160,7 +164,7 @@ class Link:
     async def _converse(self) -> ConveyorError:
         """Opens a stream and reads it to its end, which is returned."""
         try:
-            metadata = self._headers()
+            metadata = joined(self._headers(), self._trace)
         except ConveyorError as error:
             return error
         with self as core:
