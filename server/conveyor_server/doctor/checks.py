@@ -6,7 +6,19 @@ Invariant: docs/doctor.md has a row for each of them.
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
-from conveyor_server.doctor import access, certificates, clock, devices, keys, limits, models, ports, runtime, stores
+from conveyor_server.doctor import (
+    access,
+    certificates,
+    clock,
+    collector,
+    devices,
+    keys,
+    limits,
+    models,
+    ports,
+    runtime,
+    stores,
+)
 from conveyor_server.doctor.finding import Finding, bad
 from conveyor_server.settings import Settings
 
@@ -22,6 +34,7 @@ CHECKS: Mapping[str, Check] = {
     "device": devices.check,
     "store": stores.check,
     "clock": clock.check,
+    "collector": collector.check,
     "limits": limits.check,
 }
 

@@ -14,7 +14,7 @@ import grpc
 import pytest
 import valkey
 from conveyor_proto.v1 import store_pb2
-from conveyor_server.doctor import checks, command, ports, stores, valkeys
+from conveyor_server.doctor import checks, collector, command, ports, stores, valkeys
 from conveyor_server.doctor.finding import Level, bad, good, warning
 from conveyor_server.keeper import head
 from conveyor_server.settings import Settings
@@ -312,6 +312,31 @@ def test_the_stores_clock():
     assert valkeys.clock(0.5).level is valkeys.clock(-0.5).level is GOOD
     assert "ahead of" in valkeys.clock(3.0).what
     assert "behind" in valkeys.clock(-3.0).what
+
+
+# ---------------------------------------------------------------- the collector
+
+
+def test_a_collector_that_is_there_and_one_that_is_not(free, monkeypatch):
+    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_SDK_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+    assert told(collector.check, Settings())[0][0] is GOOD
+    gone = Settings(traces=True, otlp_endpoint=f"http://me:secret@127.0.0.1:{free()}")
+    text = only(told(collector.check, gone), WARNING)
+    assert "no collector at 127.0.0.1" in text
+    assert "secret" not in text
+    assert only(told(collector.check, Settings(traces=True, otlp_endpoint="http://127.0.0.1:x")), WARNING)
+    with listening() as port:
+        for given, variable in ((f"http://127.0.0.1:{port}", ""), ("", f"127.0.0.1:{port}")):
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", variable)
+            assert f"127.0.0.1:{port}" in only(
+                told(collector.check, Settings(otlp_metrics=True, otlp_endpoint=given)), GOOD
+            )
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    assert "nothing is sent" in only(told(collector.check, gone), WARNING)
+    monkeypatch.delenv("OTEL_SDK_DISABLED")
+    monkeypatch.setattr(collector, "_is_installed", lambda _: False)
+    assert "conveyor[otel]" in only(told(collector.check, gone), BAD)
 
 
 # ---------------------------------------------------------------- the command
