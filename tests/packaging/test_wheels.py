@@ -15,6 +15,12 @@ PACKAGES = {"conveyor", "conveyor_proto", "conveyor_server", "conveyor_export"}
 BUILT = "from conveyor_server import compiled; print(compiled.BUILT)"
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "prometheus-client", "pandas", "scipy"}
 
+_OF_OTHER_EXTRAS = (
+    "conveyor_server.store.valkey",
+    "conveyor_server.telemetry.figures",
+    "conveyor_server.telemetry.spans",
+)
+
 
 def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
@@ -80,11 +86,11 @@ def test_server_brings_no_torch(wheel: Path, new_environment) -> None:
     helped = environment.run("conveyor", "serve", "--help")
     assert helped.returncode == 0, helped.stderr
     assert "--metrics-port" in helped.stdout
-    # Every module can be imported: nothing in it needs what the extra does not bring, but for the one that says so.
+    # Every module can be imported: nothing in it needs what the extra does not bring, but for those that say so.
     code = (
         "import importlib, pkgutil, conveyor_server\n"
         "for module in pkgutil.walk_packages(conveyor_server.__path__, 'conveyor_server.'):\n"
-        "    if module.name != 'conveyor_server.store.valkey': importlib.import_module(module.name)\n"
+        f"    if module.name not in {_OF_OTHER_EXTRAS}: importlib.import_module(module.name)\n"
     )
     imported = environment.run("python", "-c", code)
     assert imported.returncode == 0, imported.stderr
@@ -92,7 +98,9 @@ def test_server_brings_no_torch(wheel: Path, new_environment) -> None:
     start = ("conveyor", "serve", "--models", "models", "--port", "0", "--metrics-port", "0")
     refused = environment.run(*start, "--store", "valkey://127.0.0.1:1")
     assert (refused.returncode, "pip install 'conveyor[valkey]'" in refused.stderr) == (2, True), refused.stderr
-    environment.install(f"{wheel}[valkey]")
+    refused = environment.run(*start, "--traces")
+    assert (refused.returncode, "pip install 'conveyor[otel]'" in refused.stderr) == (2, True), refused.stderr
+    environment.install(f"{wheel}[valkey,otel]")
     # With it, there is a client, and what it says to the server lies in the wheel.
     code = (
         "from conveyor_server.store.opening import open_store\n"
@@ -100,6 +108,8 @@ def test_server_brings_no_torch(wheel: Path, new_environment) -> None:
     )
     opened = environment.run("python", "-c", code)
     assert (opened.returncode, opened.stdout) == (0, "valkey://127.0.0.1:1/0\n"), opened.stderr
+    imported = environment.run("python", "-c", f"import {', '.join(_OF_OTHER_EXTRAS)}")
+    assert imported.returncode == 0, imported.stderr
 
 
 def test_export_makes_a_model(wheel: Path, new_environment) -> None:

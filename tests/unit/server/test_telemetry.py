@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 import pytest
 from collector import Collector, attributes, collecting
+from conveyor_proto.inference import service_pb2 as infer_pb
 from conveyor_proto.v1 import session_pb2 as pb
 from conveyor_proto.v1 import session_pb2_grpc, tensor_pb2
 from conveyor_server import app as app_module
@@ -57,7 +58,7 @@ async def serving(models, collector: Collector, **fields):
     await asyncio.wait_for(app.warm.wait(), 20)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{app.port}") as channel:
         stub = session_pb2_grpc.SessionServiceStub(channel)
-        stub.app = app
+        stub.app, stub.channel = app, channel
         yield stub
     app.stop()
     assert await run == 0
@@ -92,11 +93,11 @@ def x(time_steps: int = 1) -> tensor_pb2.Tensor:
     return tensor_pb2.Tensor(data=np.ones((time_steps, 2), np.float32).tobytes())
 
 
-def frame(seq: int) -> pb.StepFrame:
+def frame(seq: int, *handles: int) -> pb.StepFrame:
     return pb.StepFrame(
-        handles=np.array([1], np.uint32).tobytes(),
-        seqs=np.array([seq], np.uint64).tobytes(),
-        columns=[np.ones((1, 2), np.float32).tobytes()],
+        handles=np.array(handles, np.uint32).tobytes(),
+        seqs=np.full(len(handles), seq, np.uint64).tobytes(),
+        columns=[np.ones((len(handles), 2), np.float32).tobytes()],
     )
 
 
@@ -126,7 +127,7 @@ async def test_a_stream_and_its_steps(models, collector, inline_run_s) -> None:
         assert await talk.attach() == "attached"
         # By itself first, then as the compiled part knows it; in a frame; and longer than one run takes.
         assert [await talk.step(seq) for seq in (1, 2, 3)] == ["result"] * 3
-        assert await talk.say(frame=frame(4)) == "frame"
+        assert await talk.say(frame=frame(4, 1)) == "frame"
         assert await talk.step(5, time_steps=40) == "result"
         assert await talk.step(9) == "error"
         await talk.end()
@@ -153,6 +154,47 @@ async def test_a_stream_and_its_steps(models, collector, inline_run_s) -> None:
         assert times(stream)[0] <= times(step)[0] < times(step)[1] <= times(stream)[1]
         check_step(collector, step, rows=1)
     assert {span.trace_id.hex() for span in collector.spans} == {TRACE}
+
+
+@pytest.mark.parametrize("inline_run_s", [1.0, 0.0])
+async def test_each_step_of_a_frame_is_its_own_sessions(models, collector, inline_run_s) -> None:
+    async with serving(models, collector, inline_run_s=inline_run_s) as stub:
+        talk = Talk(stub)
+        for handle in (1, 2, 3):
+            attach = pb.AttachSession(handle=handle, session_id=f"s{handle}", model="last")
+            attach.mode = pb.AttachSession.MODE_CREATE
+            assert await talk.say(attach=attach) == "attached"
+        # By arrays, and once they are known by the compiled part; the sessions are not in one order.
+        for seq, handles in enumerate(((1, 2, 3), (3, 1, 2), (2, 3, 1)), start=1):
+            assert await talk.say(frame=frame(seq, *handles)) == "frame"
+        await talk.end()
+    steps = collector.named("step")
+    which = {(attributes(step)["conveyor.session.id"], attributes(step)["conveyor.step.seq"]) for step in steps}
+    assert which == {(f"s{handle}", seq) for handle in (1, 2, 3) for seq in (1, 2, 3)}
+    assert len(steps) == 9
+    for step in steps:
+        check_step(collector, step, rows=3)
+    assert attributes(collector.one(STREAM))["conveyor.steps"] == 9
+
+
+async def test_inference_calls_and_their_steps(models, collector) -> None:
+    request = infer_pb.ModelInferRequest(model_name="last")
+    request.parameters["sequence_id"].int64_param = 7
+    request.parameters["sequence_start"].bool_param = True
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 1, 2])
+    request.raw_input_contents.append(np.ones((1, 1, 2), np.float32).tobytes())
+    async with serving(models, collector) as stub:
+        infer = stub.channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=infer_pb.ModelInferRequest.SerializeToString,
+            response_deserializer=infer_pb.ModelInferResponse.FromString,
+        )
+        await infer(request, metadata=FROM)
+    call = collector.one("inference.GRPCInferenceService/ModelInfer")
+    assert (call.parent_span_id.hex(), attributes(call)["rpc.response.status_code"]) == (PARENT, "OK")
+    step = collector.one("step")
+    assert step.parent_span_id == call.span_id
+    check_step(collector, step, rows=1)
 
 
 async def test_a_unary_call_and_its_step(models, collector) -> None:
