@@ -130,8 +130,8 @@ def all_finite(array: Array) -> bool:
     if array.dtype.kind != "f":
         return True
     flat = array.reshape(-1)
-    # A product with ones: of all sums the fastest, and the one that does not warn.
-    if math.isfinite(flat.dot(_ones(flat.dtype, len(flat)))):
+    # A product with ones: of all sums the fastest. Unlike `dot`, this one does not warn of infinities that cancel out.
+    if math.isfinite(np.vdot(flat, _ones(flat.dtype, len(flat)))):  # type: ignore[arg-type]  # of floats, as above
         return True
     return bool(np.isfinite(flat).all())
 

@@ -17,6 +17,7 @@ from conveyor_server.store.memory import MemoryStore
 from conveyor_server.transport.intake import Intake
 from conveyor_server.transport.stream import StreamCall
 from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2
 from replicas import MODEL, Clock, Replica, Sink
 
 # Inputs after which both begin anew: sessions that were made up on the way would fill them.
@@ -175,5 +176,16 @@ def _texts(told: Sequence[bytes]) -> list[str]:
         if data.startswith(b"failed"):
             lines.append(repr(data))
         else:
-            lines.append(_CHANCE.sub("", str(pb.StreamResponse.FromString(data))))
+            lines.append(_CHANCE.sub("", str(_in_order(pb.StreamResponse.FromString(data)))))
     return sorted(lines)
+
+
+def _in_order(told: pb.StreamResponse) -> pb.StreamResponse:
+    """The same, with the metadata of a refusal in one order: protobuf's maps have none."""
+    for kind in ("error", "errors"):
+        if told.HasField(kind):
+            for detail in getattr(told, kind).status.details:
+                info = error_details_pb2.ErrorInfo()
+                if detail.Unpack(info):
+                    detail.value = info.SerializeToString(deterministic=True)
+    return told

@@ -7,14 +7,16 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from concurrent import futures
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import grpc.aio
 from conveyor_proto.codec import WireError
 from conveyor_proto.reasons import DOMAIN, Fault, to_status
+from conveyor_proto.v1 import errors_pb2 as e
 from google.protobuf.any_pb2 import Any as PackedAny
 from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
@@ -171,7 +173,7 @@ def _handlers(
         door = Door(gate, path_of(service, method.name), wording(servicer))
         handlers[method.name] = grpc.unary_unary_rpc_method_handler(
             guard(door, getattr(servicer, _snake(method.name))),
-            request_deserializer=GetMessageClass(method.input_type).FromString,
+            request_deserializer=_reader(GetMessageClass(method.input_type)),
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
     return handlers
@@ -207,6 +209,31 @@ class _Traced:
             self._trace.end(self._status)
 
 
+class _Unreadable:
+    """What stands for a message that is none: gRPC would log its own exception, and answer that the server failed."""
+
+    def __init__(self, kind: str) -> None:
+        self.fault = Fault(
+            e.ERROR_REASON_MESSAGE_INVALID,
+            f"the call's message is no {kind}: send what the contract describes",
+            {"field": "message"},
+        )
+
+
+async def _refuse(message: _Unreadable) -> NoReturn:
+    raise Refused(message.fault)
+
+
+def _reader(kind: type[Message]) -> Callable[[bytes], Message | _Unreadable]:
+    def read(data: bytes) -> Message | _Unreadable:
+        try:
+            return kind.FromString(data)
+        except DecodeError:
+            return _Unreadable(kind.DESCRIPTOR.name)
+
+    return read
+
+
 def _forget(future: "futures.Future[Any]") -> None:
     future.cancel()
 
@@ -215,7 +242,7 @@ async def _answer(method: Method, request: Any, calls: Calls, metrics: Metrics, 
     """What the method answers, or the Status of its refusal."""
     with calls:
         try:
-            return await method(request)
+            return await (_refuse(request) if isinstance(request, _Unreadable) else method(request))
         except (Refused, WireError) as refusal:
             status = words(refusal.fault)
         except Exception as error:  # a defect: logged whole, told by its id

@@ -79,6 +79,7 @@ def test_inputs_by_name_in_any_order_and_by_position(spec):
         (lambda: tensors(x=np.ones((2, 5), np.float32)), "INPUT_SHAPE", "x"),
         (lambda: tensors(x=np.array([[1, np.nan], [1, 1]], np.float32)), "INPUT_NON_FINITE", "x"),
         (lambda: tensors(speaker=np.array([1, np.inf, 0], np.float32)), "INPUT_NON_FINITE", "speaker"),
+        (lambda: tensors(speaker=np.array([-np.inf, np.inf, 0], np.float32)), "INPUT_NON_FINITE", "speaker"),
     ],
 )
 def test_what_does_not_fit(spec, make, reason, name):

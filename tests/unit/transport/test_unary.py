@@ -187,3 +187,12 @@ async def test_a_drain_waits_for_unary_calls(server, make_tensor) -> None:
     server.runner.gate.set()
     assert (await step).seq == 1
     assert await drain is True
+
+
+async def test_what_is_no_message_is_refused_as_that(server, caplog: pytest.LogCaptureFixture) -> None:
+    call = server.channel.unary_unary("/conveyor.v1.SessionService/Step")
+    _, fault = await refusal(call(b"\xff\xff\xff"))
+    assert (fault.reason, fault.metadata) == (e.ERROR_REASON_MESSAGE_INVALID, {"field": "message"})
+    assert "StepRequest" in fault.message
+    assert not caplog.records, "whoever sends such could fill the log"
+    assert await create(server, "a")
