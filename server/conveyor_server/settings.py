@@ -196,8 +196,9 @@ class Settings:
     on_new_version: Annotated[
         OnNewVersion,
         _Doc(
-            "what becomes of a model's sessions when a newer version of it is loaded: pin, they stay on theirs until "
-            "they end; migrate, they move, where inputs, outputs and states are equal; close, they are closed"
+            "what becomes of a model's sessions when a newer version of it is loaded, or their version's file is "
+            "replaced or gone: pin, they stay on theirs until they end; migrate, they move, where inputs, outputs and "
+            "states are equal; close, they are closed"
         ),
     ] = "pin"
     watch: Annotated[

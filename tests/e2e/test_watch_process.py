@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conveyor.cli import main as cli
 from conveyor_export import export
 from conveyor_proto.spec import METADATA_KEY, dump_spec, parse_spec
 from onnx import numpy_helper
@@ -158,6 +159,9 @@ def test_a_good_model_is_swapped_in_under_traffic_and_bad_ones_are_not(
             assert (model.status, model.latest) == ("ready", True)
         publish(folder / "lstm" / "2", good)
         seen(client, "2", lambda model: not model.failure)
+        # By hand, without a version: the highest in the folder, which is bad as before.
+        assert cli.main(["models", "--target", server.target, "load", "lstm"]) == 1
+        assert cli.main(["models", "--target", server.target, "load", "lstm", "--version", "2", "--reload"]) == 0
         first.stop()
         second.stop()
         assert (first.error, second.error) == (None, None)

@@ -2,10 +2,10 @@
 
 import numpy as np
 import onnx
-from conveyor_proto import codec
+from conveyor_proto import codec, vectors
 from conveyor_proto import spec as specs
 from conveyor_proto.inference import service_pb2
-from conveyor_proto.v1 import session_pb2, spec_pb2, tensor_pb2
+from conveyor_proto.v1 import session_pb2, spec_pb2, tensor_pb2, vectors_pb2
 from conveyor_server import snapshot
 from conveyor_server.keeper import body
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -110,6 +110,18 @@ def onnx_files() -> list[bytes]:
     weights.data_location = onnx.TensorProto.EXTERNAL
     weights.external_data.add(key="location", value="../../etc/passwd")
     return [item.SerializeToString() for item in (plain, described, outside)]
+
+
+def verifier_vectors() -> list[bytes]:
+    made = vectors_pb2.VerifierVectors(vectors_version=1)
+    for time_steps, every in ((1, 1), (5, 3)):
+        made.vectors.add(
+            time_steps=time_steps,
+            inputs=[bytes(12 * time_steps), bytes(8)],
+            outputs=[vectors.expected(np.ones((time_steps, 2), np.float32), every, 1e-5)],
+            states=[vectors.expected(np.ones(4, np.float32), every, 0.0), vectors.expected(np.ones(1), 1, 1.0)],
+        )
+    return [vectors.dump_vectors(made).encode()]
 
 
 def bodies() -> list[bytes]:

@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
-from conveyor_proto import codec
+from conveyor_proto import codec, vectors
 from conveyor_proto import spec as specs
 from conveyor_proto.fingerprint import fingerprints
 from conveyor_proto.inference import service_pb2
@@ -194,6 +194,21 @@ def model_spec(data: bytes) -> str:
     return "ok"
 
 
+def verifier_vectors(data: bytes) -> str:
+    try:
+        found = vectors.parse_vectors(data.decode("utf-8", "replace"), SPEC)
+    except vectors.VectorsError as error:
+        return type(error).__name__
+    assert vectors.vectors_bytes(found) <= vectors.MAX_BYTES
+    for vector in found.vectors:
+        time_steps = vector.time_steps
+        assert [len(item) for item in vector.inputs] == [12 * time_steps, 8]
+        assert vectors.difference(vector.outputs[0], np.zeros((time_steps, 2), np.float32)) >= 0
+        for state, like in zip(vector.states, (np.zeros(4, np.float32), np.zeros(1)), strict=True):
+            assert vectors.difference(state, like) >= 0
+    return "ok"
+
+
 def model_yaml(data: bytes) -> str:
     try:
         parse_description(data)
@@ -303,6 +318,7 @@ def targets() -> list[Target]:
         Target("resume_token", [b"cvr1:1800000000.5:server-1"], resume_token, 3),
         Target("jwt", [_TOKEN], jwt, 3),
         Target("spec", [specs.dump_spec(SPEC).encode()], model_spec),
+        Target("vectors", seeds.verifier_vectors(), verifier_vectors),
         Target("model_yaml", [seeds.YAML], model_yaml, 5),
         Target("onnx", seeds.onnx_files(), onnx_file, 5),
         Target("access", [seeds.ACCESS], access, 5),

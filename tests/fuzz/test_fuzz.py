@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 INPUTS = 6_000
-TARGETS = 17
+TARGETS = 18
 # Targets with a defect each, which the fuzzer does not know.
 PLANTED = """
 import sys

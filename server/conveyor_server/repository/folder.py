@@ -55,7 +55,10 @@ class ModelFolder:
         if not (is_name(name) and is_version(version)):
             return None
         path = self.root / name / version / MODEL_FILE
-        return path if path.is_file() else None
+        try:
+            return path if path.is_file() else None
+        except OSError:
+            return None  # it cannot be looked at
 
     def look(self, name: str, version: str) -> Look:
         """How the files of a version look now; those that are hidden or named as unfinished do not count.
@@ -72,6 +75,16 @@ class ModelFolder:
             return ()  # it went meanwhile
         description = self.root / name / DESCRIPTION_FILE
         return ((f"../{DESCRIPTION_FILE}", stamp(description)), *((file, stamp(path.parent / file)) for file in files))
+
+    def is_gone(self, name: str, version: str) -> bool:
+        """The version's file is not there. Where that cannot be found out, it is not gone."""
+        try:
+            (self.root / name / version / MODEL_FILE).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False  # a file server that does not answer, or rights that changed
+        return False
 
     def looks(self) -> dict[tuple[str, str], Look]:
         """`look` of every version.

@@ -113,6 +113,10 @@ class Repository(Generic[EngineT]):
         """How the files of a version look now; empty: there are none. Any thread."""
         return self._folder.look(name, version)
 
+    def is_gone(self, name: str, version: str) -> bool:
+        """The folder has no file of that version any more, for certain. Any thread."""
+        return self._folder.is_gone(name, version)
+
     def looks(self) -> dict[tuple[str, str], Look]:
         """How every version in the folder looks now. Any thread.
 

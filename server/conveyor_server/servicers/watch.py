@@ -60,7 +60,8 @@ class Watch:
                 await self._load(name, version)
         # Afterwards, so that sessions have a newer version to move to.
         for name, version in sorted(set(seen) - set(found) - set(before)):
-            self._withdraw(name, version)
+            if await asyncio.to_thread(self._repository.is_gone, name, version):
+                self._withdraw(name, version)
 
     async def _look(self) -> dict[tuple[str, str], Look] | None:
         """What is there; None: the folder cannot be judged, and nothing is done."""

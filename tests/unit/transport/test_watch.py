@@ -1,7 +1,9 @@
 """What changes in the models' folder is taken up, once nobody writes to it any more; nothing good ends for it."""
 
 import asyncio
+import errno
 import shutil
+from pathlib import Path
 
 import pytest
 from conveyor_proto.v1 import model_pb2
@@ -195,6 +197,23 @@ async def test_a_folder_that_is_empty_or_unreadable_ends_nothing(server, watch, 
     away.rename(server.folder)
     await looks(watch, 3)
     assert there(server) == {"1": READY}
+
+
+async def test_a_file_that_cannot_be_looked_at_is_not_gone(server, watch, monkeypatch) -> None:
+    original, why = Path.stat, [OSError(errno.ESTALE, "Stale file handle")]
+
+    def stat(path: Path, **options: bool):
+        if "sum" in path.parts and path.name == "model.onnx" and why:
+            raise why[0]
+        return original(path, **options)
+
+    await watch.look()
+    monkeypatch.setattr(Path, "stat", stat)
+    await looks(watch, 3)
+    assert there(server) == {"1": READY}
+    why[0] = FileNotFoundError(errno.ENOENT, "No such file")
+    await looks(watch, 1)
+    assert there(server) == {"1": LEAVING}
 
 
 async def test_what_was_unloaded_by_hand_stays_so_until_its_file_changes(server, watch, loads) -> None:
