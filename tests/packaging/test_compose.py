@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from compose_process import FILE, GPU_FILE, config, resolved
+from conveyor_server import configuration
 from conveyor_server.settings import Settings
 
 ALWAYS = {"server", "prometheus", "grafana"}
@@ -204,6 +205,21 @@ def test_the_overlay_takes_a_gpu_and_nothing_less() -> None:
         # `auto` would go on with the CPU.
         added = {"CONVEYOR_DEVICE": "cuda", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
         assert service["environment"] == {**plain[name]["environment"], **added}
+
+
+def test_the_override_of_the_docs_lets_in_those_alone_who_are_named(root: Path, tmp_path: Path) -> None:
+    text = (root / "docs" / "deployment.md").read_text()
+    (override,) = [block for block in text.split("```yaml\n") if block.startswith("services:\n")]
+    file = tmp_path / "compose.override.yml"
+    file.write_text(override.partition("```")[0])
+    server = resolved(FILE, file)["services"]["server"]
+    published = {port["target"]: port.get("host_ip", "") for port in server["ports"]}
+    assert published == {Settings().port: "", Settings().metrics_port: "127.0.0.1"}
+    settings = configuration.load([], {"CONVEYOR_HOST": "0.0.0.0", **server["environment"]})  # noqa: S104
+    assert settings.allow_anonymous is False
+    (folder,) = [mount["target"] for mount in server["volumes"] if mount["type"] == "bind"]
+    for path in (settings.access, settings.tls_certificate, settings.tls_key):
+        assert str(path).startswith(f"{folder}/")
 
 
 def test_names_of_profiles_are_the_documents(root: Path) -> None:

@@ -4,13 +4,17 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 import tomllib
 from fnmatch import fnmatch
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
 from conveyor_server.settings import Settings
+
+from examples._demo.server import Server
 
 DOCKERFILES = ["server/Dockerfile", "examples/Dockerfile"]
 # Instructions and their arguments.
@@ -114,12 +118,40 @@ def test_variables_are_settings_and_ports_are_theirs(environment: dict[str, str]
     assert _of(last_stage, "EXPOSE").split() == [str(settings.port), str(settings.metrics_port)]
 
 
-def test_health_is_readiness_and_light(last_stage: Lines) -> None:
-    _, command = _of(last_stage, "HEALTHCHECK").split("CMD", 1)
-    code = yaml.safe_load(command)[-1]
-    compile(code, "healthcheck", "exec")
-    assert "/readyz" in code
-    assert "grpc" not in code
+def test_health_is_what_readyz_says(last_stage: Lines, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    with Server(tmp_path / "models", tmp_path / "log") as server:
+        assert _health(last_stage, server.metrics_port).returncode == 0
+    gone = _health(last_stage, server.metrics_port)
+    assert gone.returncode == 1
+    assert "ConnectionRefusedError" in gone.stderr
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, 0), (503, 1), (404, 1)])
+def test_health_goes_by_the_status(last_stage: Lines, status: int, expected: int) -> None:
+    asked = []
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as pages:
+        thread = threading.Thread(target=pages.handle_request)
+        thread.start()
+        assert _health(last_stage, pages.server_port).returncode == expected
+        thread.join()
+    assert asked == ["/readyz"]
+
+
+def test_health_imports_nothing_that_takes_time(last_stage: Lines) -> None:
+    command = _health_command(last_stage)
+    assert {"-I", "-S"} <= set(command)
+    assert set(re.findall(r"\bimport ([\w, ]+)", command[-1])) == {"os, socket, sys"}
 
 
 def test_the_server_is_told_to_stop(last_stage: Lines) -> None:
@@ -157,6 +189,18 @@ def _lines(text: str) -> Lines:
 
 def _of(lines: Lines, instruction: str) -> str:
     return [arguments for name, arguments in lines if name == instruction][-1]
+
+
+def _health_command(lines: Lines) -> list[str]:
+    command: list[str] = yaml.safe_load(_of(lines, "HEALTHCHECK").split("CMD", 1)[1])
+    return [sys.executable if word == "python" else word for word in command]
+
+
+def _health(lines: Lines, port: int) -> subprocess.CompletedProcess[str]:
+    environment = {"CONVEYOR_METRICS_PORT": str(port)}
+    return subprocess.run(
+        _health_command(lines), env=environment, capture_output=True, text=True, check=False, timeout=30
+    )
 
 
 def _version(root: Path) -> str:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILE, GPU_FILE = "docker-compose.yml", "compose.gpu.yml"
 
 
-def resolved(*files: str, profiles: tuple[str, ...] = (), **environment: str) -> dict[str, Any]:
+def resolved(*files: str | Path, profiles: tuple[str, ...] = (), **environment: str) -> dict[str, Any]:
     """What `docker compose config` makes of files: anchors merged, variables filled in, paths absolute.
 
     Raises:
