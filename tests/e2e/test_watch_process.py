@@ -17,6 +17,9 @@ from conveyor_proto.spec import METADATA_KEY, dump_spec, parse_spec
 from onnx import numpy_helper
 
 from tests.e2e.conftest import FEATURES, Nets, Tagger, serving
+from tests.e2e.test_workers import StartWorkers, start_workers
+
+__all__ = ["start_workers"]
 
 Change = Callable[[bytes], bytes]
 
@@ -173,3 +176,16 @@ def test_a_good_model_is_swapped_in_under_traffic_and_bad_ones_are_not(
         np.testing.assert_allclose(np.array(second.answers), truth, atol=1e-4)
         assert server.stop() == 0
         assert "Traceback" not in server.log.read_text()
+
+
+def test_each_worker_watches_by_itself(
+    nets: Nets, tmp_path: Path, later: tuple[Tagger, bytes], start_workers: StartWorkers
+) -> None:
+    folder = tmp_path / "models"
+    shutil.copytree(nets.folder / "lstm" / "1", folder / "lstm" / "1")
+    group = start_workers("--models", str(folder), "--watch", "0.05")
+    group.workers(2)
+    publish(folder / "lstm" / "2", later[1])
+    group.heard(r"serving lstm/2 on cpu: .* checked by 4 verifier vectors", 2)
+    shutil.rmtree(folder / "lstm" / "1")
+    group.heard(r"lstm/1 is served no more: its file is gone", 2)
