@@ -295,7 +295,8 @@ class Repository(Generic[EngineT]):
 
     def is_latest(self, item: ModelVersion[EngineT]) -> bool:
         """True where new sessions that name no version get this one."""
-        return item.engine is not None and self.find(item.name) is item
+        ready = [other for other in self._versions.get(item.name, {}).values() if other.engine is not None]
+        return bool(ready) and max(ready, key=_number) is item
 
     def _put(self, item: ModelVersion[EngineT]) -> ModelVersion[EngineT]:
         self._versions.setdefault(item.name, {})[item.version] = item

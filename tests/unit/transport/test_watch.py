@@ -148,6 +148,26 @@ async def test_what_is_gone_goes_with_its_last_session(server, watch) -> None:
     assert there(server) == {"1": READY, "2": READY}
 
 
+async def test_the_last_version_that_is_gone_is_told_of_while_it_has_sessions(server, watch) -> None:
+    stream = server.stream()
+    await stream.attached(1, "s")
+    await watch.look()
+    shutil.rmtree(server.folder / "sum")
+    await looks(watch)
+    models = (await server.models.ListModels(model_pb2.ListModelsRequest())).models
+    assert [(model.name, model.status, model.latest, model.sessions) for model in models] == [
+        ("other", READY, True, 0),
+        ("sum", LEAVING, False, 1),
+    ]
+    request = model_pb2.GetModelRequest(name="sum", version="1", digest=models[1].spec.digest)
+    assert (await server.models.GetModel(request)).model.status == LEAVING
+    assert await stream.answer(1, 1, 1.0) == [11.0]
+    # And somebody else resumes it.
+    other = server.stream()
+    await other.attached(1, "s", mode=pb.AttachSession.MODE_RESUME)
+    assert await other.answer(1, 2, 1.0) == [12.0]
+
+
 async def test_sessions_of_what_is_gone_move_where_the_policy_says_so(server, watch) -> None:
     server.loader._succession._policy = "migrate"
     stream = server.stream()
