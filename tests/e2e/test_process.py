@@ -142,6 +142,7 @@ def test_the_command_tells_grpc_in_time_and_stays_the_same_process(nets, tmp_pat
 def test_cuda_is_refused_where_there_is_none(nets, tmp_path, has_models):
     folder = nets.folder if has_models else tmp_path
     command = [sys.executable, "-m", "conveyor_server", "--models", str(folder), "--device", "cuda", "--port", "0"]
+    command += ["--metrics-port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
     assert "CUDA" in done.stderr

@@ -100,6 +100,7 @@ class Group:
 
 def command(models: Path, *flags: str) -> list[str]:
     serve = [sys.executable, "-W", "error", "-m", "conveyor_server", "--models", str(models), "--workers", "2"]
+    serve += ["--log-format", "text"]
     return [*serve, "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", *flags]
 
 
