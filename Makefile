@@ -44,7 +44,7 @@ soak: env ## sessions under faults for MINUTES=30; SEED=... draws the same fault
 INPUTS ?= 1000000
 .PHONY: fuzz
 fuzz: env ## every decoder with INPUTS=1000000 inputs that look for what none has reached; SEED=... draws them again
-	$(BIN)/python -m tests.fuzz.fuzz --inputs $(INPUTS) $(if $(SEED),--seed $(SEED)) 2>/dev/null
+	$(BIN)/python -m tests.fuzz.fuzz --inputs $(INPUTS) $(if $(SEED),--seed $(SEED))
 
 .PHONY: check
 check: env ## static checks: ruff, mypy strict, import-linter, stubs fresh

@@ -110,7 +110,7 @@ class RawLane:
             in_flight=case.in_flight,
             echo=case.target in ECHOES,
         )
-        self._load = Load(address, spec, inputs_of(server, case.model))
+        self._load = Load(address, spec, inputs_of(server, LoadSpec(model=case.model)))
 
     def open(self) -> None:
         """As Lane.open."""

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import conveyor
 import numpy as np
-from conveyor.bench import LoadError
+from conveyor.bench import LoadError, LoadSpec
 from conveyor.bench.model import inputs_of
 from numpy.typing import NDArray
 
@@ -29,7 +29,7 @@ class SdkLane:
     """
 
     def __init__(self, address: str, case: Case) -> None:
-        (spec,) = inputs_of(address, case.model)
+        (spec,) = inputs_of(address, LoadSpec(model=case.model))
         rng = np.random.default_rng(case.sessions)
         self._tokens: Tokens = rng.standard_normal((case.sessions, *spec.shape), np.float32)
         self._case = case

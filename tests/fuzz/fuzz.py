@@ -8,6 +8,8 @@ an input that raises, takes over HANG_S, or makes Python and numpy allocate beyo
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import sys
@@ -48,8 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", type=Path, help="inputs to try, instead of new ones")
     given = parser.parse_args(arguments)
     # What they import from here on is instrumented, so that the fuzzer sees which branches an input takes. It says so
-    # of each module, to standard error.
-    with atheris.instrument_imports(include=["conveyor_server", "conveyor_proto"]):
+    # of each module.
+    quiet = contextlib.redirect_stderr(io.StringIO())
+    with quiet, atheris.instrument_imports(include=["conveyor_server", "conveyor_proto"]):
         from tests.fuzz.targets import targets
     chosen = [target for target in targets() if given.target in {None, target.name}]
     if not chosen:

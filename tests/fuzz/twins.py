@@ -62,6 +62,14 @@ def _frame(handles: Sequence[int], seqs: Sequence[int], lengths: Sequence[int]) 
     )
 
 
+class Different(Exception):
+    """The two told their clients different things; what led there is in the message."""
+
+    def __init__(self, history: Sequence[bytes], first: Sequence[str], second: Sequence[str]) -> None:
+        fed = "\n".join(data.hex() for data in history)
+        super().__init__(f"after\n{fed}\none said\n{first}\nand the other\n{second}")
+
+
 class Paper(Sink):
     """Where a stream's messages go; one that is failed says so."""
 
@@ -125,6 +133,8 @@ class Twins:
     def __init__(self) -> None:
         self._servers: tuple[_Server, ...] = ()
         self._fed = 0
+        # What both were fed, as it was told from where they began.
+        self._history: list[bytes] = []
 
     def run(self, data: bytes) -> str:
         """Feeds both, and compares; see targets.Target.
@@ -134,15 +144,18 @@ class Twins:
         if self._fed % _LIFE == 0:
             for server in self._servers:
                 server.end()
+            self._history.clear()
             self._servers = tuple(_Server(use_compiled=way) for way in (compiled.BUILT, False))
         self._fed += 1
         if data and data[0] in _KINDS:
             data = bytes((data[0] << 3 | 2,)) + _varint(len(data) - 1) + data[1:]
         if self._fed % _BROKEN and not _is_message(data):
             return "no message"
+        self._history.append(data)
         told = [server.feed(data) for server in self._servers]
         first, second = (_texts(each) for each in told)
-        assert first == second
+        if first != second:
+            raise Different(self._history, first, second)
         for server in self._servers:
             server.step_neighbour()
         if any(message.startswith(b"failed") for message in told[0]):

@@ -57,7 +57,7 @@ class Load:
         spec, topology = self._spec, Topology.of(self._spec)
         inputs = self._inputs
         if inputs is None:
-            inputs = inputs_of(self._target, spec.model, spec.version, spec.root_certificates)
+            inputs = inputs_of(self._target, spec)
         windows = np.zeros(spec.streams, np.int64)
         connections = [Connection(int(first), windows) for first in topology.first_stream[:-1]]
         self._sockets = Sockets(self._target, connections, spec.root_certificates)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,26 +18,25 @@ from conveyor.bench.spec import LoadError, LoadSpec
 _MAX_POOL_BYTES = 64 << 20
 
 
-def inputs_of(
-    target: str, model: str, version: str = "", root_certificates: Path | None = None, timeout_s: float = 10.0
-) -> list[spec_pb2.TensorSpec]:
-    """Asks a server for a model's inputs.
+def inputs_of(target: str, spec: LoadSpec, timeout_s: float = 10.0) -> list[spec_pb2.TensorSpec]:
+    """Asks a server for the inputs of a load's model.
 
     Raises:
         LoadError: no answer, or no such model.
     """
-    if root_certificates is None:
+    if spec.root_certificates is None:
         channel = grpc.insecure_channel(target)
     else:
-        credentials = grpc.ssl_channel_credentials(root_certificates.read_bytes())
+        credentials = grpc.ssl_channel_credentials(spec.root_certificates.read_bytes())
         channel = grpc.secure_channel(target, credentials)
     with channel:
         stub: Any = ModelServiceStub(channel)
         try:
-            answer = stub.GetModel(model_pb2.GetModelRequest(name=model, version=version), timeout=timeout_s)
+            request = model_pb2.GetModelRequest(name=spec.model, version=spec.version)
+            answer = stub.GetModel(request, timeout=timeout_s, metadata=spec.metadata)
         except grpc.RpcError as error:
             details: Any = error
-            raise LoadError(f"{target}, model {model}: {details.details()}", code=details.code()) from None
+            raise LoadError(f"{target}, model {spec.model}: {details.details()}", code=details.code()) from None
     return list(answer.model.spec.inputs)
 
 

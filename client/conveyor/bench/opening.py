@@ -18,7 +18,6 @@ from conveyor.bench.spec import LoadError, LoadSpec
 from conveyor.bench.topology import Topology
 
 PATH = "/conveyor.v1.SessionService/Stream"
-_ECHO = (("conveyor-diagnostics", "echo"),)
 # A server that is away, or slow to end its streams, is not waited for longer.
 _CLOSE_TIMEOUT_S = 5.0
 
@@ -38,7 +37,7 @@ class Opening:
         self._spec = spec
         self._topology = topology
         scheme = "http" if spec.root_certificates is None else "https"
-        self._headers = http2.request_headers(authority, PATH, scheme, _ECHO if spec.echo else ())
+        self._headers = http2.request_headers(authority, PATH, scheme, spec.metadata)
         self._unanswered = 0
 
     def open(self) -> None:

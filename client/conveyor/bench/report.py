@@ -7,6 +7,7 @@ served, steps that were never sent.
 import os
 import platform
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from conveyor.bench.histogram import Histogram, Percentiles
@@ -93,7 +94,7 @@ def to_json(target: str, spec: LoadSpec, processes: int, result: LoadResult) -> 
     """All of it. Times in seconds, of histograms in nanoseconds."""
     return {
         "target": target,
-        "load": {**asdict(spec), "root_certificates": spec.root_certificates and str(spec.root_certificates)},
+        "load": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(spec).items()},
         "processes": processes,
         "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
         "elapsed_s": result.elapsed_s,

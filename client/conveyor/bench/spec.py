@@ -52,6 +52,7 @@ class LoadSpec:
         answer_timeout_s: silence of the server after which the load gives up.
         tick_s: least time between two looks at the network, so that many answers share one; None: as `tick` says.
         root_certificates: encrypt, and trust the authorities in this PEM file; None: no TLS.
+        token_file: file of the bearer token to show; None: none.
         integers_below: inputs of whole numbers, such as token ids, are drawn from 0 to one less.
         seed: of inputs and arrivals.
     """
@@ -73,6 +74,7 @@ class LoadSpec:
     answer_timeout_s: float = 30.0
     tick_s: float | None = None
     root_certificates: Path | None = None
+    token_file: Path | None = None
     integers_below: int = 2
     seed: int = 0
 
@@ -92,6 +94,21 @@ class LoadSpec:
             raise ValueError("shed is for steps that fall due: a closed loop has none to give up, see pattern")
         if not self.burst_s > 0:
             raise ValueError(f"burst_s is a number of seconds above 0, not {self.burst_s}")
+
+    @property
+    def metadata(self) -> list[tuple[str, str]]:
+        """What is sent ahead of every call.
+
+        Raises:
+            LoadError: the token cannot be read.
+        """
+        metadata = [("conveyor-diagnostics", "echo")] if self.echo else []
+        if self.token_file is not None:
+            try:
+                metadata.append(("authorization", f"Bearer {self.token_file.read_text().strip()}"))
+            except OSError as error:
+                raise LoadError(f"{self.token_file} cannot be read: {error.strerror}") from error
+        return metadata
 
     @property
     def tick(self) -> float:

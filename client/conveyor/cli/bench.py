@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser, target: str) -> None:
     """The command's options; `target` is the default one."""
     parser.add_argument("--target", default=target, metavar="HOST:PORT", help="the server; default: %(default)s")
     parser.add_argument("--ca", "--tls-ca", type=Path, metavar="PEM", help="encrypt, and trust these root certificates")
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        default=os.environ.get("CONVEYOR_TOKEN_FILE"),
+        help="file of the bearer token to show; default: CONVEYOR_TOKEN_FILE",
+    )
     parser.add_argument("--model", required=True, metavar="NAME", help="the model to step")
     parser.add_argument("--version", default="", metavar="V", help="the model's version; default: the latest")
     load = parser.add_argument_group("load")
@@ -129,6 +137,7 @@ def _spec(arguments: argparse.Namespace) -> Any:
         echo=arguments.echo,
         integers_below=arguments.integers_below,
         root_certificates=arguments.ca,
+        token_file=arguments.token_file,
     )
 
 
