@@ -81,7 +81,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_STATE_NON_FINITE: _ErrorReason.ValueType  # 84
     """FAILED_PRECONDITION. metadata: session_id, seq. The step would have made the state non-finite; nothing moved."""
     ERROR_REASON_MODEL_INVALID: _ErrorReason.ValueType  # 85
-    """FAILED_PRECONDITION. metadata: model, version. The file cannot be served."""
+    """FAILED_PRECONDITION. metadata: model, version, tensor, difference. The file cannot be served; the last two where it
+    fails its verifier vectors.
+    """
     ERROR_REASON_MODEL_IN_USE: _ErrorReason.ValueType  # 86
     """FAILED_PRECONDITION. metadata: model, version, sessions. Unload needs `force` while sessions live."""
     ERROR_REASON_SNAPSHOT_INVALID: _ErrorReason.ValueType  # 100
@@ -175,7 +177,9 @@ ERROR_REASON_MODEL_MISMATCH: ErrorReason.ValueType  # 83
 ERROR_REASON_STATE_NON_FINITE: ErrorReason.ValueType  # 84
 """FAILED_PRECONDITION. metadata: session_id, seq. The step would have made the state non-finite; nothing moved."""
 ERROR_REASON_MODEL_INVALID: ErrorReason.ValueType  # 85
-"""FAILED_PRECONDITION. metadata: model, version. The file cannot be served."""
+"""FAILED_PRECONDITION. metadata: model, version, tensor, difference. The file cannot be served; the last two where it
+fails its verifier vectors.
+"""
 ERROR_REASON_MODEL_IN_USE: ErrorReason.ValueType  # 86
 """FAILED_PRECONDITION. metadata: model, version, sessions. Unload needs `force` while sessions live."""
 ERROR_REASON_SNAPSHOT_INVALID: ErrorReason.ValueType  # 100
