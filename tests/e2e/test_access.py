@@ -1,7 +1,9 @@
 """Tokens, JWTs and certificates against the real process: who may, what is whose, and how a token is taken back."""
 
+import contextlib
 import hashlib
 import json
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -63,7 +65,8 @@ def server(nets, tmp_path: Path, access: Access, authority: trustme.CA) -> Itera
     chain.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
     issued.private_key_pem.write_to_path(str(key))
     authority.cert_pem.write_to_path(str(ca))
-    flags = {"tls-certificate": chain, "tls-key": key, "tls-client-ca": ca, "access": access.path}
+    flags: dict[str, object] = {"tls-certificate": chain, "tls-key": key, "tls-client-ca": ca, "access": access.path}
+    flags["handshake-timeout-s"] = 1
     server = launch(
         nets.folder, tmp_path, *(part for name, value in flags.items() for part in (f"--{name}", f"{value}"))
     )
@@ -161,6 +164,20 @@ def step_until(session: conveyor.Session, until: float) -> None:
     while time.monotonic() < until:
         session.step(X[0])
         time.sleep(0.1)
+
+
+def test_connections_that_never_shake_hands_are_dropped(server: Server, connect) -> None:
+    with contextlib.ExitStack() as stack, connect(token="one") as client:
+        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(40)]
+        for number, each in enumerate(silent):
+            each.settimeout(PATIENCE_S)
+            if number % 2:
+                # The first bytes of a TLS greeting, and no more.
+                each.sendall(b"\x16\x03\x01\x02\x00\x01")
+        assert client.models()
+        for each in silent:
+            with contextlib.suppress(ConnectionError):
+                assert each.recv(1) == b""
 
 
 def test_a_jwt_that_ends_ends_its_streams(connect, access: Access) -> None:

@@ -27,9 +27,9 @@ ENHANCE_YOUR_CALM, REFUSED_STREAM = 11, 7
 
 
 @pytest.fixture(scope="module")
-def server(nets, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(nets, tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[Server]:
     flags = ("--handshake-timeout-s", str(HANDSHAKE_S), "--max-streams-per-connection", str(MOST_STREAMS))
-    with serving(nets.folder, tmp_path_factory.mktemp("floods"), *flags) as server:
+    with serving(nets.folder, tmp_path_factory.mktemp("floods"), *flags, "--transport", transport) as server:
         yield server
         assert server.stop() == 0
 
