@@ -4,7 +4,6 @@ Invariant: both tell the client the same, whatever it sends; a neighbour's step 
 session is lost. Two servers of one clock, with all that a server has but sockets and threads (tests/support/replicas).
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from conveyor_proto.codec import encode
 from conveyor_proto.v1 import session_pb2 as pb
 from conveyor_proto.v1 import tensor_pb2
 from conveyor_server import compiled
+from conveyor_server.sessions import roster
 from conveyor_server.store.memory import MemoryStore
 from conveyor_server.transport.intake import Intake
 from conveyor_server.transport.stream import StreamCall
@@ -26,8 +26,6 @@ _LIFE = 256
 _BROKEN = 16
 # Numbers of StreamRequest's fields.
 _KINDS = range(1, 7)
-# What the server makes up of chance: ids of sessions that were given none.
-_CHANCE = re.compile("[0-9a-f]{24}")
 
 
 def messages() -> list[bytes]:
@@ -127,10 +125,23 @@ class _Server:
         self.replica.crash()
 
 
+class Chance:
+    """Ids that both servers draw, the same for the same message."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def token_hex(self, size: int) -> str:
+        """See secrets.token_hex."""
+        self.drawn += 1
+        return f"{self.drawn:0{2 * size}x}"
+
+
 class Twins:
     """Both of them."""
 
     def __init__(self) -> None:
+        self._chance = roster.secrets = Chance()  # type: ignore[assignment]
         self._servers: tuple[_Server, ...] = ()
         self._fed = 0
         # What both were fed, as it was told from where they began.
@@ -152,7 +163,10 @@ class Twins:
         if self._fed % _BROKEN and not _is_message(data):
             return "no message"
         self._history.append(data)
-        told = [server.feed(data) for server in self._servers]
+        told, drawn = [], self._chance.drawn
+        for server in self._servers:
+            self._chance.drawn = drawn
+            told.append(server.feed(data))
         first, second = (_texts(each) for each in told)
         if first != second:
             raise Different(self._history, first, second)
@@ -189,7 +203,7 @@ def _texts(told: Sequence[bytes]) -> list[str]:
         if data.startswith(b"failed"):
             lines.append(repr(data))
         else:
-            lines.append(_CHANCE.sub("", str(_in_order(pb.StreamResponse.FromString(data)))))
+            lines.append(str(_in_order(pb.StreamResponse.FromString(data))))
     return sorted(lines)
 
 
