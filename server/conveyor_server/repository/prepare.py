@@ -1,4 +1,4 @@
-"""From a file to a runner that has run: open, warm, measure, check by its own vectors, choose its batch policy.
+"""From a file to a runner that has run: open, check by its own vectors, warm, measure, choose its batch policy.
 
 Invariant: what is prepared has run for real; a version that cannot run, or computes something else than it was verified
 to compute, is found out before any session is on it.
@@ -68,7 +68,7 @@ class Prepared:
 def prepare(
     name: str, version: str, path: Path, open_runner: Callable[[Path], Runner], overrides: Overrides | None = None
 ) -> Prepared:
-    """Opens, warms, measures, checks and chooses. Any thread; blocks.
+    """Opens, checks, warms, measures and chooses. Any thread; blocks.
 
     Args:
         name: repository name.
